@@ -1,0 +1,260 @@
+"""Network namespaces for tests: real sockets on a real kernel, and nothing left behind.
+
+A `Namespace` is one process, the *agent*, alone in a fresh network namespace. The namespace has no name and no mount:
+it lives as long as the processes in it, and the kernel kills the agent when the thread that started it ends, however
+that comes about (PR_SET_PDEATHSIG, man 2 prctl). Tests run module-level functions inside:
+
+    with Namespace() as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "40000 40999")
+        ns.call(sockets.listen, "127.0.0.1", 80, tag="server")
+        assert ns.call(sockets.fill, "127.0.0.1", 80, tag="clients") == FillResult(1000, EADDRNOTAVAIL)
+
+Root makes the namespace directly, anybody else inside a user namespace of their own (man 7 user_namespaces).
+/proc/sys/net and new sockets belong to the namespace of the process that opens them, so whatever reads the kernel sees
+the agent's namespace when the agent calls it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIMEOUT_SECONDS = 60.0
+"""How long a call may take unless it says otherwise."""
+
+_LENGTH = struct.Struct("=Q")
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_AGENT = "import sys; from tests.namespaces import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+
+
+class AgentError(Exception):
+    """The agent is gone, or did not answer in time and was killed for it."""
+
+
+class Agent:
+    """A process that calls functions for the test, where the command prefix puts it.
+
+    Make it in a thread that outlives it: the kernel kills it when that thread ends.
+    """
+
+    def __init__(self, prefix: Sequence[str]) -> None:
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*prefix, sys.executable, "-P", "-c", _AGENT, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                # The agent imports what the test imports, from where the test imports it.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        # The prefix ends in an exec, so once the agent answers, its process id is that of the process started here.
+        self.call(os.getpid)
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id."""
+        return self._process.pid
+
+    def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a module-level function in the agent and return what it returns; see `call_within`."""
+        return self.call_within(TIMEOUT_SECONDS, function, *args, **kwargs)
+
+    def call_within(self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a module-level function in the agent and return what it returns.
+
+        Raises what the function raised, with the agent's traceback as a note, or `AgentError`.
+        """
+        self._channel.settimeout(seconds)
+        try:
+            _send(self._channel, pickle.dumps((function, args, kwargs)))
+            answer = _receive(self._channel)
+        except TimeoutError:
+            self.close()
+            message = f"{function.__qualname__} did not return within {seconds:g} s, the agent was killed"
+            raise AgentError(message) from None
+        except ConnectionError:
+            answer = None
+        if answer is None:
+            self.close()
+            raise AgentError(f"the agent ended during {function.__qualname__}, exit status {self._process.returncode}")
+        succeeded, outcome = pickle.loads(answer)
+        if not succeeded:
+            raise outcome
+        result: R = outcome
+        return result
+
+    def close(self) -> None:
+        """Kill the agent and wait until it is gone."""
+        self._channel.close()
+        self._process.kill()
+        self._process.wait(TIMEOUT_SECONDS)
+
+
+class Namespace:
+    """A fresh network namespace with the loopback device up, as a context manager.
+
+    `addresses` (as `10.8.0.1/32`) are put on the loopback device; all of 127.0.0.0/8 and ::1 are there anyway.
+    `beside` names a namespace that this one is to be connected with, which only root could do otherwise.
+    """
+
+    def __init__(self, *, addresses: Sequence[str] = (), beside: Namespace | None = None) -> None:
+        self._addresses = addresses
+        self._beside = beside
+        self._agents: list[Agent] = []
+
+    def __enter__(self) -> Self:
+        self._agents.append(Agent(_prefix_of_a_new_namespace(self._beside)))
+        try:
+            self.call(ip, "link", "set", "lo", "up")
+            for address in self._addresses:
+                self.add_address(address)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the agents; the namespace ends with the last process in it."""
+        while self._agents:
+            self._agents.pop().close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the first agent: /proc/PID/ns/net is the namespace."""
+        return self._agents[0].pid
+
+    @property
+    def inode(self) -> int:
+        """The inode number that identifies the namespace."""
+        return Path(f"/proc/{self.pid}/ns/net").stat().st_ino
+
+    def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a module-level function in the first agent; see `Agent.call_within`."""
+        return self._agents[0].call(function, *args, **kwargs)
+
+    def call_within(self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a module-level function in the first agent; see `Agent.call_within`."""
+        return self._agents[0].call_within(seconds, function, *args, **kwargs)
+
+    def another_agent(self) -> Agent:
+        """Start one more agent in this namespace, with descriptors of its own; it ends with the namespace."""
+        self._agents.append(Agent(_prefix_into(self.pid, "net")))
+        return self._agents[-1]
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line that runs a program in this namespace.
+
+        The program is killed when the thread that starts it ends.
+        """
+        return [*_prefix_into(self.pid, "net"), "setpriv", "--pdeathsig", "KILL", "--", *arguments]
+
+    def add_address(self, address: str, *, device: str = "lo") -> None:
+        """Put an address (as `10.8.0.1/32`) on a device; it can be used at once."""
+        # Duplicate address detection would keep an IPv6 address back for a second.
+        self.call(ip, "address", "add", address, "dev", device, *(["nodad"] if ":" in address else []))
+
+
+def connect(left: Namespace, right: Namespace, *, addresses: tuple[str, str], device: str = "veth0") -> None:
+    """Connect two namespaces by a pair of devices that carry one address (as `10.9.0.1/24`) each."""
+    left.call(ip, "link", "add", device, "type", "veth", "peer", "name", device, "netns", str(right.pid))
+    for namespace, address in zip((left, right), addresses, strict=True):
+        namespace.add_address(address, device=device)
+        namespace.call(ip, "link", "set", device, "up")
+    for namespace in (left, right):
+        namespace.call(_wait_for_carrier, device)
+
+
+def ip(*arguments: str) -> str:
+    """Run the program ip in the namespace of the caller and return what it prints; the error carries its message."""
+    result = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    if result.returncode != 0:
+        raise OSError(f"ip {' '.join(arguments)}: {result.stderr.strip()}")
+    return result.stdout
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """Be an agent: answer calls on a socket until the other end is closed or the parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the kernel had been asked to say so
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test's to handle, and the agent follows the test
+    with socket.socket(fileno=descriptor) as channel:
+        while (request := _receive(channel)) is not None:
+            _send(channel, _answer(request))
+
+
+def _answer(request: bytes) -> bytes:
+    try:
+        function, args, kwargs = pickle.loads(request)
+        return pickle.dumps((True, function(*args, **kwargs)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the test that must see it
+        error.add_note(f"In the agent:\n{traceback.format_exc()}")
+        return _pickled_error(error)
+
+
+def _pickled_error(error: Exception) -> bytes:
+    try:
+        answer = pickle.dumps((False, error))
+        pickle.loads(answer)
+    except Exception:  # noqa: BLE001 - an exception class may fail to be pickled in any way
+        return pickle.dumps((False, AgentError("".join(traceback.format_exception(error)))))
+    return answer
+
+
+def _send(channel: socket.socket, message: bytes) -> None:
+    channel.sendall(_LENGTH.pack(len(message)) + message)
+
+
+def _receive(channel: socket.socket) -> bytes | None:
+    head = _read(channel, _LENGTH.size)
+    return None if head is None else _read(channel, _LENGTH.unpack(head)[0])
+
+
+def _read(channel: socket.socket, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        part = channel.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
+
+
+def _prefix_of_a_new_namespace(beside: Namespace | None) -> list[str]:
+    if os.geteuid() == 0:
+        return ["unshare", "--net"]
+    if beside is None:
+        return ["unshare", "--user", "--map-root-user", "--net"]
+    return [*_prefix_into(beside.pid), "unshare", "--net"]
+
+
+def _prefix_into(pid: int, *kinds: str) -> list[str]:
+    user = [] if os.geteuid() == 0 else [f"--user=/proc/{pid}/ns/user", "--preserve-credentials"]
+    return ["nsenter", *user, *(f"--{kind}=/proc/{pid}/ns/{kind}" for kind in kinds), "--"]
+
+
+def _wait_for_carrier(device: str) -> None:
+    """Wait until packets pass: the kernel activates the device that came up first from a work queue."""
+    deadline = time.monotonic() + 10
+    while " state UP " not in ip("-oneline", "link", "show", "dev", device):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{device} has no carrier after 10 s")
