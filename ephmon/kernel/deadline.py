@@ -1,0 +1,46 @@
+"""How long a read of the kernel may take, and whether it is still wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.errors import KernelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _wanted() -> bool:
+    return True
+
+
+class Deadline:
+    """A point on the monotonic clock after which a read is given up.
+
+    Args:
+        seconds: How long from now.
+        clock: The monotonic clock, in seconds.
+        wanted: Says False as soon as nobody waits for the answer any more (the daemon is told to stop).
+    """
+
+    __slots__ = ("_at", "_clock", "_wanted", "seconds")
+
+    def __init__(self, seconds: float, clock: Callable[[], float], wanted: Callable[[], bool] = _wanted) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._wanted = wanted
+        self._at = clock() + seconds
+
+    def left(self) -> float:
+        """Seconds that are left, never negative."""
+        return max(0.0, self._at - self._clock())
+
+    def check(self) -> None:
+        """Raise KernelError (reason `deadline` or `stopped`) if the read must end."""
+        if not self._wanted():
+            raise KernelError("The poll was given up because ephmon was told to stop.", reason="stopped")
+        if self._clock() >= self._at:
+            raise KernelError(
+                f"The poll took longer than poll.deadline ({self.seconds:g} s) and was cut; raise poll.deadline.",
+                reason="deadline",
+            )

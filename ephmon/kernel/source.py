@@ -1,0 +1,218 @@
+"""The source of snapshots: reads one network namespace, by inet_diag where it can and by /proc/net where it must.
+
+The backend is chosen for each protocol by itself. What could not be read is named in the snapshot; only when nothing
+could be read does the reading as a whole fail.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from ephmon.errors import KernelError
+from ephmon.kernel import dumps, features, procnet, sysctl
+from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.netlink import InterruptedDumpError, NetlinkError, SockDiag
+from ephmon.model.snapshot import OWN_NETNS, Backend, NamespaceSnapshot, Protocol, Snapshot, TcpSockets, UdpSockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ephmon.model.snapshot import PortRange, Sysctls
+
+AUTO = "auto"
+"""The mode in which a protocol is read by inet_diag, and by procfs while that is not available."""
+MOST_SOCKETS_BY_PROCFS = 50_000
+"""In the mode `auto` procfs is read while there are fewer sockets: it is written line by line, and reading a table of a
+million lines has stopped hosts."""
+GOOD_TRIES_BEFORE_RETURN = 3
+
+# How the kernel or a sandbox says that inet_diag is not to be had, as against one dump that went wrong.
+_UNAVAILABLE = frozenset(
+    {
+        errno.ENOENT,  # the handler's module is not loaded and cannot be
+        errno.EPROTONOSUPPORT,  # no NETLINK_SOCK_DIAG in this kernel
+        errno.EAFNOSUPPORT,  # a sandbox that allows no AF_NETLINK
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EACCES,
+    }
+)
+# These end the whole reading, whichever protocol meets them.
+_FATAL_REASONS = frozenset({"deadline", "stopped"})
+
+_Sockets = TypeVar("_Sockets", TcpSockets, UdpSockets)
+
+
+class SocketSource:
+    """Reads the namespace that the calling thread is in.
+
+    Args:
+        proc: Where procfs is mounted.
+        clock: The monotonic clock, seconds.
+        wall_clock: Seconds since the epoch.
+        mode: `auto`, `inet_diag` or `procfs`.
+        wanted: Says False as soon as a reading under way should be given up.
+        open_diag: Opens the netlink socket; one is opened and closed in each reading.
+    """
+
+    def __init__(
+        self,
+        *,
+        proc: Path,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        mode: str = AUTO,
+        wanted: Callable[[], bool] = lambda: True,
+        open_diag: Callable[[], SockDiag] = SockDiag,
+    ) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._wanted = wanted
+        self._open_diag = open_diag
+        self._shows_bound_unconnected: bool | None = None
+        self._tcp: _ProtocolReader[TcpSockets] = _ProtocolReader(
+            mode, self._tcp_by_diag, self._tcp_by_procfs, self._count_tcp
+        )
+        self._udp: _ProtocolReader[UdpSockets] = _ProtocolReader(
+            mode, self._udp_by_diag, self._udp_by_procfs, self._count_udp
+        )
+
+    def read(self, deadline_seconds: float) -> Snapshot:
+        """Read the sysctls and sockets; twice if the port range or the reserved ports change meanwhile.
+
+        Raises:
+            KernelError: A sysctl or neither protocol could be read, the deadline passed, or the range keeps changing.
+        """
+        started = self._clock()
+        deadline = Deadline(deadline_seconds, self._clock, self._wanted)
+        sysctls = sysctl.read_sysctls(self._proc)
+        for _ in range(2):
+            namespace = self._read_namespace(sysctls, deadline)
+            now = sysctl.read_sysctls(self._proc)
+            if (now.port_range, now.reserved_ports) == (sysctls.port_range, sysctls.reserved_ports):
+                return Snapshot(
+                    taken_at=self._wall_clock(),
+                    duration_seconds=self._clock() - started,
+                    namespaces=(namespace,),
+                )
+            sysctls = now
+        raise KernelError(
+            "ip_local_port_range or ip_local_reserved_ports changed during two readings in a row; the next poll tries "
+            "again.",
+            reason="sysctl",
+        )
+
+    def _read_namespace(self, sysctls: Sysctls, deadline: Deadline) -> NamespaceSnapshot:
+        backends: dict[Protocol, Backend] = {}
+        missing: dict[Protocol, str] = {}
+        tcp = udp = None
+        try:
+            tcp, backends[Protocol.TCP] = self._tcp.read(sysctls.port_range, deadline)
+        except KernelError as error:
+            missing[Protocol.TCP] = _survivable(error)
+        try:
+            udp, backends[Protocol.UDP] = self._udp.read(sysctls.port_range, deadline)
+        except KernelError as error:
+            missing[Protocol.UDP] = _survivable(error)
+        if tcp is None and udp is None:
+            raise KernelError(" ".join(dict.fromkeys(missing.values())), reason="unavailable")
+        return NamespaceSnapshot(
+            netns=OWN_NETNS,
+            inode=sysctl.read_netns_inode(self._proc),
+            sysctls=sysctls,
+            tcp=tcp,
+            udp=udp,
+            backends=backends,
+            missing=missing,
+        )
+
+    def _tcp_by_diag(self, port_range: PortRange, deadline: Deadline) -> TcpSockets:
+        with self._open_diag() as diag:
+            if self._shows_bound_unconnected is None:
+                self._shows_bound_unconnected = features.shows_bound_unconnected(diag, port_range, deadline)
+            return dumps.read_tcp(
+                diag,
+                port_range,
+                deadline,
+                shows_bound_unconnected=self._shows_bound_unconnected,
+                ports_recover=features.ports_recover(),
+            )
+
+    def _udp_by_diag(self, port_range: PortRange, deadline: Deadline) -> UdpSockets:
+        with self._open_diag() as diag:
+            return dumps.read_udp(diag, port_range, deadline)
+
+    def _tcp_by_procfs(self, port_range: PortRange, deadline: Deadline) -> TcpSockets:
+        sockets = procnet.read_tcp(self._proc, port_range, deadline)
+        return replace(sockets, ports_recover=features.ports_recover())
+
+    def _udp_by_procfs(self, port_range: PortRange, deadline: Deadline) -> UdpSockets:
+        return procnet.read_udp(self._proc, port_range, deadline)
+
+    def _count_tcp(self) -> int:
+        return sysctl.read_sockstat(self._proc).tcp
+
+    def _count_udp(self) -> int:
+        return sysctl.read_sockstat(self._proc).udp
+
+
+class _ProtocolReader(Generic[_Sockets]):
+    """Reads one protocol by the backend that its mode and its past say."""
+
+    def __init__(
+        self,
+        mode: str,
+        by_diag: Callable[[PortRange, Deadline], _Sockets],
+        by_procfs: Callable[[PortRange, Deadline], _Sockets],
+        count_sockets: Callable[[], int],
+    ) -> None:
+        self._mode = mode
+        self._by_diag: Callable[[PortRange, Deadline], _Sockets] = by_diag
+        self._by_procfs: Callable[[PortRange, Deadline], _Sockets] = by_procfs
+        self._count_sockets = count_sockets
+        self._good_tries = GOOD_TRIES_BEFORE_RETURN
+
+    def read(self, port_range: PortRange, deadline: Deadline) -> tuple[_Sockets, Backend]:
+        """Return the sockets, and by which backend they were read."""
+        if self._mode == Backend.PROCFS:
+            return self._by_procfs(port_range, deadline), Backend.PROCFS
+        try:
+            sockets = self._dump(port_range, deadline)
+        except NetlinkError as error:
+            if self._mode != AUTO or error.errno not in _UNAVAILABLE:
+                raise
+            self._good_tries = 0
+            return self._fall_back(port_range, deadline, error), Backend.PROCFS
+        self._good_tries += 1
+        if self._good_tries < GOOD_TRIES_BEFORE_RETURN and self._is_small():
+            return self._by_procfs(port_range, deadline), Backend.PROCFS
+        return sockets, Backend.INET_DIAG
+
+    def _dump(self, port_range: PortRange, deadline: Deadline) -> _Sockets:
+        try:
+            return self._by_diag(port_range, deadline)
+        except InterruptedDumpError:
+            return self._by_diag(port_range, deadline)
+
+    def _fall_back(self, port_range: PortRange, deadline: Deadline, error: NetlinkError) -> _Sockets:
+        if not self._is_small():
+            raise KernelError(
+                f"{error} /proc/net is not read instead because there are {MOST_SOCKETS_BY_PROCFS:,} sockets or more: "
+                "load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs.",
+                reason="unavailable",
+            ) from error
+        return self._by_procfs(port_range, deadline)
+
+    def _is_small(self) -> bool:
+        return self._count_sockets() < MOST_SOCKETS_BY_PROCFS
+
+
+def _survivable(error: KernelError) -> str:
+    """Return the sentence of an error that leaves the other protocol readable, raise it otherwise."""
+    if error.reason in _FATAL_REASONS:
+        raise error
+    return str(error)
