@@ -1,0 +1,247 @@
+"""The Report: the one value that every output renders, and the function that builds it from a Snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from heapq import nlargest
+from itertools import chain
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from ephmon.model.listing import Listing, choose, remember
+from ephmon.model.survey import NO_ANSWERS_AT_ALL, badness, survey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ephmon.model.evidence import Evidence
+    from ephmon.model.pools import Pool, PoolKey, PoolKind
+    from ephmon.model.rules import ListingRules, Rules
+    from ephmon.model.snapshot import Snapshot
+    from ephmon.model.survey import NamespaceSurvey, PoolSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceReport:
+    """The port range of one network namespace and what is true of it as a whole. Counts are ports."""
+
+    netns: str
+    inode: int
+    port_range_low: int
+    port_range_high: int
+    reserved_ports: int
+    """Reserved ports that lie inside the range."""
+    usable_ports: int
+    blocked_ports: int | None
+    """None where TCP could not be read."""
+    ambiguous_ports: int | None
+    blind_to: tuple[str, ...]
+    tcp_tw_reuse: int
+    pools: Mapping[PoolKind, int]
+    """How many pools of each kind exist; a kind whose protocol could not be read is absent."""
+    listed: Mapping[PoolKind, int]
+    """How many of them are listed."""
+    worst: Mapping[PoolKind, float]
+    """The highest utilisation ratio of the pools of each kind; absent where there is none."""
+    torn_pools: int = 0
+    """Pools that seemed to hold more ports than there are, because sockets moved while they were read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedPool:
+    """A pool that is listed, with what is remembered of it."""
+
+    pool: Pool
+    peak_utilisation: float
+    """The highest utilisation ratio seen in the last `peak_window`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollTotals:
+    """Counters since the daemon started."""
+
+    polls: Mapping[str, int] = field(default_factory=dict)
+    """By scope: `full`, `narrow`."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """By reason, a closed set of words."""
+    cpu_seconds: float = 0.0
+
+    def counted(self, *, scope: str = "full", failure: str | None = None) -> PollTotals:
+        """Return the totals after one more poll, which failed for the reason `failure` if there is one."""
+        failures = dict(self.failures)
+        if failure is not None:
+            failures[failure] = failures.get(failure, 0) + 1
+        return replace(self, polls={**self.polls, scope: self.polls.get(scope, 0) + 1}, failures=failures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadStatus:
+    """How the last reading of the configuration went."""
+
+    successful: bool
+    succeeded_at: float
+    """When a configuration was last taken over, seconds since the epoch."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What ephmon knows after a poll, successful or not.
+
+    After a failed poll the facts are those of the last good one, `success` is False and `error` says why.
+    """
+
+    success: bool
+    error: str | None
+    """One sentence; None after a good poll."""
+    taken_at: float | None
+    """When the facts were read, seconds since the epoch; None before the first good poll."""
+    taken_at_monotonic: float | None
+    """The same moment on the monotonic clock: what expiry counts from."""
+    duration_seconds: float | None
+    """How long the last full poll took, good or not."""
+    interval_seconds: float
+    """The poll interval in force."""
+    backends: Mapping[str, str]
+    """Protocol -> backend, for the protocols that could be read."""
+    missing: Mapping[str, str]
+    """Protocol -> one sentence why it could not be read."""
+    namespaces: tuple[NamespaceReport, ...]
+    listed: tuple[ListedPool, ...]
+    """Worst utilisation first, then most ports held."""
+    totals: PollTotals
+    reload: ReloadStatus
+    rules: Rules
+    listing: Listing = field(default=Listing())
+    """What the next report needs to know of the choice of listed pools."""
+    evidence: Mapping[int, Evidence] = field(default_factory=dict)
+    """What is remembered of the ports of each namespace, by its inode."""
+
+
+def initial_report(rules: Rules, reload: ReloadStatus, interval_seconds: float) -> Report:
+    """Return the report before the first poll: nothing is known."""
+    return Report(
+        success=False,
+        error=None,
+        taken_at=None,
+        taken_at_monotonic=None,
+        duration_seconds=None,
+        interval_seconds=interval_seconds,
+        backends={},
+        missing={},
+        namespaces=(),
+        listed=(),
+        totals=PollTotals(),
+        reload=reload,
+        rules=rules,
+    )
+
+
+def build_report(
+    snapshot: Snapshot,
+    previous: Report,
+    now: float,
+    answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL,
+) -> Report:
+    """Return the report after a good poll.
+
+    Args:
+        snapshot: What the poll read.
+        previous: The report before; it also carries the rules and all that is remembered.
+        now: Monotonic seconds.
+        answers: What the probe found, by the inode of the namespace.
+    """
+    surveys = survey(
+        snapshot,
+        evidence=previous.evidence,
+        answers=answers,
+        likely_binder_ports=previous.rules.listing.min_in_use,
+    )
+    return report_of(surveys, snapshot, previous, now)
+
+
+def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: Report, now: float) -> Report:
+    """Return the report after a good poll whose pools are counted already."""
+    rules = previous.rules.listing
+    ranked = [one.ranked(rules.ignore_destinations) for one in surveys]
+    top = _worst(chain.from_iterable(ranked), rules)
+    existing = _still_there(surveys, previous.listing)
+    listing = choose(previous.listing, list(top), list(existing), rules.top, now)
+    pools = sorted((top.get(key) or existing[key] for key in listing.listed), key=badness, reverse=True)
+    remembered = {
+        pool.key: remember(listing.listed[pool.key], pool.utilisation, now, rules.peak_window_seconds) for pool in pools
+    }
+    return replace(
+        previous,
+        success=True,
+        error=None,
+        taken_at=snapshot.taken_at,
+        taken_at_monotonic=now,
+        duration_seconds=snapshot.duration_seconds,
+        backends={protocol: backend for one in surveys for protocol, backend in one.namespace.backends.items()},
+        missing={protocol: reason for one in surveys for protocol, reason in one.namespace.missing.items()},
+        namespaces=tuple(_namespace_report(*one, pools) for one in zip(surveys, ranked, strict=True)),
+        listed=tuple(ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak) for pool in pools),
+        totals=previous.totals.counted(),
+        listing=replace(listing, listed=remembered),
+        evidence={one.namespace.inode: one.evidence for one in surveys if one.evidence},
+    )
+
+
+def failed_report(previous: Report, error: str, reason: str, duration_seconds: float) -> Report:
+    """Return the report after a poll that failed: the facts of the last good one, and why there are none newer."""
+    return replace(
+        previous,
+        success=False,
+        error=error,
+        duration_seconds=duration_seconds,
+        totals=previous.totals.counted(failure=reason),
+    )
+
+
+_Ranked = tuple[tuple[int, int], "PoolSet[Any]", Any]
+
+
+def _namespace_report(one: NamespaceSurvey, ranked: Iterable[_Ranked], listed: Iterable[Pool]) -> NamespaceReport:
+    namespace, sysctls = one.namespace, one.namespace.sysctls
+    low, high = sysctls.port_range
+    worst: dict[PoolKind, float] = {}
+    for (lost, _), pools, _ in ranked:
+        worst[pools.kind] = max(worst.get(pools.kind, 0.0), lost / one.usable if one.usable else 1.0)
+    kinds = [pool.key.kind for pool in listed if pool.key.netns == namespace.netns]
+    blind_to = {blindness for sockets in (namespace.tcp, namespace.udp) if sockets for blindness in sockets.blind_to}
+    return NamespaceReport(
+        netns=namespace.netns,
+        inode=namespace.inode,
+        port_range_low=low,
+        port_range_high=high,
+        reserved_ports=sysctls.port_range.size - one.usable,
+        usable_ports=one.usable,
+        blocked_ports=one.ports.blocked if one.ports else None,
+        ambiguous_ports=one.ports.ambiguous if one.ports else None,
+        blind_to=tuple(sorted(blind_to)),
+        tcp_tw_reuse=sysctls.tcp_tw_reuse,
+        pools={pools.kind: len(pools) for pools in one.pool_sets},
+        listed={pools.kind: kinds.count(pools.kind) for pools in one.pool_sets},
+        worst=worst,
+        torn_pools=one.torn,
+    )
+
+
+def _worst(ranked: Iterable[_Ranked], rules: ListingRules) -> dict[PoolKey, Pool]:
+    """Return the pools that may be listed, as many as may, worst first."""
+    candidates = (entry for entry in ranked if entry[1].held(entry[2]) >= rules.min_in_use)
+    chosen = nlargest(rules.top, candidates, key=itemgetter(0))
+    return {pool.key: pool for pool in (pools.pool(key) for _, pools, key in chosen)}
+
+
+def _still_there(surveys: Iterable[NamespaceSurvey], listing: Listing) -> dict[PoolKey, Pool]:
+    """Return those of the pools listed so far that still exist, worst first."""
+    found = [
+        pools.pool(own)
+        for one in surveys
+        for pools in one.pool_sets
+        for key in listing.listed
+        if (own := pools.find(key)) is not None
+    ]
+    return {pool.key: pool for pool in sorted(found, key=badness, reverse=True)}

@@ -1,0 +1,203 @@
+"""The survey: all pools of a snapshot, counted, before anybody chooses which of them to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import chain
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ephmon.model.address_pools import ANY_V4, ANY_V6, AddressPools
+from ephmon.model.evidence import NO_ANSWERS, Evidence, weigh
+from ephmon.model.pools import PoolKind
+from ephmon.model.tcp_connect import ConnectPools
+from ephmon.model.tcp_ports import usable_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ephmon.model.pools import Pool, PoolKey
+    from ephmon.model.rules import DestinationPattern
+    from ephmon.model.snapshot import NamespaceSnapshot, Snapshot, SocketTable, TcpSockets, UdpSockets
+    from ephmon.model.tcp_ports import TcpPorts
+
+Key = TypeVar("Key")
+
+
+class PoolSet(Protocol[Key]):
+    """All pools of one kind in one namespace, under keys of the kind's own.
+
+    A host may have tens of thousands of pools and show fifty: what all of them are ranked by is counted, and a Pool is
+    built only for those that are asked for.
+    """
+
+    kind: PoolKind
+    netns: str
+
+    def __len__(self) -> int:
+        """How many pools exist."""
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys of the pools that exist."""
+
+    def rank(self, key: Key) -> tuple[int, int]:
+        """Return what pools are ordered by, the worst greatest: usable ports it cannot get, then ports it holds."""
+
+    def held(self, key: Key) -> int:
+        """Return how many ports of the range the pool's sockets hold."""
+
+    def destination(self, key: Key) -> tuple[bytes, int] | None:
+        """Return the packed address and the port that the pool leads to, None where it leads nowhere."""
+
+    def find(self, key: PoolKey) -> Key | None:
+        """Return the own key of a pool that exists, None for others."""
+
+    def pool(self, key: Key) -> Pool:
+        """Return a pool, also one that does not exist."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceSurvey:
+    """The pools of one namespace."""
+
+    namespace: NamespaceSnapshot
+    usable: int
+    ports: TcpPorts | None
+    """None where TCP could not be read."""
+    evidence: Evidence | None
+    """What to remember of the ports for the next survey."""
+    pool_sets: tuple[PoolSet[Any], ...]
+    """One for each kind whose protocol could be read."""
+    torn: int = 0
+    """Pools that seem to hold more ports than there are, because sockets moved while they were read."""
+
+    def pools_of(self, kind: PoolKind) -> PoolSet[Any] | None:
+        """Return the pools of a kind, None where its protocol could not be read."""
+        return next((pools for pools in self.pool_sets if pools.kind == kind), None)
+
+    def ranked(self, ignored: Sequence[DestinationPattern]) -> list[tuple[tuple[int, int], PoolSet[Any], Any]]:
+        """Return (rank, set, key) of all pools that are not ignored, in no order."""
+        return [
+            (pools.rank(key), pools, key)
+            for pools in self.pool_sets
+            for key in pools
+            if not (ignored and _is_ignored(pools.destination(key), ignored))
+        ]
+
+
+NO_EVIDENCE: Mapping[int, Evidence] = MappingProxyType({})
+NO_ANSWERS_AT_ALL: Mapping[int, Mapping[int, bool]] = MappingProxyType({})
+
+
+def survey(
+    snapshot: Snapshot,
+    *,
+    evidence: Mapping[int, Evidence] = NO_EVIDENCE,
+    answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL,
+    likely_binder_ports: int = 1,
+) -> tuple[NamespaceSurvey, ...]:
+    """Count the pools of each namespace.
+
+    Args:
+        snapshot: What was read.
+        evidence: What is remembered of each namespace, by its inode.
+        answers: What the probe found in each namespace, by its inode; see `weigh`.
+        likely_binder_ports: See `weigh`.
+    """
+    return tuple(
+        _survey(
+            namespace,
+            snapshot.taken_at,
+            evidence.get(namespace.inode) or Evidence(),
+            answers.get(namespace.inode, NO_ANSWERS),
+            likely_binder_ports,
+        )
+        for namespace in snapshot.namespaces
+    )
+
+
+def _survey(
+    namespace: NamespaceSnapshot,
+    taken_at: float,
+    previous: Evidence,
+    answers: Mapping[int, bool],
+    likely_binder_ports: int,
+) -> NamespaceSurvey:
+    usable = usable_ports(namespace.sysctls)
+    pool_sets: list[PoolSet[Any]] = []
+    ports = evidence = None
+    torn = 0
+    if namespace.tcp is not None:
+        ports, evidence = weigh(
+            namespace.sysctls, namespace.tcp, previous, answers=answers, likely_binder_ports=likely_binder_ports
+        )
+        connect = ConnectPools(namespace.netns, taken_at, namespace.sysctls, namespace.tcp, ports)
+        torn = connect.torn
+        pool_sets += [connect, _tcp_bind(namespace, namespace.tcp, taken_at, usable, evidence.binders)]
+    if namespace.udp is not None:
+        pool_sets += _udp(namespace, namespace.udp, taken_at, usable)
+    return NamespaceSurvey(
+        namespace=namespace,
+        usable=len(usable) - usable.count(0),
+        ports=ports,
+        evidence=evidence,
+        pool_sets=tuple(pool_sets),
+        torn=torn,
+    )
+
+
+def every_pool(surveys: Iterable[NamespaceSurvey], ignored: Sequence[DestinationPattern]) -> list[Pool]:
+    """Return all pools that are not ignored, worst utilisation first, then most ports held."""
+    entries = chain.from_iterable(one.ranked(ignored) for one in surveys)
+    return sorted((pools.pool(key) for _, pools, key in entries), key=badness, reverse=True)
+
+
+def badness(pool: Pool) -> tuple[float, int]:
+    """Return what pools are ordered by wherever they are shown, the worst greatest."""
+    return pool.utilisation, pool.held
+
+
+def _tcp_bind(
+    namespace: NamespaceSnapshot, tcp: TcpSockets, taken_at: float, usable: Sequence[int], sources: Iterable[bytes]
+) -> AddressPools:
+    return AddressPools(
+        PoolKind.TCP_BIND,
+        namespace.netns,
+        taken_at=taken_at,
+        usable=usable,
+        tables=(tcp.bound, tcp.connections),
+        sources=sources,
+        is_blind=bool(tcp.blind_to),
+    )
+
+
+def _udp(
+    namespace: NamespaceSnapshot, udp: UdpSockets, taken_at: float, usable: Sequence[int]
+) -> tuple[AddressPools, AddressPools]:
+    sources = {PoolKind.UDP_CONNECT: _families(udp.sockets), PoolKind.UDP_BIND: udp.bound_to_any_port}
+    connect, bind = (
+        AddressPools(
+            kind,
+            namespace.netns,
+            taken_at=taken_at,
+            usable=usable,
+            tables=(udp.sockets,),
+            sources=addresses,
+            is_blind=bool(udp.blind_to),
+        )
+        for kind, addresses in sources.items()
+    )
+    return connect, bind
+
+
+def _families(sockets: SocketTable) -> frozenset[bytes]:
+    """Return the wildcards of the families that the sockets are of."""
+    return frozenset(ANY_V4 if len(group.source) == len(ANY_V4) else ANY_V6 for group in sockets.groups)
+
+
+def _is_ignored(destination: tuple[bytes, int] | None, patterns: Sequence[DestinationPattern]) -> bool:
+    if destination is None:
+        return False
+    address, port = ip_address(destination[0]), destination[1]
+    return any(address in pattern.network and pattern.port in (None, port) for pattern in patterns)

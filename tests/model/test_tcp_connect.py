@@ -1,0 +1,487 @@
+"""How many connections toward a destination still succeed: tcp_connect pools, against literal answers and against laws.
+
+The range has the 100 ports 40000 to 40099 unless a test says otherwise, and all of them are open to connect().
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ephmon.model.pools import Pool, PoolKind
+from ephmon.model.snapshot import OWN_NETNS, Blindness, TcpState
+from ephmon.model.tcp_connect import ConnectPools, Tuple
+from tests.model.facts import (
+    HIGH,
+    LOW,
+    TAKEN_AT,
+    Sockets,
+    connect_key,
+    connected,
+    listening,
+    make_ports,
+    make_sysctls,
+    make_tcp,
+    packed,
+)
+from tests.model.kernel_sockets import (
+    LOOPBACK_DEVICE,
+    PEERS,
+    KernelSocket,
+    Peer,
+    ambiguous_ports,
+    blocked_for_sure,
+    estimate,
+    may_lose_a_port,
+    shown_by_inet_diag,
+    sockets,
+    successes,
+    sysctls,
+)
+
+if TYPE_CHECKING:
+    from ephmon.model.snapshot import Sysctls, TcpSockets
+    from ephmon.model.tcp_ports import TcpPorts
+
+HERE, THERE, PORT = "10.0.0.1", "10.0.0.9", 443
+EVERY_PORT = range(LOW, HIGH + 1)
+HALF = range(LOW, LOW + 50)
+
+
+def make_pools(tcp: TcpSockets, facts: Sysctls | None = None, ports: TcpPorts | None = None) -> ConnectPools:
+    facts = facts or make_sysctls()
+    return ConnectPools(OWN_NETNS, TAKEN_AT, facts, tcp, ports or make_ports(facts))
+
+
+def own(peer: Peer) -> Tuple:
+    return Tuple(packed(peer.source), packed(peer.destination), peer.port)
+
+
+def far(tcp: TcpSockets, facts: Sysctls | None = None, ports: TcpPorts | None = None) -> Pool:
+    """Return the pool from HERE toward THERE."""
+    return make_pools(tcp, facts, ports).pool(own(Peer(HERE, THERE, PORT)))
+
+
+def near(tcp: TcpSockets, ports: TcpPorts | None = None) -> Pool:
+    """Return the pool from 127.0.0.1 toward port 80 of the same, whose TIME_WAIT is reusable by default."""
+    return make_pools(tcp, None, ports).pool(own(Peer("127.0.0.1", "127.0.0.1", 80)))
+
+
+def left_near(ports: range, state: TcpState = TcpState.TIME_WAIT) -> Sockets:
+    """Build sockets of that pool, which have been in their last state for all but a millisecond of its 60 seconds."""
+    return connected("127.0.0.1", ports, "127.0.0.1", 80, state=state, left_ms=1)
+
+
+def bounds(one: Pool) -> tuple[int, int, int, bool]:
+    """Return what is said of the number of allocations that succeed from here."""
+    return one.remaining_min, one.remaining, one.remaining_max, one.exact
+
+
+# What a pool is told by, and when it exists
+
+
+def test_an_untouched_pool_has_every_usable_port() -> None:
+    assert far(make_tcp(), make_sysctls(reserved=[40000, 50000])) == Pool(
+        key=connect_key(THERE, PORT, HERE),
+        taken_at=TAKEN_AT,
+        usable=99,
+        blocked=0,
+        capacity=99,
+        in_use=0,
+        time_wait=0,
+        reusable=0,
+        remaining=99,
+        remaining_min=99,
+        remaining_max=99,
+        exact=True,
+        failure_errno="EADDRNOTAVAIL",
+        states={},
+        held=0,
+    )
+
+
+@pytest.mark.parametrize(
+    "other", [Peer(HERE, "10.0.0.8", PORT), Peer(HERE, THERE, 444), Peer("10.0.0.2", THERE, PORT), Peer("::1", "::1", PORT)]
+)
+def test_source_destination_and_destination_port_each_give_a_pool_of_its_own(other: Peer) -> None:
+    tcp = make_tcp(
+        connected(HERE, EVERY_PORT, THERE, PORT), connected(other.source, 40000, other.destination, other.port)
+    )
+
+    assert (far(tcp).remaining, make_pools(tcp).pool(own(other)).remaining) == (0, 99)
+
+
+def test_a_pool_exists_once_a_socket_of_its_tuple_is_inside_the_range() -> None:
+    assert set(make_pools(make_tcp())) == set()
+    assert set(make_pools(make_tcp(connected(HERE, 40000, THERE, PORT)))) == {own(Peer(HERE, THERE, PORT))}
+
+
+def test_a_socket_on_a_blocked_port_makes_a_pool_too() -> None:
+    tcp = make_tcp(connected(HERE, 40000, THERE, PORT), explicit=[40000])
+    ports = make_ports(make_sysctls(), blocked=[40000])
+    pool = far(tcp, ports=ports)
+
+    assert set(make_pools(tcp, ports=ports)) == {own(Peer(HERE, THERE, PORT))}
+    assert (pool.in_use, pool.held, pool.states) == (0, 1, {"established": 1})
+
+
+ACCEPTING = make_ports(make_sysctls(), blocked=[40007])
+
+
+def test_accepted_sockets_make_no_pools() -> None:
+    tcp = make_tcp(
+        listening("0.0.0.0", 40007),
+        *(connected(HERE, 40007, f"10.1.0.{peer}", 50000 + peer) for peer in range(20)),
+        connected(HERE, 40007, "10.1.0.99", 50000, state=TcpState.SYN_RECV),
+        connected(HERE, 40008, THERE, PORT),
+    )
+    pools = make_pools(tcp, ports=ACCEPTING)
+
+    assert set(pools) == {own(Peer(HERE, THERE, PORT))}
+    assert len(pools) == 1
+
+
+def test_accepted_sockets_make_no_pools_on_a_reserved_port_either() -> None:
+    tcp = make_tcp(listening(HERE, 40007), connected(HERE, 40007, "10.1.0.1", 50000))
+
+    assert set(make_pools(tcp, make_sysctls(reserved=[40007]))) == set()
+
+
+@pytest.mark.parametrize("device", [0, 2])
+def test_accepted_sockets_count_nowhere_in_a_pool_that_others_made(device: int) -> None:
+    """Hosts that serve each other on ports inside the range: what one accepts has the tuple of what it connects."""
+    tcp = make_tcp(
+        listening(HERE, 40007),
+        connected(HERE, 40007, THERE, 40007, device=device),
+        connected(HERE, [40008, 40009], THERE, 40007, device=device),
+    )
+    pool = make_pools(tcp, ports=ACCEPTING).pool(own(Peer(HERE, THERE, 40007)))
+
+    assert (pool.in_use, pool.held, pool.states) == (2, 2, {"established": 2})
+
+
+def test_a_pool_is_found_by_its_key_if_it_exists() -> None:
+    peer = Peer("2001:db8::1", "2001:db8::9", PORT)
+    pools = make_pools(make_tcp(connected(peer.source, 40000, peer.destination, peer.port)))
+    key = connect_key(peer.destination, peer.port, peer.source)
+
+    assert pools.find(key) == own(peer)
+    assert pools.pool(own(peer)).key == key
+    assert pools.find(key._replace(destination_port=444)) is None
+    assert pools.find(key._replace(netns="another")) is None
+    assert pools.find(key._replace(kind=PoolKind.TCP_BIND)) is None
+    assert pools.find(key._replace(destination=None, destination_port=None)) is None
+
+
+# What takes a port of the capacity
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        (TcpState.ESTABLISHED, "established"),
+        (TcpState.SYN_SENT, "syn_sent"),
+        (TcpState.SYN_RECV, "syn_recv"),
+        (TcpState.NEW_SYN_RECV, "syn_recv"),
+        (TcpState.FIN_WAIT1, "fin_wait1"),
+        (TcpState.FIN_WAIT2, "fin_wait2"),
+        (TcpState.TIME_WAIT, "time_wait"),
+        (TcpState.CLOSE_WAIT, "close_wait"),
+        (TcpState.LAST_ACK, "last_ack"),
+        (TcpState.CLOSING, "closing"),
+        (77, "state_77"),
+    ],
+)
+def test_a_socket_takes_its_port_in_every_state(state: int, name: str) -> None:
+    pool = far(make_tcp(connected(HERE, range(LOW, LOW + 30), THERE, PORT, state=state, left_ms=60_000)))
+
+    assert (pool.in_use, pool.remaining, pool.states) == (30, 70, {name: 30})
+
+
+def test_both_states_of_an_embryonic_connection_are_counted_as_one() -> None:
+    tcp = make_tcp(
+        connected(HERE, [40000, 40001], THERE, PORT, state=TcpState.SYN_RECV),
+        connected(HERE, [40002, 40003, 40004], THERE, PORT, state=TcpState.NEW_SYN_RECV),
+    )
+
+    assert far(tcp).states == {"syn_recv": 5}
+
+
+def test_sockets_that_differ_in_a_flag_alone_are_of_one_pool() -> None:
+    tcp = make_tcp(
+        connected(HERE, range(LOW, LOW + 10), THERE, PORT, no_port=True),
+        connected(HERE, range(LOW + 10, LOW + 15), THERE, PORT),
+    )
+
+    assert (far(tcp).in_use, far(tcp).states) == (15, {"established": 15})
+
+
+def test_blocked_ports_are_lost_to_every_pool_and_in_use_in_none() -> None:
+    tcp = make_tcp(connected(HERE, range(LOW + 40, LOW + 60), THERE, PORT))
+    ports = make_ports(make_sysctls(), blocked=HALF)
+    pool, untouched = far(tcp, ports=ports), far(make_tcp(), ports=ports)
+
+    assert (pool.usable, pool.blocked, pool.capacity, pool.in_use, pool.remaining) == (100, 50, 50, 10, 40)
+    assert (pool.held, pool.states, pool.utilisation) == (20, {"established": 20}, 0.6)
+    assert (untouched.blocked, untouched.in_use, untouched.remaining, untouched.utilisation) == (50, 0, 50, 0.5)
+
+
+def test_reserved_ports_are_not_in_use_by_the_sockets_on_them() -> None:
+    pool = far(make_tcp(connected(HERE, HALF, THERE, PORT)), make_sysctls(reserved=range(LOW, LOW + 30)))
+
+    assert (pool.usable, pool.in_use, pool.remaining, pool.states) == (70, 20, 50, {"established": 50})
+
+
+def test_time_wait_on_a_blocked_port_is_neither_time_wait_nor_reusable() -> None:
+    pool = near(make_tcp(left_near(HALF)), make_ports(make_sysctls(), blocked=range(LOW, LOW + 20)))
+
+    assert (pool.in_use, pool.time_wait, pool.reusable, pool.remaining) == (30, 30, 30, 80)
+    assert pool.states == {"time_wait": 50}
+
+
+def test_fin_wait2_is_not_time_wait_and_not_reusable_though_the_process_let_go_of_it() -> None:
+    row = left_near(HALF, TcpState.FIN_WAIT2)
+    pool = near(make_tcp(replace(row, group=row.group._replace(minisock=True))))
+
+    assert (pool.in_use, pool.time_wait, pool.reusable, pool.remaining) == (50, 0, 0, 50)
+
+
+def test_a_pool_full_of_reusable_time_wait_is_not_exhausted() -> None:
+    pool = near(make_tcp(left_near(EVERY_PORT)))
+
+    assert (pool.in_use, pool.reusable, pool.remaining, pool.utilisation) == (100, 100, 100, 0.0)
+
+
+def test_no_usable_port_at_all_is_exhaustion() -> None:
+    pool = far(make_tcp(), make_sysctls(40000, 40001, reserved=[40000, 40001]))
+
+    assert (pool.usable, pool.remaining, pool.utilisation) == (0, 0, 1.0)
+
+
+# What is not known for certain
+
+
+def test_an_ambiguous_port_counts_as_shared_but_not_toward_the_minimum() -> None:
+    tcp = make_tcp(connected(HERE, range(LOW + 40, LOW + 60), THERE, PORT))
+    ports = make_ports(make_sysctls(), ambiguous=range(LOW, LOW + 60))
+
+    assert bounds(far(tcp, ports=ports)) == (40, 80, 80, False)
+
+
+def test_a_suspect_port_counts_as_blocked_but_not_toward_the_maximum() -> None:
+    tcp = make_tcp(connected(HERE, range(LOW + 40, LOW + 60), THERE, PORT))
+    pool = far(tcp, ports=make_ports(make_sysctls(), blocked=range(LOW, LOW + 5), suspect=range(LOW + 30, LOW + 50)))
+
+    assert (pool.blocked, pool.in_use, pool.held) == (25, 10, 20)
+    assert bounds(pool) == (65, 65, 75, False)
+
+
+def test_the_maximum_counts_reusable_time_wait_on_suspect_ports() -> None:
+    pool = near(make_tcp(left_near(HALF)), make_ports(make_sysctls(), suspect=HALF))
+
+    assert (pool.time_wait, pool.reusable) == (0, 0)
+    assert bounds(pool) == (50, 50, 100, False)
+
+
+def test_an_exhausted_pool_leaves_nothing_to_doubt() -> None:
+    ports = make_ports(make_sysctls(), ambiguous=EVERY_PORT)
+
+    assert bounds(far(make_tcp(connected(HERE, EVERY_PORT, THERE, PORT)), ports=ports)) == (0, 0, 0, True)
+
+
+def test_ports_certainly_shared_leave_nothing_to_doubt() -> None:
+    assert bounds(far(make_tcp(connected(HERE, HALF, THERE, PORT)))) == (50, 50, 50, True)
+
+
+@pytest.mark.parametrize("blindness", Blindness)
+def test_what_the_backend_cannot_see_is_never_exact(blindness: Blindness) -> None:
+    ports = make_ports(make_sysctls(), blind_to=[blindness])
+
+    assert bounds(far(make_tcp(), ports=ports)) == (100, 100, 100, False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (40000, 40100, (100, 101, 101, False)),
+        (40001, 40101, (100, 101, 101, False)),
+        (40000, 40002, (2, 3, 3, False)),
+        (40000, 40000, (1, 1, 1, True)),
+        (40000, 40001, (2, 2, 2, True)),
+        (32768, 60999, (28232, 28232, 28232, True)),
+    ],
+)
+def test_a_range_of_odd_size_may_give_one_port_less(low: int, high: int, expected: tuple[int, int, int, bool]) -> None:
+    assert bounds(far(make_tcp(), make_sysctls(low, high))) == expected
+
+
+def test_the_size_of_the_range_is_what_is_odd_not_the_number_of_usable_ports() -> None:
+    assert bounds(far(make_tcp(), make_sysctls(reserved=[40000]))) == (99, 99, 99, True)
+    assert bounds(far(make_tcp(), make_sysctls(40000, 40100, reserved=[40000]))) == (99, 100, 100, False)
+
+
+def test_reusable_time_wait_toward_another_host_is_an_estimate() -> None:
+    """Whether the peer spoke timestamps is not shown."""
+    tcp = make_tcp(connected(HERE, HALF, THERE, PORT, state=TcpState.TIME_WAIT, left_ms=1))
+
+    assert bounds(far(tcp, make_sysctls(tw_reuse=1))) == (50, 100, 100, False)
+    assert bounds(near(make_tcp(left_near(HALF)))) == (100, 100, 100, True)
+
+
+def test_sockets_on_devices_are_one_pool_whose_maximum_counts_what_stops_an_unbound_one() -> None:
+    tcp = make_tcp(
+        connected(HERE, range(LOW, LOW + 30), THERE, PORT, device=2),
+        connected(HERE, range(LOW + 20, LOW + 40), THERE, PORT, device=3),
+        connected(HERE, range(LOW + 30, LOW + 50), THERE, PORT),
+    )
+    pool = far(tcp)
+
+    assert (pool.in_use, pool.held, pool.states) == (50, 50, {"established": 70})
+    assert bounds(pool) == (50, 50, 80, False)
+
+
+def test_time_wait_is_all_there_is_only_if_no_device_has_another_socket_on_the_port() -> None:
+    beside = connected("127.0.0.1", range(LOW, LOW + 20), "127.0.0.1", 80, device=2)
+    pool = near(make_tcp(left_near(HALF), beside))
+
+    assert (pool.in_use, pool.time_wait, pool.reusable, pool.remaining, pool.remaining_max) == (50, 30, 30, 80, 100)
+
+
+def test_a_torn_reading_says_so_and_leaves_nothing() -> None:
+    """A socket that moves while it is read may be seen twice: once in its old state, once in its new one."""
+    twice = [connected(HERE, EVERY_PORT, THERE, PORT, state=state) for state in (TcpState.FIN_WAIT1, TcpState.CLOSING)]
+    pool = far(make_tcp(*twice))
+
+    assert (make_pools(make_tcp(*twice)).torn, make_pools(make_tcp(twice[0])).torn) == (1, 0)
+    assert (pool.remaining_min, pool.remaining, pool.utilisation) == (0, 0, 1.0)
+
+
+# Laws that hold of any mix of sockets
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Sockets of a namespace, and those of its ambiguous ports that are estimated to be blocked."""
+
+    facts: Sysctls
+    sockets: list[KernelSocket]
+    suspects: set[int]
+
+    @property
+    def pools(self) -> ConnectPools:
+        """What ephmon says of them."""
+        ambiguous = ambiguous_ports(self.sockets, self.facts)
+        ports = make_ports(
+            self.facts,
+            blocked=blocked_for_sure(self.sockets, self.facts),
+            ambiguous=ambiguous,
+            suspect=ambiguous & self.suspects,
+        )
+        return make_pools(shown_by_inet_diag(self.sockets), self.facts, ports)
+
+
+@st.composite
+def mixes(draw: st.DrawFn) -> Mix:
+    facts = draw(sysctls())
+    mixed = draw(sockets(facts))
+    ambiguous = sorted(ambiguous_ports(mixed, facts))
+    return Mix(facts, mixed, draw(st.sets(st.sampled_from(ambiguous))) if ambiguous else set())
+
+
+law = settings(max_examples=300, deadline=None)
+
+
+@law
+@given(mixes())
+def test_the_quantities_of_every_pool_are_what_their_definitions_say(mix: Mix) -> None:
+    pools = mix.pools
+
+    for peer in PEERS:
+        said, expected = asdict(pools.pool(own(peer))), asdict(estimate(mix.sockets, mix.facts, peer, mix.suspects))
+        assert {name: said[name] for name in expected} == expected
+        assert (own(peer) in set(pools)) is (expected["held"] > 0)
+
+
+@law
+@given(mixes(), st.sampled_from([0, LOOPBACK_DEVICE, 2, 3]))
+def test_the_number_of_calls_that_succeed_lies_within_the_bounds(mix: Mix, device: int) -> None:
+    """Whatever the kernel knows and inet_diag does not show, and whatever device the caller is bound to."""
+    pools = mix.pools
+
+    for peer in PEERS:
+        pool, count = pools.pool(own(peer)), successes(mix.sockets, mix.facts, peer, device)
+        assert pool.remaining_min <= max(0, count - may_lose_a_port(mix.facts))
+        assert count <= pool.remaining_max
+        assert not pool.exact or pool.remaining == count
+
+
+@law
+@given(mixes())
+def test_the_estimate_is_right_where_what_it_rests_on_is(mix: Mix) -> None:
+    """It rests on the suspects, on peers that speak timestamps, and on callers and sockets that are on no device."""
+    plain = [replace(one, device=0, has_timestamps=mix.facts.tcp_timestamps != 0) for one in mix.sockets]
+    blockers = {one.port for one in plain if not one.got_its_port_from_connect}
+    pools = replace(mix, sockets=plain, suspects=blockers).pools
+
+    for peer in PEERS:
+        one_each = not _has_two_on_a_port(plain, peer)
+        assert not one_each or pools.pool(own(peer)).remaining == successes(plain, mix.facts, peer)
+
+
+def _has_two_on_a_port(mixed: list[KernelSocket], peer: Peer) -> bool:
+    ports = [one.port for one in mixed if one.peer == peer]
+    return len(ports) > len(set(ports))
+
+
+@law
+@given(mixes())
+def test_the_quantities_fit_together(mix: Mix) -> None:
+    pools = mix.pools
+
+    for pool in map(pools.pool, pools):
+        assert pool.capacity == pool.usable - pool.blocked >= pool.in_use
+        assert pool.in_use >= pool.time_wait >= pool.reusable >= 0
+        assert pool.remaining == pool.capacity - pool.in_use + pool.reusable
+        assert 0 <= pool.remaining_min <= pool.remaining <= pool.remaining_max <= pool.usable
+        assert pool.exact is (pool.remaining_min == pool.remaining_max)
+        assert 0.0 <= pool.utilisation <= 1.0
+        assert (pool.utilisation == 1.0) is (pool.remaining == 0)
+        assert pool.in_use <= pool.held <= sum(pool.states.values())
+    assert pools.torn == 0
+
+
+@law
+@given(mixes(), st.integers())
+def test_the_order_of_the_rows_does_not_matter(mix: Mix, seed: int) -> None:
+    shuffled = replace(mix, sockets=Random(seed).sample(mix.sockets, len(mix.sockets)))
+    one, other = mix.pools, shuffled.pools
+
+    assert {key: one.pool(key) for key in one} == {key: other.pool(key) for key in other}
+
+
+@law
+@given(mixes().filter(lambda mix: bool(mix.sockets)))
+def test_one_more_socket_never_leaves_more(mix: Mix) -> None:
+    before, after = replace(mix, sockets=mix.sockets[:-1]).pools, mix.pools
+
+    for peer in PEERS:
+        one, other = before.pool(own(peer)), after.pool(own(peer))
+        assert other.remaining <= one.remaining
+        assert other.remaining_min <= one.remaining_min
+        assert other.remaining_max <= one.remaining_max
+
+
+@law
+@given(mixes())
+def test_pools_are_ranked_by_utilisation_then_by_ports_held(mix: Mix) -> None:
+    pools = mix.pools
+    ranked = map(pools.pool, sorted(pools, key=pools.rank, reverse=True))
+    badness = [(pool.utilisation, pool.held) for pool in ranked]
+
+    assert badness == sorted(badness, reverse=True)
+    assert {key: pools.held(key) for key in pools} == {key: pools.pool(key).held for key in pools}
