@@ -1,0 +1,261 @@
+"""The daemon: starts, polls, reloads and stops. It wires kernel, model and outputs and decides nothing about ports.
+
+One thread polls and waits. Signals are not handled: they are blocked before any thread starts, and the loop's one wait
+is for them or for the time of the next poll (`signal.sigtimedwait`), so that none is lost and none interrupts anything.
+A second thread serves HTTP and shares nothing with this one but finished bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ephmon import __version__
+from ephmon.config import Config, ListenAddress, TlsConfig
+from ephmon.errors import ConfigError, EphmonError, KernelError
+from ephmon.kernel import sysctl
+from ephmon.kernel.source import SocketSource
+from ephmon.model.report import ReloadStatus, Report, build_report, failed_report, initial_report
+from ephmon.outputs import log
+from ephmon.outputs.log import Line
+from ephmon.outputs.prometheus import process_registry
+from ephmon.outputs.rendering import publication_of
+from ephmon.outputs.server import HttpServer
+from ephmon.outputs.tls import TlsFiles, build_tls_context
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    from ephmon.model.snapshot import Snapshot
+
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+LONGEST_SLEEP_SECONDS = 10.0
+"""The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
+EXPIRY_INTERVALS = 3
+"""Data older than so many intervals is no longer served."""
+
+_log = logging.getLogger("ephmon.daemon")
+
+
+class Daemon:
+    """One run of the daemon, from start to stop.
+
+    Args:
+        read_config: Reads the configuration, at start and at each reload.
+        proc: Where procfs is mounted.
+        clock: The monotonic clock, seconds.
+        wall_clock: Seconds since the epoch.
+
+    Raises:
+        EphmonError: The configuration is wrong, or its TLS files cannot be used.
+    """
+
+    def __init__(
+        self,
+        read_config: Callable[[], Config],
+        *,
+        proc: Path,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._read_config = read_config
+        self._config = config = read_config()
+        self._proc = proc
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._source = self._open_source(config)
+        reload = ReloadStatus(successful=True, succeeded_at=wall_clock())
+        self._report = initial_report(config.rules, reload, config.poll.interval_seconds)
+        self._process = process_registry()
+        self._server = HttpServer(
+            (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
+        )
+        self._said_what_is_not_seen = False
+
+    def run(self) -> None:
+        """Serve and poll until SIGTERM or SIGINT.
+
+        Raises:
+            ListenError: The address cannot be listened on.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._server.start()
+        try:
+            self._say_where()
+            self._loop()
+        finally:
+            self._server.stop()
+        log.write(_log, Line(logging.INFO, "Stopped."))
+
+    def _loop(self) -> None:
+        polled_at = -math.inf
+        while True:
+            self._server.beat()
+            if self._clock() >= polled_at + self._report.interval_seconds:
+                polled_at = self._clock()
+                self._tick()
+            # Asked anew after each wait, because a reload may have changed the interval.
+            received = self._wait(polled_at + self._report.interval_seconds)
+            if received in _STOP_SIGNALS:
+                return
+            if received == signal.SIGHUP:
+                self._reload()
+
+    def _wait(self, until: float) -> int | None:
+        """Wait for a signal, but no longer than `until`, and return its number."""
+        seconds = min(max(0.0, until - self._clock()), LONGEST_SLEEP_SECONDS)
+        received = signal.sigtimedwait(SIGNALS, seconds)
+        return received.si_signo if received else None
+
+    def _tick(self) -> None:
+        """Poll once and publish. Whatever goes wrong is logged and counted, and the loop goes on."""
+        cpu_before, started = time.thread_time(), self._clock()
+        previous = self._report
+        try:
+            self._report = self._poll(previous)
+            self._publish()
+            for line in log.changes(previous, self._report):
+                log.write(_log, line)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
+            defect = f"{type(error).__name__}: {error}"
+            if previous.error != defect:
+                _log.exception("A defect of ephmon made the poll fail, please report it")
+            self._report = failed_report(previous, defect, "defect", self._clock() - started)
+            with suppress(Exception):  # if the defect lies in rendering, what is served expires by itself
+                self._publish()
+        totals = self._report.totals
+        spent = totals.cpu_seconds + time.thread_time() - cpu_before
+        self._report = replace(self._report, totals=replace(totals, cpu_seconds=spent))
+
+    def _poll(self, previous: Report) -> Report:
+        started = self._clock()
+        try:
+            snapshot = self._source.read(self._config.poll.deadline_seconds)
+        except KernelError as error:
+            if error.reason == "stopped":
+                return previous
+            return failed_report(previous, str(error), error.reason, self._clock() - started)
+        if not self._said_what_is_not_seen:
+            self._said_what_is_not_seen = True
+            self._say_what_is_not_seen(snapshot)
+        return build_report(snapshot, previous, self._clock())
+
+    def _publish(self) -> None:
+        taken = self._report.taken_at_monotonic
+        expires_at = None if taken is None else taken + EXPIRY_INTERVALS * self._report.interval_seconds
+        self._server.publish(
+            publication_of(
+                self._report, kernel_release=os.uname().release, process_registry=self._process, expires_at=expires_at
+            )
+        )
+
+    def _reload(self) -> None:
+        """Take over the configuration file as it is now, as a whole or not at all."""
+        try:
+            config = self._read_config()
+            if config.listen != self._config.listen:
+                raise ConfigError(
+                    f"listen cannot change by a reload ({self._config.listen} to {config.listen}); restart ephmon."
+                )
+            context = _tls_context(config.tls)
+        except EphmonError as error:
+            log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
+            reload = replace(self._report.reload, successful=False, error=str(error))
+            self._report = replace(self._report, reload=reload)
+            self._publish()
+            return
+        self._server.use_tls(context)
+        if config.poll.backend != self._config.poll.backend:
+            self._source = self._open_source(config)
+        log.set_up(config.log.level, config.log.format)
+        self._config = config
+        self._report = replace(
+            self._report,
+            rules=config.rules,
+            interval_seconds=config.poll.interval_seconds,
+            reload=ReloadStatus(successful=True, succeeded_at=self._wall_clock()),
+        )
+        self._publish()
+        log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
+
+    def _open_source(self, config: Config) -> SocketSource:
+        return SocketSource(
+            proc=self._proc,
+            clock=self._clock,
+            wall_clock=self._wall_clock,
+            mode=config.poll.backend,
+            wanted=_not_told_to_stop,
+        )
+
+    def _say_where(self) -> None:
+        listen = ListenAddress(host=self._config.listen.host, port=self._server.port)
+        tls = self._config.tls
+        scheme = "https" if tls.certificate else "http"
+        log.write(
+            _log, Line(logging.INFO, f"ephmon {__version__} serves {scheme}://{listen}/metrics.", {"pid": os.getpid()})
+        )
+        if not ip_address(listen.host).is_loopback and not tls.client_ca:
+            log.write(
+                _log,
+                Line(
+                    logging.WARNING,
+                    "Everybody who reaches this address can read which destinations this host talks to; listen on "
+                    "127.0.0.1, or set tls.certificate, tls.key and tls.client_ca.",
+                    {"listen": listen},
+                ),
+            )
+
+    def _say_what_is_not_seen(self, snapshot: Snapshot) -> None:
+        log.write(
+            _log,
+            Line(
+                logging.INFO,
+                "ephmon sees the sockets of its own network namespace; it does not see pods and containers that have "
+                "one of their own, forwarded or NATed connections, and port ranges of single sockets "
+                "(IP_LOCAL_PORT_RANGE).",
+                {"conntrack_entries": self._conntrack_count() or None},
+            ),
+        )
+        port = self._server.port
+        for namespace in snapshot.namespaces:
+            low, high = namespace.sysctls.port_range
+            reserved = namespace.sysctls.reserved_ports
+            if low <= port <= high and port not in reserved:
+                log.write(
+                    _log,
+                    Line(
+                        logging.WARNING,
+                        "The port that ephmon listens on lies inside the port range, so a connection may hold it when "
+                        "ephmon restarts; reserve it: "
+                        f"sysctl -w net.ipv4.ip_local_reserved_ports={sysctl.format_ports(reserved | {port})}",
+                        {"port": port, "port_range": f"{low}-{high}"},
+                    ),
+                )
+
+    def _conntrack_count(self) -> int | None:
+        try:
+            return sysctl.read_conntrack_count(self._proc)
+        except KernelError as error:
+            log.write(_log, Line(logging.WARNING, str(error)))
+            return None
+
+
+def _tls_context(tls: TlsConfig) -> ssl.SSLContext | None:
+    if not tls.certificate:
+        return None
+    client_ca = Path(tls.client_ca) if tls.client_ca else None
+    return build_tls_context(TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), client_ca=client_ca))
+
+
+def _not_told_to_stop() -> bool:
+    return not signal.sigpending() & _STOP_SIGNALS

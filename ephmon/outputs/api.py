@@ -1,0 +1,96 @@
+"""The JSON that `--json` prints and `/api/v1/pools` serves: a Report in, a document with a schema number out.
+
+The keys are a contract with other software. Fields may be added under the same `SCHEMA`; none may leave or change.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ephmon.outputs.text import existing_pools, printable, utc_time
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ephmon.model.pools import Pool
+    from ephmon.model.report import NamespaceReport, Report
+
+SCHEMA = 1
+
+_DECIMALS = 6
+"""Of ratios and seconds. A pool of 65,535 ports moves in steps of 0.000015, so only an exhausted one rounds to 1.0."""
+
+
+def pools_document(report: Report, pools: Sequence[Pool]) -> dict[str, Any]:
+    """Return the document that lists `pools`, in the order given.
+
+    `pools_total` counts the pools that exist and `pools_listed` those given. Before the first good poll `taken_at` is
+    null and `complete` false.
+    """
+    return {
+        "schema": SCHEMA,
+        "taken_at": None if report.taken_at is None else utc_time(report.taken_at),
+        "backend": dict(report.backends),
+        "duration_seconds": None if report.duration_seconds is None else round(report.duration_seconds, _DECIMALS),
+        "complete": report.taken_at is not None and not report.missing,
+        "missing": list(report.missing),
+        "pools_total": existing_pools(report),
+        "pools_listed": len(pools),
+        "namespaces": [_namespace_object(namespace) for namespace in report.namespaces],
+        "pools": [pool_object(pool) for pool in pools],
+    }
+
+
+def pool_object(pool: Pool) -> dict[str, Any]:
+    """Return one pool; quantities are counts of ports, as `ephmon.model.pools` defines them."""
+    key = pool.key
+    return {
+        "netns": printable(key.netns),
+        "kind": key.kind,
+        "source": key.source,
+        "destination": key.destination,
+        "destination_port": key.destination_port,
+        "taken_at": utc_time(pool.taken_at),
+        "usable_ports": pool.usable,
+        "blocked_ports": pool.blocked,
+        "capacity_ports": pool.capacity,
+        "in_use_ports": pool.in_use,
+        "time_wait_ports": pool.time_wait,
+        "reusable_ports": pool.reusable,
+        "remaining_ports": pool.remaining,
+        "remaining_ports_min": pool.remaining_min,
+        "remaining_ports_max": pool.remaining_max,
+        "exact": pool.exact,
+        "failure_errno": pool.failure_errno,
+        "utilisation_ratio": round(pool.utilisation, _DECIMALS),
+        "states": dict(pool.states),
+    }
+
+
+def error_document(message: str) -> dict[str, Any]:
+    """Return what stands in for a document that cannot be given; `message` is one sentence that says why."""
+    return {"schema": SCHEMA, "error": message}
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """Return `document` as JSON in ASCII with a newline at its end.
+
+    Raises ValueError for a number that JSON does not have (NaN, infinity).
+    """
+    return json.dumps(document, allow_nan=False).encode("ascii") + b"\n"
+
+
+def _namespace_object(namespace: NamespaceReport) -> dict[str, Any]:
+    return {
+        "netns": printable(namespace.netns),
+        "inode": namespace.inode,
+        "port_range_low": namespace.port_range_low,
+        "port_range_high": namespace.port_range_high,
+        "reserved_ports": namespace.reserved_ports,
+        "usable_ports": namespace.usable_ports,
+        "blocked_ports": namespace.blocked_ports,
+        "ambiguous_ports": namespace.ambiguous_ports,
+        "blind_to": list(namespace.blind_to),
+        "tcp_tw_reuse": namespace.tcp_tw_reuse,
+    }

@@ -1,0 +1,210 @@
+"""The log: how records are written, and what is worth saying when one report follows another.
+
+Lines go to standard error. A line is a sentence and `key=value` pairs, or one JSON object. Where the journal reads
+them, they open with the priority in angle brackets (man 3 sd-daemon) and leave the time to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import TextIO
+
+    from ephmon.model.report import Report
+
+_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+_FIELDS = "ephmon_fields"
+_CHARACTERS_AT_ONCE = select.PIPE_BUF // 4
+"""UTF-8 has at most four bytes a character."""
+
+
+class Line(NamedTuple):
+    """One thing to say: the level of `logging`, a sentence, and the numbers that belong to it."""
+
+    level: int
+    message: str
+    fields: Mapping[str, object] = {}
+
+
+def write(logger: logging.Logger, line: Line) -> None:
+    """Log the line."""
+    logger.log(line.level, "%s", line.message, extra={_FIELDS: line.fields})
+
+
+def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
+    """Send all records of ephmon to `stream`.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`.
+        style: `logfmt`, `json`, or `auto`: logfmt, for the journal where that reads the stream.
+        stream: Where to, standard error if None. It never stops the caller: a stream that is closed gets nothing, and
+            what a full one does not take at once is lost, which is said when it takes something again.
+    """
+    logging.raiseExceptions = False
+    stream = stream or sys.stderr
+    root = logging.getLogger("ephmon")
+    root.setLevel(level.upper())
+    root.propagate = False
+    if stream is None:  # it was closed when Python started
+        root.handlers[:] = [logging.NullHandler()]
+        return
+    handler = _Handler(stream)
+    handler.setFormatter(_JsonFormatter() if style == "json" else _KeyValueFormatter(journal=_is_journal(stream)))
+    root.handlers[:] = [handler]
+
+
+class _Handler(logging.StreamHandler["TextIO"]):
+    """Writes records as far as the stream takes them without waiting, and counts those that it did not take whole."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            # The last line may lack its end.
+            if self._lost and self._put("\n" + self.format(_loss(self._lost)) + "\n"):
+                self._lost = 0
+            is_whole = self._put(self.format(record) + "\n")
+        except OSError:
+            is_whole = False
+        self._lost += not is_whole
+
+    def _put(self, text: str) -> bool:
+        """Write what the stream takes, and tell whether it took all."""
+        for start in range(0, len(text), _CHARACTERS_AT_ONCE):
+            if not _takes_more(self.stream):
+                return False
+            self.stream.write(text[start : start + _CHARACTERS_AT_ONCE])
+            self.stream.flush()
+        return True
+
+
+def _loss(lines: int) -> logging.LogRecord:
+    message = "Lines were lost because standard error took no more."
+    warning = {"levelno": logging.WARNING, "levelname": "WARNING"}
+    return logging.makeLogRecord({"msg": message, _FIELDS: {"lost": lines}, **warning})
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Tell whether the stream takes `select.PIPE_BUF` bytes at once: of a pipe that is what POLLOUT says (man 7 pipe).
+
+    Whoever reads it may have stopped (`ephmon run 2>&1 | less`, a journal that hangs), and write() would wait for them.
+    """
+    try:
+        poll = select.poll()
+        poll.register(stream, select.POLLOUT)
+    except (OSError, ValueError):
+        return not stream.closed  # no file behind it
+    return any(events & select.POLLOUT for _, events in poll.poll(0))
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Tell whether the journal reads the stream: JOURNAL_STREAM names its device and inode (man 5 systemd.exec)."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False  # no file behind it
+    return named == f"{status.st_dev}:{status.st_ino}"
+
+
+class _KeyValueFormatter(logging.Formatter):
+    """`level="..." msg="..." key=value`, with the time or, for the journal, the priority in front."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        pairs = {"level": record.levelname.lower(), "msg": record.getMessage(), **_fields(record)}
+        if not self._journal:
+            pairs = {"time": _time(record), **pairs}
+        text = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        if self._journal:
+            # The journal takes each line for a message of its own.
+            priority = _PRIORITIES.get(record.levelno, 6)
+            text = "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+        return text
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        pairs = {"time": _time(record), "level": record.levelname.lower(), "msg": record.getMessage()}
+        if record.exc_info:
+            pairs["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({**pairs, **_fields(record)}, default=str)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields: Mapping[str, Any] = getattr(record, _FIELDS, {})
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _quoted(value: object) -> str:
+    """Return the value bare if it is one plain word, else as a JSON string, which keeps a line one line."""
+    text = str(value)
+    is_word = text.isascii() and text.isprintable() and text and not set(text) & set(' "=\\')
+    return text if is_word else json.dumps(text)
+
+
+def changes(previous: Report, report: Report) -> Iterator[Line]:
+    """Yield what to say of a poll: each change of state once, and nothing while nothing changes."""
+    if not report.success:
+        if previous.success or previous.error != report.error:
+            yield Line(logging.ERROR, f"The poll failed: {report.error}")
+        return
+    if previous.error is not None:
+        yield Line(logging.INFO, "Polls succeed again.", {"failed": sum(report.totals.failures.values())})
+    for protocol, backend in report.backends.items():
+        before = previous.backends.get(protocol)
+        if before != backend:
+            level = logging.INFO if before is None else logging.WARNING
+            yield Line(level, f"Sockets of {protocol} are read by {backend}.", {"before": before})
+    for protocol, reason in report.missing.items():
+        if previous.missing.get(protocol) != reason:
+            yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", {"protocol": protocol})
+    yield from _namespace_changes(previous, report)
+
+
+def _namespace_changes(previous: Report, report: Report) -> Iterator[Line]:
+    before = {namespace.netns: namespace for namespace in previous.namespaces}
+    for namespace in report.namespaces:
+        known = before.get(namespace.netns)
+        port_range = (namespace.port_range_low, namespace.port_range_high, namespace.reserved_ports)
+        if known is None or (known.port_range_low, known.port_range_high, known.reserved_ports) != port_range:
+            low, high, reserved = port_range
+            yield Line(
+                logging.INFO,
+                f"{namespace.usable_ports} ports are usable.",
+                {"netns": namespace.netns, "port_range": f"{low}-{high}", "reserved": reserved},
+            )
+        if namespace.blind_to and not (known and known.blind_to == namespace.blind_to):
+            yield Line(
+                logging.WARNING,
+                "What this kernel or backend does not show may make headroom look larger.",
+                {"netns": namespace.netns, "blind_to": ",".join(namespace.blind_to)},
+            )
+        if namespace.torn_pools and not (known and known.torn_pools):
+            yield Line(
+                logging.WARNING,
+                "Pools seem to hold more ports than there are, because sockets moved while they were read; "
+                "their remaining ports are given as 0.",
+                {"netns": namespace.netns, "pools": namespace.torn_pools},
+            )

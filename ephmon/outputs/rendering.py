@@ -1,0 +1,35 @@
+"""Everything that one report becomes for the HTTP side, by all renderers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.outputs import api, page, prometheus
+from ephmon.outputs.publication import Publication
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+    from ephmon.model.report import Report
+
+
+def publication_of(
+    report: Report, *, kernel_release: str, process_registry: Collector, expires_at: float | None
+) -> Publication:
+    """Render the report; `expires_at` is when it must no longer be served as live, in monotonic seconds."""
+    text, openmetrics = (
+        prometheus.render(
+            report, kernel_release=kernel_release, process_registry=process_registry, openmetrics=openmetrics
+        )
+        for openmetrics in (False, True)
+    )
+    return Publication.of(
+        expires_at=expires_at,
+        metrics=text.full,
+        openmetrics=openmetrics.full,
+        expired_metrics=text.expired,
+        expired_openmetrics=openmetrics.expired,
+        pools=api.encode(api.pools_document(report, [listed.pool for listed in report.listed])),
+        page=page.render(report, expired=False),
+        expired_page=page.render(report, expired=True),
+    )

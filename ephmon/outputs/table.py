@@ -1,0 +1,100 @@
+"""The pools as a table for a terminal: what is wrong first, then the port range, then one line a pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.model.rules import Severity
+from ephmon.outputs.text import existing_pools, facts, failures, gaps, grid, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ephmon.model.pools import Pool
+    from ephmon.model.report import Report
+
+_RED = "\x1b[31m"
+_YELLOW = "\x1b[33m"
+_RESET = "\x1b[0m"
+_COLOUR_OF = {Severity.CRITICAL: _RED, Severity.WARNING: _YELLOW}
+
+_LEFT_ALIGNED = frozenset({"NETNS", "KIND", "SOURCE", "DESTINATION", "REMAINING", "STATES"})
+_GAP = "  "
+_ELLIPSIS = "..."
+"""In ASCII, as a terminal need not know more."""
+
+
+def render(report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None) -> str:
+    """Return the head and the table of `pools`, in the order given, with a newline at the end.
+
+    A line whose pool has reached a threshold of `report.rules` is red or yellow if `colour`. Only the last column is
+    ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end.
+    """
+    table = _table_lines(report, pools, colour=colour, width=width) if pools else [_no_pools(report)]
+    return "\n".join([*_head_lines(report, colour=colour), "", *table, *_foot_lines(report, pools)]) + "\n"
+
+
+def _head_lines(report: Report, *, colour: bool) -> list[str]:
+    lines = [_painted(sentence, _RED if colour else None) for sentence in failures(report)]
+    lines += [_painted(sentence, _YELLOW if colour else None) for sentence in gaps(report)]
+    return [*lines, *facts(report)]
+
+
+def _table_lines(report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None) -> list[str]:
+    headings, rows = grid(pools)
+    lines = _aligned(headings, [headings, *rows], width)
+    if not colour:
+        return lines
+    thresholds = report.rules.thresholds
+    severities = (thresholds.severity_at(pool.key, pool.utilisation) for pool in pools)
+    colours = (None if severity is None else _COLOUR_OF[severity] for severity in severities)
+    return [lines[0], *(_painted(line, code) for line, code in zip(lines[1:], colours, strict=True))]
+
+
+def _aligned(headings: tuple[str, ...], grid: list[tuple[str, ...]], width: int | None) -> list[str]:
+    columns = zip(headings, zip(*grid, strict=True), strict=True)
+    *fixed, last = [_justified(heading, column) for heading, column in columns]
+    starts = [_GAP.join(row) for row in zip(*fixed, strict=True)]
+    room = None if width is None else width - len(starts[0]) - len(_GAP)
+    if room is not None and room < len(headings[-1]):
+        return [start.rstrip() for start in starts]
+    return [f"{start}{_GAP}{_cut(cell.rstrip(), room)}" for start, cell in zip(starts, last, strict=True)]
+
+
+def _justified(heading: str, column: tuple[str, ...]) -> list[str]:
+    if heading == "REMAINING":
+        column = _on_the_number(column)
+    size = max(map(len, column))
+    return [cell.ljust(size) if heading in _LEFT_ALIGNED else cell.rjust(size) for cell in column]
+
+
+def _on_the_number(column: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the column with its numbers right-aligned and the bounds after them, if any, left-aligned."""
+    heading, *rows = column
+    size = max(len(cell.partition(" ")[0]) for cell in (heading, *rows))
+    parts = (cell.partition(" ") for cell in rows)
+    return (heading, *(number.rjust(size) + blank + bounds for number, blank, bounds in parts))
+
+
+def _cut(cell: str, room: int | None) -> str:
+    return cell if room is None or len(cell) <= room else cell[: room - len(_ELLIPSIS)] + _ELLIPSIS
+
+
+def _no_pools(report: Report) -> str:
+    if report.taken_at is None:
+        return "No pool is known yet."
+    if not existing_pools(report):
+        return "There are no pools: nothing that could be read draws from the port range."
+    return "No pool is shown."
+
+
+def _foot_lines(report: Report, pools: Sequence[Pool]) -> list[str]:
+    """Return what an exhausted pool means to an application, once for each kind, and how many pools are not shown."""
+    exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
+    lines = [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
+    existing = existing_pools(report)
+    return [*lines, f"Pools shown: {len(pools)} of {existing}."] if existing > len(pools) else lines
+
+
+def _painted(line: str, code: str | None) -> str:
+    return line if code is None else f"{code}{line}{_RESET}"

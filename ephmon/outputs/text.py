@@ -1,0 +1,145 @@
+"""Words and figures as people read them, alike in the table and on the page, and safe whatever a name contains."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ephmon.model.snapshot import OWN_NETNS, Blindness
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ephmon.model.pools import Pool
+    from ephmon.model.report import NamespaceReport, Report
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+_BLINDNESS: dict[str, str] = {
+    Blindness.BOUND_UNCONNECTED: "TCP sockets that are bound but not connected cannot be seen: remaining may be less.",
+    Blindness.BOUND_DEVICE: "The device a socket is bound to cannot be seen: sockets of all devices count alike.",
+    Blindness.V6ONLY: "Whether a wildcard IPv6 socket takes IPv4 too cannot be seen: each is taken to.",
+}
+
+COLUMNS = ("KIND", "SOURCE", "DESTINATION", "UTIL%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "STATES")
+"""The headings of `cells`."""
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character that is not for display replaced by U+FFFD.
+
+    What a process or namespace calls itself may hold control characters, which a terminal obeys, and lone surrogates,
+    which are no valid UTF-8: `str.isprintable` is false for both.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else REPLACEMENT for character in text)
+
+
+def one_line(text: str) -> str:
+    """Return `text` printable and on one line, each run of white space one blank."""
+    return printable(" ".join(text.split()))
+
+
+def utc_time(seconds: float) -> str:
+    """Return seconds since the epoch as RFC 3339 in UTC, with milliseconds and `Z`.
+
+    Raises OverflowError, ValueError or OSError outside the years 1 to 9999, as `datetime.fromtimestamp` does.
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def endpoint(address: str | None, port: int | None) -> str:
+    """Return `10.0.0.9:443`, `[2001:db8::9]:443`, the bare address without a port, `-` without an address."""
+    if address is None:
+        return "-"
+    if port is None:
+        return printable(address)
+    return f"[{printable(address)}]:{port}" if ":" in address else f"{printable(address)}:{port}"
+
+
+def percent(ratio: float) -> str:
+    """Return a ratio as a percentage with one decimal; `100.0` only from 1.0 on, where allocations fail."""
+    rounded = f"{ratio * 100:.1f}"
+    return "99.9" if rounded == "100.0" and ratio < 1.0 else rounded
+
+
+def remaining(pool: Pool) -> str:
+    """Return the ports that remain, with the bounds on them where the figure is not exact."""
+    if pool.exact:
+        return str(pool.remaining)
+    if pool.remaining_min == pool.remaining_max:
+        # The bounds span what the backend shows; a blindness makes the figure inexact without moving them.
+        return f"{pool.remaining} (estimate)"
+    return f"{pool.remaining} ({pool.remaining_min}-{pool.remaining_max})"
+
+
+def cells(pool: Pool) -> tuple[str, ...]:
+    """Return the row of a pool under `COLUMNS`."""
+    key = pool.key
+    return (
+        printable(key.kind),
+        printable(key.source),
+        endpoint(key.destination, key.destination_port),
+        percent(pool.utilisation),
+        str(pool.in_use),
+        str(pool.time_wait),
+        str(pool.reusable),
+        remaining(pool),
+        ", ".join(f"{printable(state)} {count}" for state, count in pool.states.items()) or "-",
+    )
+
+
+def grid(pools: Sequence[Pool]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and rows; the namespace is a column only where there is another than ephmon's own."""
+    rows = [cells(pool) for pool in pools]
+    if all(pool.key.netns == OWN_NETNS for pool in pools):
+        return COLUMNS, rows
+    names = (printable(pool.key.netns) for pool in pools)
+    return ("NETNS", *COLUMNS), [(name, *row) for name, row in zip(names, rows, strict=True)]
+
+
+def existing_pools(report: Report) -> int:
+    """Return how many pools exist, listed or not."""
+    return sum(sum(namespace.pools.values()) for namespace in report.namespaces)
+
+
+def failures(report: Report) -> tuple[str, ...]:
+    """Return what went wrong, one sentence each, the failed poll first; empty if nothing did."""
+    sentences = []
+    if report.error is not None:
+        sentences.append(f"The last poll failed: {one_line(report.error)}")
+    if report.taken_at is None:
+        sentences.append("The kernel has not been read successfully yet, so there are no figures.")
+    if report.reload.error is not None:
+        sentences.append(f"The last reload failed, the old configuration is in force: {one_line(report.reload.error)}")
+    return tuple(sentences)
+
+
+def gaps(report: Report) -> tuple[str, ...]:
+    """Return what the figures lack, one sentence each: what could not be read, then what cannot be seen."""
+    missing = (f"{one_line(protocol)} is missing: {one_line(reason)}" for protocol, reason in report.missing.items())
+    blind_to = dict.fromkeys(word for namespace in report.namespaces for word in namespace.blind_to)
+    return (*missing, *(_BLINDNESS.get(word, f"Not seen: {one_line(word)}.") for word in blind_to))
+
+
+def facts(report: Report) -> tuple[str, ...]:
+    """Return the port range of each namespace, then when and through what it was read, one sentence each."""
+    ranges = tuple(_range_sentence(namespace) for namespace in report.namespaces)
+    if report.taken_at is None:
+        return ranges
+    backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
+    return (*ranges, f"Read at {utc_time(report.taken_at)}: {', '.join(backends) or 'no protocol'}.")
+
+
+def _range_sentence(namespace: NamespaceReport) -> str:
+    where = "" if namespace.netns == OWN_NETNS else f" of {printable(namespace.netns)}"
+    return (
+        f"Ports{where} {namespace.port_range_low}-{namespace.port_range_high}: {namespace.usable_ports} usable"
+        f" ({namespace.reserved_ports} reserved), {_count(namespace.blocked_ports)} blocked for connect(),"
+        f" {_count(namespace.ambiguous_ports)} ambiguous."
+    )
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else str(number)

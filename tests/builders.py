@@ -1,0 +1,155 @@
+"""Values with sensible defaults, of which a test names only what it is about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.model.pools import Pool, PoolKey, PoolKind
+from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
+from ephmon.model.rules import Rules
+from ephmon.model.snapshot import OWN_NETNS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TAKEN_AT = 1767323045.006
+"""2026-01-02T03:04:05.006Z, when the kernel was read unless a test says otherwise."""
+
+
+def make_pool(
+    *,
+    netns: str = OWN_NETNS,
+    kind: PoolKind = PoolKind.TCP_CONNECT,
+    source: str = "10.0.0.1",
+    destination: str | None = "10.0.0.9",
+    destination_port: int | None = 443,
+    taken_at: float = TAKEN_AT,
+    usable: int = 28232,
+    blocked: int = 3,
+    in_use: int = 120,
+    time_wait: int = 30,
+    reusable: int = 0,
+    remaining: int | None = None,
+    remaining_min: int | None = None,
+    remaining_max: int | None = None,
+    exact: bool | None = None,
+    failure_errno: str = "EADDRNOTAVAIL",
+    states: Mapping[str, int] | None = None,
+    held: int | None = None,
+) -> Pool:
+    """Build a pool: what is not given follows from what is, and without bounds it is exact."""
+    left = max(0, usable - blocked - in_use + reusable) if remaining is None else remaining
+    low = left if remaining_min is None else remaining_min
+    high = left if remaining_max is None else remaining_max
+    return Pool(
+        key=PoolKey(netns, kind, source, destination, destination_port),
+        taken_at=taken_at,
+        usable=usable,
+        blocked=blocked,
+        capacity=usable - blocked,
+        in_use=in_use,
+        time_wait=time_wait,
+        reusable=reusable,
+        remaining=left,
+        remaining_min=low,
+        remaining_max=high,
+        exact=low == high if exact is None else exact,
+        failure_errno=failure_errno,
+        states={"established": in_use - time_wait, "time_wait": time_wait} if states is None else states,
+        held=in_use if held is None else held,
+    )
+
+
+def make_bind_pool(*, source: str = "10.0.0.1", in_use: int = 120) -> Pool:
+    """Build a tcp_bind pool, which has no destination and no blocked ports."""
+    return make_pool(
+        kind=PoolKind.TCP_BIND,
+        source=source,
+        destination=None,
+        destination_port=None,
+        blocked=0,
+        in_use=in_use,
+        failure_errno="EADDRINUSE",
+    )
+
+
+def make_namespace(
+    *,
+    netns: str = OWN_NETNS,
+    inode: int = 4026531833,
+    port_range: tuple[int, int] = (32768, 60999),
+    reserved_ports: int = 0,
+    usable_ports: int = 28232,
+    blocked_ports: int | None = 3,
+    ambiguous_ports: int | None = 120,
+    blind_to: tuple[str, ...] = (),
+    tcp_tw_reuse: int = 2,
+    pools: Mapping[PoolKind, int] | None = None,
+    listed: Mapping[PoolKind, int] | None = None,
+    worst: Mapping[PoolKind, float] | None = None,
+) -> NamespaceReport:
+    """Build the report of one namespace, with one tcp_connect pool that is listed."""
+    return NamespaceReport(
+        netns=netns,
+        inode=inode,
+        port_range_low=port_range[0],
+        port_range_high=port_range[1],
+        reserved_ports=reserved_ports,
+        usable_ports=usable_ports,
+        blocked_ports=blocked_ports,
+        ambiguous_ports=ambiguous_ports,
+        blind_to=blind_to,
+        tcp_tw_reuse=tcp_tw_reuse,
+        pools={PoolKind.TCP_CONNECT: 1} if pools is None else pools,
+        listed={PoolKind.TCP_CONNECT: 1} if listed is None else listed,
+        worst={PoolKind.TCP_CONNECT: 0.5} if worst is None else worst,
+    )
+
+
+def make_report(
+    *,
+    success: bool = True,
+    error: str | None = None,
+    taken_at: float | None = TAKEN_AT,
+    taken_at_monotonic: float | None = 1000.0,
+    duration_seconds: float | None = 0.012,
+    interval_seconds: float = 5.0,
+    backends: Mapping[str, str] | None = None,
+    missing: Mapping[str, str] | None = None,
+    namespaces: Sequence[NamespaceReport] | None = None,
+    listed: Sequence[ListedPool | Pool] | None = None,
+    totals: PollTotals | None = None,
+    reload: ReloadStatus | None = None,
+    rules: Rules | None = None,
+) -> Report:
+    """Build the report of a good poll that found one pool; a bare Pool in `listed` has its utilisation as peak."""
+    pools = [make_pool()] if listed is None else listed
+    return Report(
+        success=success,
+        error=error,
+        taken_at=taken_at,
+        taken_at_monotonic=taken_at_monotonic,
+        duration_seconds=duration_seconds,
+        interval_seconds=interval_seconds,
+        backends={"tcp": "inet_diag", "udp": "inet_diag"} if backends is None else backends,
+        missing={} if missing is None else missing,
+        namespaces=(make_namespace(),) if namespaces is None else tuple(namespaces),
+        listed=tuple(ListedPool(pool=p, peak_utilisation=p.utilisation) if isinstance(p, Pool) else p for p in pools),
+        totals=PollTotals(polls={"full": 1}) if totals is None else totals,
+        reload=ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60) if reload is None else reload,
+        rules=Rules() if rules is None else rules,
+    )
+
+
+def make_first_failure(error: str = "the kernel could not be read") -> Report:
+    """Build the report of a first poll that failed: there are no facts at all."""
+    return make_report(
+        success=False,
+        error=error,
+        taken_at=None,
+        taken_at_monotonic=None,
+        backends={},
+        namespaces=(),
+        listed=(),
+        totals=PollTotals(polls={"full": 1}, failures={"kernel": 1}),
+    )

@@ -1,0 +1,164 @@
+"""The page is complete in itself, says the worst first, and shows text as text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ephmon import __version__
+from ephmon.model.pools import PoolKind
+from ephmon.model.report import ListedPool, ReloadStatus
+from ephmon.outputs.page import render
+from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ephmon.model.report import Report
+
+GOLDEN = Path(__file__).parent / "golden"
+SCRIPT = "<script>alert('1')</script>\"&"
+
+
+class Outline(HTMLParser):
+    """Reads a page: its tags, attributes and texts; closing tags must match."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(page.decode("utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(data)
+
+
+def busy() -> Report:
+    return make_report(
+        success=False,
+        error="the netlink dump took longer than 5 s",
+        missing={"udp": "no such file"},
+        namespaces=[make_namespace(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
+        listed=[
+            ListedPool(pool=make_pool(in_use=28229), peak_utilisation=1.0),
+            ListedPool(pool=make_pool(in_use=20000, remaining_min=8000), peak_utilisation=0.85),
+            make_bind_pool(),
+        ],
+    )
+
+
+def test_page_is_the_golden_file(golden: Callable[[Path, str], None]) -> None:
+    page = render(busy(), expired=False).decode("utf-8")
+    golden(GOLDEN / "page.html", page.replace(f"ephmon {__version__}", "ephmon X.Y.Z"))
+
+
+def test_page_is_well_formed_and_needs_nothing_else() -> None:
+    outline = Outline(render(busy(), expired=False))
+
+    assert outline.open == []
+    assert not {"script", "link", "img", "iframe"} & set(outline.tags)
+    assert not {name for name, _ in outline.attributes} & {"src", "style", "onclick", "onload"}
+    assert [value for name, value in outline.attributes if name == "href"] == [
+        "/metrics",
+        "/api/v1/pools",
+        "/-/healthy",
+        "/-/ready",
+    ]
+
+
+def test_last_error_comes_first() -> None:
+    texts = Outline(render(busy(), expired=False)).texts
+
+    assert (
+        texts[texts.index(f"ephmon {__version__}") + 1] == "The last poll failed: the netlink dump took longer than 5 s"
+    )
+
+
+def test_rows_carry_the_severity_they_have_reached() -> None:
+    page = render(busy(), expired=False).decode("utf-8")
+
+    assert re.findall(r"<tr( class=\"\w+\")?><td>(\w+)</td>", page) == [
+        (' class="critical"', "tcp_connect"),
+        (' class="warning"', "tcp_connect"),
+        ("", "tcp_bind"),
+    ]
+
+
+def test_peak_stands_beside_the_utilisation() -> None:
+    page = render(busy(), expired=False).decode("utf-8")
+
+    assert '<th class="figure">UTIL%</th><th class="figure">PEAK%</th>' in page
+    assert '<td class="figure">70.9</td><td class="figure">85.0</td>' in page
+
+
+def test_expired_page_shows_no_figures_and_says_from_when_they_were() -> None:
+    outline = Outline(render(replace(busy(), error=None, success=True), expired=True))
+
+    assert "table" not in outline.tags
+    assert (
+        "The figures have expired and are not shown: the kernel was last read at 2026-01-02T03:04:05.006Z."
+        in outline.texts
+    )
+    assert not any("28232" in text or "tcp_connect" in text for text in outline.texts)
+
+
+def test_nothing_read_yet_is_said() -> None:
+    for expired in (False, True):
+        outline = Outline(render(make_first_failure("netlink is not allowed here"), expired=expired))
+
+        assert "The last poll failed: netlink is not allowed here" in outline.texts
+        assert "The kernel has not been read successfully yet, so there are no figures." in outline.texts
+        assert "table" not in outline.tags
+
+
+def test_report_without_listed_pools_has_no_table() -> None:
+    outline = Outline(render(make_report(listed=[]), expired=False))
+
+    assert "table" not in outline.tags
+    assert "Pools listed, the worst first: 0 of 1." in outline.texts
+
+
+def test_markup_in_any_string_is_shown_as_text() -> None:
+    """Every string of a report that somebody else may choose, and the words that nobody should."""
+    pool = make_pool(
+        netns=SCRIPT, source=SCRIPT, destination=SCRIPT, failure_errno=SCRIPT, states={SCRIPT: 1}, in_use=28229
+    )
+    report = make_report(
+        error=SCRIPT,
+        backends={SCRIPT: SCRIPT},
+        missing={SCRIPT: SCRIPT},
+        namespaces=[make_namespace(netns=SCRIPT, blind_to=(SCRIPT,))],
+        listed=[pool],
+        reload=ReloadStatus(successful=False, succeeded_at=TAKEN_AT, error=SCRIPT),
+    )
+
+    for expired in (False, True):
+        page = render(report, expired=expired)
+        outline = Outline(page)
+        assert b"<script" not in page
+        assert b'"&' not in page.replace(b'"&amp;', b"").replace(b'">', b"")
+        assert "script" not in outline.tags
+        assert outline.open == []
+    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 12
+
+
+def test_lone_surrogates_and_control_characters_do_not_reach_the_page() -> None:
+    page = render(make_report(listed=[make_pool(netns="a\udce9\x00\x1b")]), expired=False)
+
+    assert "<td>a\ufffd\ufffd\ufffd</td>" in page.decode("utf-8")

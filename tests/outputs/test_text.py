@@ -1,0 +1,134 @@
+"""What people read is right to the last digit, and safe whatever a name contains."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ephmon.model.snapshot import Blindness
+from ephmon.outputs.text import (
+    COLUMNS,
+    cells,
+    endpoint,
+    facts,
+    failures,
+    gaps,
+    one_line,
+    percent,
+    printable,
+    remaining,
+    utc_time,
+)
+from tests.builders import make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+
+
+@given(text=st.text(st.characters() | st.characters(categories=["Cs", "Cc"])))
+def test_printable_text_is_valid_utf8_without_control_characters(text: str) -> None:
+    shown = printable(text)
+
+    assert shown.isprintable()
+    assert shown.encode("utf-8").decode("utf-8") == shown
+    assert len(shown) == len(text)
+
+
+@pytest.mark.parametrize("text", ["", "own", "a b", "caf\u00e9", "\u540d\u524d"])
+def test_text_for_display_stays_as_it_is(text: str) -> None:
+    assert printable(text) == text
+
+
+def test_escape_sequences_lose_their_escape() -> None:
+    assert printable("\x1b[31mred\x1b[0m") == "\ufffd[31mred\ufffd[0m"
+
+
+def test_one_line_joins_lines_with_blanks() -> None:
+    assert one_line("cannot read\n  /proc/net/tcp:\tdenied\x07") == "cannot read /proc/net/tcp: denied\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1767323045.006, "2026-01-02T03:04:05.006Z"),
+        (1767323045.0, "2026-01-02T03:04:05.000Z"),
+        (0.0, "1970-01-01T00:00:00.000Z"),
+    ],
+)
+def test_time_is_rfc_3339_in_utc_with_milliseconds(seconds: float, text: str) -> None:
+    assert utc_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "text"),
+    [
+        ("10.0.0.9", 443, "10.0.0.9:443"),
+        ("2001:db8::9", 443, "[2001:db8::9]:443"),
+        ("10.0.0.9", None, "10.0.0.9"),
+        ("2001:db8::9", None, "2001:db8::9"),
+        (None, None, "-"),
+    ],
+)
+def test_ipv6_has_brackets_where_a_port_follows(address: str | None, port: int | None, text: str) -> None:
+    assert endpoint(address, port) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(0.0, "0.0"), (0.005, "0.5"), (0.7, "70.0"), (0.9994, "99.9"), (0.99998, "99.9"), (1.0, "100.0")],
+)
+def test_only_an_exhausted_pool_reads_100(ratio: float, text: str) -> None:
+    assert percent(ratio) == text
+
+
+def test_remaining_shows_its_bounds_unless_it_is_exact() -> None:
+    assert remaining(make_pool()) == "28109"
+    assert remaining(make_pool(remaining_min=28100)) == "28109 (28100-28109)"
+    assert remaining(make_pool(exact=False)) == "28109 (estimate)"
+
+
+def test_cells_stand_under_their_columns() -> None:
+    assert dict(zip(COLUMNS, cells(make_bind_pool()), strict=True)) == {
+        "KIND": "tcp_bind",
+        "SOURCE": "10.0.0.1",
+        "DESTINATION": "-",
+        "UTIL%": "0.4",
+        "IN-USE": "120",
+        "TIME-WAIT": "30",
+        "REUSABLE": "0",
+        "REMAINING": "28112",
+        "STATES": "established 90, time_wait 30",
+    }
+
+
+def test_every_blindness_is_put_into_words_once() -> None:
+    namespaces = [make_namespace(blind_to=tuple(Blindness)), make_namespace(netns="blue", blind_to=tuple(Blindness))]
+    sentences = gaps(make_report(namespaces=namespaces))
+
+    assert len(sentences) == len(Blindness)
+    assert not any(word in sentence for word in Blindness for sentence in sentences)
+
+
+def test_blindness_without_words_is_named() -> None:
+    assert gaps(make_report(namespaces=[make_namespace(blind_to=("x_rays",))])) == ("Not seen: x_rays.",)
+
+
+def test_all_well_means_no_failures_and_no_gaps() -> None:
+    assert failures(make_report()) == ()
+    assert gaps(make_report()) == ()
+
+
+def test_first_failure_says_why_there_are_no_figures() -> None:
+    assert failures(make_first_failure("netlink is not allowed here.")) == (
+        "The last poll failed: netlink is not allowed here.",
+        "The kernel has not been read successfully yet, so there are no figures.",
+    )
+    assert facts(make_first_failure()) == ()
+
+
+def test_facts_say_unknown_rather_than_zero() -> None:
+    namespaces = [make_namespace(), make_namespace(netns="blue", blocked_ports=None, ambiguous_ports=None)]
+
+    assert facts(make_report(namespaces=namespaces, backends={"udp": "procfs"})) == (
+        "Ports 32768-60999: 28232 usable (0 reserved), 3 blocked for connect(), 120 ambiguous.",
+        "Ports of blue 32768-60999: 28232 usable (0 reserved), unknown blocked for connect(), unknown ambiguous.",
+        "Read at 2026-01-02T03:04:05.006Z: udp through procfs.",
+    )
