@@ -1,0 +1,218 @@
+"""ephmon as a real process in a network namespace, and what tests observe of it from outside, with bounded waits."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import select
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from tests.namespaces import Namespace
+
+T = TypeVar("T")
+
+WAIT_SECONDS = 20.0
+"""How long a test waits at most for what must come."""
+_PAUSE_SECONDS = 0.01
+_ENVIRONMENT_OF_THE_TESTS = re.compile(r"PYTHON.*|LC_.*|LANG|NO_COLOR|JOURNAL_STREAM|COLUMNS")
+
+Metrics = dict[str, float]
+"""The value of each series, named as Prometheus writes it: `name{label="value"}`."""
+
+
+class Reply(NamedTuple):
+    """What an HTTP server answered."""
+
+    status: int
+    content_type: str
+    body: str
+
+
+def eventually(observe: Callable[[], T], holds: Callable[[T], bool]) -> T:
+    """Observe until it holds, and return what was seen then; fails after `WAIT_SECONDS`."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not holds(seen := observe()):
+        assert time.monotonic() < deadline, f"after {WAIT_SECONDS:g} s still {seen!r}"
+        time.sleep(_PAUSE_SECONDS)
+    return seen
+
+
+def ephmon(*arguments: str | Path) -> list[str]:
+    """Return the command line of `ephmon` with these arguments, run by the interpreter of the tests."""
+    return python("-m", "ephmon", *map(str, arguments))
+
+
+def python(*arguments: str) -> list[str]:
+    """Return a command line of the interpreter of the tests, which imports what they import."""
+    return [sys.executable, "-P", *arguments]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the environment that ephmon is started in: nothing in it changes what is printed, but for `changes`."""
+    kept = {name: value for name, value in os.environ.items() if not _ENVIRONMENT_OF_THE_TESTS.fullmatch(name)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), **changes}
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command,
+        env=environment() if env is None else env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+
+
+def fetch(
+    path: str,
+    *,
+    port: int = 19100,
+    host: str = "127.0.0.1",
+    source: tuple[str, int] | None = None,
+    authority: str | None = None,
+    certificate: tuple[str, str] | None = None,
+) -> Reply:
+    """Send one GET request; for `Namespace.call`.
+
+    `source` is bound to first, `authority` names the file of a certificate and makes it HTTPS, `certificate` the files
+    of the client's own and its key.
+    """
+    connection = _connection(host, port, source, authority, certificate)
+    try:
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        return Reply(reply.status, reply.getheader("Content-Type", ""), reply.read().decode())
+    finally:
+        connection.close()
+
+
+def _connection(
+    host: str,
+    port: int,
+    source: tuple[str, int] | None,
+    authority: str | None,
+    certificate: tuple[str, str] | None,
+) -> http.client.HTTPConnection:
+    if authority is None:
+        return http.client.HTTPConnection(host, port, timeout=WAIT_SECONDS, source_address=source)
+    context = ssl.create_default_context(cafile=authority)
+    if certificate is not None:
+        context.load_cert_chain(*certificate)
+    return http.client.HTTPSConnection(host, port, timeout=WAIT_SECONDS, source_address=source, context=context)
+
+
+class Running:
+    """A daemon in a namespace, as a context manager that kills what is left of it.
+
+    Its standard error is read here, unless `stderr` says where it goes instead.
+    """
+
+    def __init__(
+        self, ns: Namespace, command: Sequence[str], *, stderr: int | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._ns = ns
+        self._process = subprocess.Popen(
+            ns.command(*command),
+            env=environment() if env is None else env,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if stderr is None else stderr,
+        )
+        self._unread = b""
+        self.lines: list[str] = []
+        """What it has logged, as far as it was read."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait(WAIT_SECONDS)
+        if self._process.stderr:
+            self._process.stderr.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id: what puts it into the namespace ends in an exec."""
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until it has ended and return its exit status; what it logged is in `lines` then."""
+        status = self._process.wait(WAIT_SECONDS)
+        if self._process.stderr:
+            self._take(self._process.stderr.read())
+        return status
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait_for_line(self, text: str) -> str:
+        """Wait until it logs a line that contains the text, and return the line; lines read before do not count."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        seen = len(self.lines)
+        while True:
+            for line in self.lines[seen:]:
+                if text in line:
+                    return line
+            seen = len(self.lines)
+            self._read_more(text, deadline)
+
+    def get(self, path: str) -> Reply:
+        """Send it a GET request on its default address."""
+        return self._ns.call(fetch, path)
+
+    def metrics(self) -> Metrics:
+        """Return what /metrics says, nothing while nobody answers there."""
+        try:
+            reply = self.get("/metrics")
+        except ConnectionRefusedError:
+            return {}
+        assert reply.status in {200, 503}
+        return parse_metrics(reply.body) if reply.status == 200 else {}
+
+    def wait_for(self, **values: float) -> Metrics:
+        """Wait until the metrics of these names, without their prefix `ephmon_`, have these values; return all."""
+        expected = {f"ephmon_{name}": value for name, value in values.items()}
+        return eventually(self.metrics, lambda metrics: expected.items() <= metrics.items())
+
+    def wait_for_polls(self, number: int) -> Metrics:
+        """Wait until it has made so many more polls than it has now, and return all metrics."""
+        name = 'ephmon_polls_total{scope="full"}'
+        enough = self.metrics().get(name, 0.0) + number
+        return eventually(self.metrics, lambda metrics: metrics.get(name, 0.0) >= enough)
+
+    def _read_more(self, wanted: str, deadline: float) -> None:
+        assert self._process.stderr is not None
+        seconds = max(0.0, deadline - time.monotonic())
+        ready = select.select([self._process.stderr], [], [], seconds)[0]
+        chunk = os.read(self._process.stderr.fileno(), 1 << 16) if ready else b""
+        self._take(chunk)
+        assert chunk, f"no line with {wanted!r}, only {self.lines}"
+
+    def _take(self, chunk: bytes) -> None:
+        *lines, self._unread = (self._unread + chunk).split(b"\n")
+        self.lines += [line.decode() for line in lines]
+
+
+def parse_metrics(exposition: str) -> Metrics:
+    """Return the series of a text in Prometheus format 0.0.4."""
+    samples = (line.rpartition(" ") for line in exposition.splitlines() if not line.startswith("#"))
+    return {series: float(value) for series, _, value in samples}
