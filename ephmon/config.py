@@ -202,7 +202,6 @@ PENDING_KEYS: tuple[tuple[str, str], ...] = (
     ("poll.urgent_interval", "is accepted but has no effect yet: every poll comes at poll.interval"),
     ("poll.cpu_budget", "is accepted but has no effect yet: no budget stretches poll.interval"),
     ("poll.urgent_cpu_budget", "is accepted but has no effect yet: there are no urgent polls"),
-    ("poll.probe", "is accepted but has no effect yet: ephmon never binds a port to find out how it is held"),
     ("thresholds.warning.utilisation", _LINES),
     ("thresholds.critical.utilisation", _LINES),
     ("thresholds.overrides", _MARKS),

@@ -11,10 +11,11 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tests.namespaces import Namespace
@@ -216,3 +217,39 @@ def parse_metrics(exposition: str) -> Metrics:
     """Return the series of a text in Prometheus format 0.0.4."""
     samples = (line.rpartition(" ") for line in exposition.splitlines() if not line.startswith("#"))
     return {series: float(value) for series, _, value in samples}
+
+
+def put(path: Path, text: str) -> Path:
+    """Write a file so that nobody ever sees half of it."""
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    return new.rename(path)
+
+
+def takes_more(pipe: int, content: bytes) -> bool:
+    """Write to a pipe until it is full; tell whether somebody still reads it."""
+    try:
+        while True:
+            os.write(pipe, content)
+    except BlockingIOError:
+        return True
+    except BrokenPipeError:
+        return False
+
+
+@contextmanager
+def opened_by_its_reader(fifo: Path) -> Iterator[int]:
+    """Wait until somebody opens the FIFO to read it, and return a descriptor to write to it without waiting."""
+
+    def open_it() -> int | None:
+        try:
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: there is no reader yet
+            return None
+
+    descriptor = eventually(open_it, lambda descriptor: descriptor is not None)
+    assert descriptor is not None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -528,11 +528,10 @@ notify: {labels: {team: a}}
 
 
 def test_keys_that_have_no_effect_yet_are_told() -> None:
-    keys = {"poll.interval", "poll.probe", "notify.labels", "thresholds.overrides[0].kind", "thresholds.warning.for"}
+    keys = {"poll.interval", "notify.labels", "thresholds.overrides[0].kind", "thresholds.warning.for"}
 
     assert pending(keys) == (
         "notify.labels is accepted but has no effect yet: ephmon sends no notifications",
-        "poll.probe is accepted but has no effect yet: ephmon never binds a port to find out how it is held",
         "thresholds.overrides[0].kind marks pools on the status page and in tables, but raises no alert yet",
         "thresholds.warning.for is accepted but has no effect yet: ephmon raises no alerts",
     )

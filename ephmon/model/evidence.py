@@ -22,7 +22,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from itertools import compress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -47,8 +47,8 @@ class Verdict(IntEnum):
     BLOCKED = 2
 
 
-class Past(IntFlag):
-    """What a port has been since it was last seen without a socket."""
+class Past(IntEnum):
+    """What a port has been since it was last seen without a socket: bits, in plain integers."""
 
     NOTHING = 0
     LISTENED_ON = 1

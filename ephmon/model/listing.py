@@ -2,13 +2,14 @@
 
 The worst `top` pools are wanted. A pool stays listed for a while after it has left them, while there is room, and only
 `top` new ones may come in within the same time, so that somebody who picks destinations cannot churn the series of a
-time-series database. A pool that was listed within that time and comes back is not new; nor are those of the very
-first choice.
+time-series database. A pool that was listed within that time and comes back is not new, as long as it is among the
+latest that were; nor are those of the very first choice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 STAY_SECONDS = 600.0
 """How long a listed pool stays after it left the top, and the time within which newcomers are counted."""
+REMEMBERED_PER_PLACE = 3
+"""How many pools are remembered as listed of late, for each that may be listed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class Listing:
 
     listed: Mapping[PoolKey, Listed] = field(default_factory=dict)
     seen: Mapping[PoolKey, float] = field(default_factory=dict)
-    """When each pool of the last STAY_SECONDS was listed last; at most three times `top`."""
+    """When each pool of the last STAY_SECONDS was listed last; of those the latest, at most three times `top`."""
     entries: tuple[float, ...] = ()
     """When the newcomers of the last STAY_SECONDS came in; at most `top`."""
     is_first: bool = True
@@ -68,7 +71,17 @@ def choose(previous: Listing, ranked: Sequence[PoolKey], existing: Sequence[Pool
     for key in existing:
         if key not in listed and len(listed) < top and now - previous.listed[key].last_at_top < STAY_SECONDS:
             listed[key] = previous.listed[key]
-    return Listing(listed=listed, seen=seen | dict.fromkeys(listed, now), entries=tuple(entries), is_first=False)
+    return Listing(
+        listed=listed,
+        seen=_latest(seen | dict.fromkeys(listed, now), REMEMBERED_PER_PLACE * top),
+        entries=tuple(entries[-top:]),
+        is_first=False,
+    )
+
+
+def _latest(seen: Mapping[PoolKey, float], number: int) -> dict[PoolKey, float]:
+    """Return the entries with the latest times: pools that take turns would otherwise keep all of them alive."""
+    return dict(sorted(seen.items(), key=itemgetter(1), reverse=True)[:number])
 
 
 def remember(listed: Listed, utilisation: float, now: float, window_seconds: float) -> Listed:

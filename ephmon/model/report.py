@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from heapq import nlargest
+from heapq import nsmallest
 from itertools import chain
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from ephmon.model.listing import Listing, choose, remember
-from ephmon.model.survey import NO_ANSWERS_AT_ALL, badness, survey
+from ephmon.model.survey import NO_ANSWERS_AT_ALL, survey, worst_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ephmon.model.pools import Pool, PoolKey, PoolKind
     from ephmon.model.rules import ListingRules, Rules
     from ephmon.model.snapshot import Snapshot
-    from ephmon.model.survey import NamespaceSurvey, PoolSet
+    from ephmon.model.survey import NamespaceSurvey, Ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,10 @@ class Report:
     """What the next report needs to know of the choice of listed pools."""
     evidence: Mapping[int, Evidence] = field(default_factory=dict)
     """What is remembered of the ports of each namespace, by its inode."""
+    probe_available: bool | None = None
+    """Whether ports in doubt could be probed; None if that was not asked for."""
+    probe_error: str | None = None
+    """Why they could not, as one sentence."""
 
 
 def initial_report(rules: Rules, reload: ReloadStatus, interval_seconds: float) -> Report:
@@ -160,14 +164,20 @@ def build_report(
     return report_of(surveys, snapshot, previous, now)
 
 
+def ports_in_doubt(snapshot: Snapshot, previous: Report) -> dict[int, list[int]]:
+    """Return the ports that the probe should be asked about, by the inode of the namespace."""
+    surveys = survey(snapshot, evidence=previous.evidence)
+    return {one.namespace.inode: one.ports.unanswered() for one in surveys if one.ports}
+
+
 def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: Report, now: float) -> Report:
     """Return the report after a good poll whose pools are counted already."""
     rules = previous.rules.listing
     ranked = [one.ranked(rules.ignore_destinations) for one in surveys]
     top = _worst(chain.from_iterable(ranked), rules)
-    existing = _still_there(surveys, previous.listing)
+    existing = _still_there(surveys, previous.listing, rules)
     listing = choose(previous.listing, list(top), list(existing), rules.top, now)
-    pools = sorted((top.get(key) or existing[key] for key in listing.listed), key=badness, reverse=True)
+    pools = sorted((top.get(key) or existing[key] for key in listing.listed), key=worst_first)
     remembered = {
         pool.key: remember(listing.listed[pool.key], pool.utilisation, now, rules.peak_window_seconds) for pool in pools
     }
@@ -199,15 +209,12 @@ def failed_report(previous: Report, error: str, reason: str, duration_seconds: f
     )
 
 
-_Ranked = tuple[tuple[int, int], "PoolSet[Any]", Any]
-
-
-def _namespace_report(one: NamespaceSurvey, ranked: Iterable[_Ranked], listed: Iterable[Pool]) -> NamespaceReport:
+def _namespace_report(one: NamespaceSurvey, ranked: Iterable[Ranked], listed: Iterable[Pool]) -> NamespaceReport:
     namespace, sysctls = one.namespace, one.namespace.sysctls
     low, high = sysctls.port_range
     worst: dict[PoolKind, float] = {}
-    for (lost, _), pools, _ in ranked:
-        worst[pools.kind] = max(worst.get(pools.kind, 0.0), lost / one.usable if one.usable else 1.0)
+    for utilisation, _, pools, _ in ranked:
+        worst[pools.kind] = max(worst.get(pools.kind, 0.0), utilisation)
     kinds = [pool.key.kind for pool in listed if pool.key.netns == namespace.netns]
     blind_to = {blindness for sockets in (namespace.tcp, namespace.udp) if sockets for blindness in sockets.blind_to}
     return NamespaceReport(
@@ -228,20 +235,19 @@ def _namespace_report(one: NamespaceSurvey, ranked: Iterable[_Ranked], listed: I
     )
 
 
-def _worst(ranked: Iterable[_Ranked], rules: ListingRules) -> dict[PoolKey, Pool]:
+def _worst(ranked: Iterable[Ranked], rules: ListingRules) -> dict[PoolKey, Pool]:
     """Return the pools that may be listed, as many as may, worst first."""
-    candidates = (entry for entry in ranked if entry[1].held(entry[2]) >= rules.min_in_use)
-    chosen = nlargest(rules.top, candidates, key=itemgetter(0))
-    return {pool.key: pool for pool in (pools.pool(key) for _, pools, key in chosen)}
+    candidates = (entry for entry in ranked if entry.held >= rules.min_in_use)
+    chosen = nsmallest(rules.top, candidates, key=attrgetter("worst_first"))
+    return {pool.key: pool for pool in (entry.pools.pool(entry.key) for entry in chosen)}
 
 
-def _still_there(surveys: Iterable[NamespaceSurvey], listing: Listing) -> dict[PoolKey, Pool]:
-    """Return those of the pools listed so far that still exist, worst first."""
+def _still_there(surveys: Sequence[NamespaceSurvey], listing: Listing, rules: ListingRules) -> dict[PoolKey, Pool]:
+    """Return those of the pools listed so far that still exist and are not ignored, worst first."""
     found = [
-        pools.pool(own)
+        pool
         for one in surveys
-        for pools in one.pool_sets
         for key in listing.listed
-        if (own := pools.find(key)) is not None
+        if (pool := one.find(key, rules.ignore_destinations)) is not None
     ]
-    return {pool.key: pool for pool in sorted(found, key=badness, reverse=True)}
+    return {pool.key: pool for pool in sorted(found, key=worst_first)}

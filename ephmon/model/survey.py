@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from ephmon.model.address_pools import ANY_V4, ANY_V6, AddressPools
 from ephmon.model.evidence import NO_ANSWERS, Evidence, weigh
@@ -57,6 +57,20 @@ class PoolSet(Protocol[Key]):
         """Return a pool, also one that does not exist."""
 
 
+class Ranked(NamedTuple):
+    """A pool that is not built yet, and what it is ordered by among those of all kinds and namespaces."""
+
+    utilisation: float
+    held: int
+    pools: PoolSet[Any]
+    key: Any
+
+    @property
+    def worst_first(self) -> tuple[float, int, str, str, Any]:
+        """What sorts them; the key keeps equal ones from taking turns as the order of the sockets changes."""
+        return -self.utilisation, -self.held, self.pools.netns, self.pools.kind, self.key
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceSurvey:
     """The pools of one namespace."""
@@ -76,14 +90,23 @@ class NamespaceSurvey:
         """Return the pools of a kind, None where its protocol could not be read."""
         return next((pools for pools in self.pool_sets if pools.kind == kind), None)
 
-    def ranked(self, ignored: Sequence[DestinationPattern]) -> list[tuple[tuple[int, int], PoolSet[Any], Any]]:
-        """Return (rank, set, key) of all pools that are not ignored, in no order."""
+    def ranked(self, ignored: Sequence[DestinationPattern]) -> list[Ranked]:
+        """Return all pools that are not ignored, in no order."""
         return [
-            (pools.rank(key), pools, key)
+            Ranked(lost / self.usable if self.usable else 1.0, held, pools, key)
             for pools in self.pool_sets
             for key in pools
             if not (ignored and _is_ignored(pools.destination(key), ignored))
+            for lost, held in (pools.rank(key),)
         ]
+
+    def find(self, key: PoolKey, ignored: Sequence[DestinationPattern]) -> Pool | None:
+        """Return a pool that exists and is not ignored, None for others."""
+        for pools in self.pool_sets:
+            own = pools.find(key)
+            if own is not None and not _is_ignored(pools.destination(own), ignored):
+                return pools.pool(own)
+        return None
 
 
 NO_EVIDENCE: Mapping[int, Evidence] = MappingProxyType({})
@@ -150,12 +173,12 @@ def _survey(
 def every_pool(surveys: Iterable[NamespaceSurvey], ignored: Sequence[DestinationPattern]) -> list[Pool]:
     """Return all pools that are not ignored, worst utilisation first, then most ports held."""
     entries = chain.from_iterable(one.ranked(ignored) for one in surveys)
-    return sorted((pools.pool(key) for _, pools, key in entries), key=badness, reverse=True)
+    return sorted((entry.pools.pool(entry.key) for entry in entries), key=worst_first)
 
 
-def badness(pool: Pool) -> tuple[float, int]:
-    """Return what pools are ordered by wherever they are shown, the worst greatest."""
-    return pool.utilisation, pool.held
+def worst_first(pool: Pool) -> tuple[float, int, PoolKey]:
+    """Return what sorts pools wherever they are shown; equal ones keep their places from poll to poll."""
+    return -pool.utilisation, -pool.held, pool.key
 
 
 def _tcp_bind(

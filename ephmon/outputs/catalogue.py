@@ -48,7 +48,8 @@ def _backends(subject: Subject) -> Iterable[Sample]:
 def _collectors(subject: Subject) -> Iterable[Sample]:
     available = (Sample((protocol,), 1) for protocol in subject.report.backends)
     missing = (Sample((protocol,), 0) for protocol in subject.report.missing)
-    return (*available, *missing)
+    probe = subject.report.probe_available
+    return (*available, *missing, *(() if probe is None else (Sample(("probe",), probe),)))
 
 
 def _thresholds(subject: Subject) -> Iterable[Sample]:

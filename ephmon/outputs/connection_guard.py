@@ -191,7 +191,7 @@ class ConnectionGuard:
             self._make_room()
         try:
             stream = self._open_stream(peer)
-        except OSError:  # the client has gone already, which wrapping its socket for TLS notices
+        except OSError:  # the client has gone already
             peer.close()
             return
         connection = Connection(stream, self._limits)
@@ -206,6 +206,8 @@ class ConnectionGuard:
         tls = self._tls()
         if tls is None:
             return IOStream(peer, max_buffer_size=buffer_bytes, read_chunk_size=_READ_CHUNK_BYTES)
+        # Fails for a client that has reset the connection, whose socket wrapping would leave to the garbage collector.
+        peer.getpeername()
         wrapped = tls.wrap_socket(peer, server_side=True, do_handshake_on_connect=False)
         # Without ssl_options each stream would make a client context of its own, which takes milliseconds.
         return SSLIOStream(wrapped, ssl_options=tls, max_buffer_size=buffer_bytes, read_chunk_size=_READ_CHUNK_BYTES)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 _FIELDS = "ephmon_fields"
-_CHARACTERS_AT_ONCE = select.PIPE_BUF // 4
-"""UTF-8 has at most four bytes a character."""
 
 
 class Line(NamedTuple):
@@ -40,7 +38,7 @@ def write(logger: logging.Logger, line: Line) -> None:
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
-    """Send all records of ephmon to `stream`.
+    """Send all records of ephmon to the file behind `stream`.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
@@ -48,7 +46,6 @@ def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
         stream: Where to, standard error if None. It never stops the caller: a stream that is closed gets nothing, and
             what a full one does not take at once is lost, which is said when it takes something again.
     """
-    logging.raiseExceptions = False
     stream = stream or sys.stderr
     root = logging.getLogger("ephmon")
     root.setLevel(level.upper())
@@ -56,35 +53,41 @@ def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
     if stream is None:  # it was closed when Python started
         root.handlers[:] = [logging.NullHandler()]
         return
-    handler = _Handler(stream)
-    handler.setFormatter(_JsonFormatter() if style == "json" else _KeyValueFormatter(journal=_is_journal(stream)))
+    descriptor = stream.fileno()
+    in_use = (handler for handler in root.handlers if isinstance(handler, _Handler))
+    handler = next((handler for handler in in_use if handler.descriptor == descriptor), None) or _Handler(descriptor)
+    handler.setFormatter(_JsonFormatter() if style == "json" else _KeyValueFormatter(journal=_is_journal(descriptor)))
     root.handlers[:] = [handler]
 
 
-class _Handler(logging.StreamHandler["TextIO"]):
-    """Writes records as far as the stream takes them without waiting, and counts those that it did not take whole."""
+class _Handler(logging.Handler):
+    """Writes records as far as a file takes them without waiting, and counts those that it did not take whole.
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
+    Whoever reads a pipe may have stopped (`ephmon run 2>&1 | less`, a journal that hangs), and write() would wait for
+    them. Nothing is buffered here, because Python writes what is in a buffer once more when it exits.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
         self._lost = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            # The last line may lack its end.
-            if self._lost and self._put("\n" + self.format(_loss(self._lost)) + "\n"):
-                self._lost = 0
-            is_whole = self._put(self.format(record) + "\n")
-        except OSError:
-            is_whole = False
-        self._lost += not is_whole
+        # The last line may lack its end.
+        if self._lost and self._put("\n" + self.format(_loss(self._lost))):
+            self._lost = 0
+        self._lost += not self._put(self.format(record))
 
     def _put(self, text: str) -> bool:
-        """Write what the stream takes, and tell whether it took all."""
-        for start in range(0, len(text), _CHARACTERS_AT_ONCE):
-            if not _takes_more(self.stream):
-                return False
-            self.stream.write(text[start : start + _CHARACTERS_AT_ONCE])
-            self.stream.flush()
+        """Write what the file takes, and tell whether it took all."""
+        line = f"{text}\n".encode("ascii", "backslashreplace")
+        try:
+            for start in range(0, len(line), select.PIPE_BUF):
+                if not _takes_more(self.descriptor):
+                    return False
+                os.write(self.descriptor, line[start : start + select.PIPE_BUF])
+        except OSError:
+            return False
         return True
 
 
@@ -94,27 +97,17 @@ def _loss(lines: int) -> logging.LogRecord:
     return logging.makeLogRecord({"msg": message, _FIELDS: {"lost": lines}, **warning})
 
 
-def _takes_more(stream: TextIO) -> bool:
-    """Tell whether the stream takes `select.PIPE_BUF` bytes at once: of a pipe that is what POLLOUT says (man 7 pipe).
-
-    Whoever reads it may have stopped (`ephmon run 2>&1 | less`, a journal that hangs), and write() would wait for them.
-    """
-    try:
-        poll = select.poll()
-        poll.register(stream, select.POLLOUT)
-    except (OSError, ValueError):
-        return not stream.closed  # no file behind it
+def _takes_more(descriptor: int) -> bool:
+    """Tell whether `select.PIPE_BUF` bytes are taken at once: of a pipe that is what POLLOUT says (man 7 pipe)."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
     return any(events & select.POLLOUT for _, events in poll.poll(0))
 
 
-def _is_journal(stream: TextIO) -> bool:
-    """Tell whether the journal reads the stream: JOURNAL_STREAM names its device and inode (man 5 systemd.exec)."""
-    named = os.environ.get("JOURNAL_STREAM", "")
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False  # no file behind it
-    return named == f"{status.st_dev}:{status.st_ino}"
+def _is_journal(descriptor: int) -> bool:
+    """Tell whether the journal reads the file: JOURNAL_STREAM names its device and inode (man 5 systemd.exec)."""
+    status = os.fstat(descriptor)
+    return os.environ.get("JOURNAL_STREAM", "") == f"{status.st_dev}:{status.st_ino}"
 
 
 class _KeyValueFormatter(logging.Formatter):
@@ -180,6 +173,8 @@ def changes(previous: Report, report: Report) -> Iterator[Line]:
     for protocol, reason in report.missing.items():
         if previous.missing.get(protocol) != reason:
             yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", {"protocol": protocol})
+    if report.probe_error is not None and report.probe_error != previous.probe_error:
+        yield Line(logging.WARNING, f"Ports in doubt are not probed: {report.probe_error}")
     yield from _namespace_changes(previous, report)
 
 

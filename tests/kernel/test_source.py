@@ -7,7 +7,6 @@ import errno
 import itertools
 import os
 import platform
-import re
 import socket
 import struct
 import subprocess
@@ -127,11 +126,9 @@ def test_tcp_sockets_of_all_sorts_are_the_same_by_inet_diag_by_procfs_and_in_ss(
     accepted = Counter({row: n for row, n in in_ss.items() if row[2] < 40_100 and row[0] != "LISTEN"})
 
     assert rows(by_procfs.bound, by_procfs.connections) == in_ss
-    assert accepted.total() == 8
+    assert accepted.total() == 7
     assert rows(by_diag.bound, by_diag.connections) == in_ss - accepted
-    assert by_diag.explicit_ports == {row[2] for row in in_ss - accepted if row[0] in {"ESTABLISHED", "SYN_SENT"}} | {
-        41_008
-    }
+    assert by_diag.explicit_ports == {41_001, 41_002, 41_003, 41_008, 41_009, 41_010, 41_011}
 
 
 def test_udp_sockets_of_all_sorts_are_the_same_by_inet_diag_by_procfs_and_in_ss(ns: Namespace) -> None:
@@ -187,13 +184,19 @@ class LacksUdp(LacksBoth):
     lacks = (inet_diag.SOCK_DIAG_BY_FAMILY,)
 
 
-def read_by_turns(turns: Sequence[type[SockDiag]], proc: Path = PROC) -> list[tuple[Backend, ...]]:
-    """Read with each kind of socket in turn, and return the backends of TCP and UDP each time."""
-    turn: list[type[SockDiag]] = []
-    reader = source(proc=proc, open_diag=lambda: turn[-1]())
+def read_by_turns(
+    turns: Sequence[type[SockDiag]], proc: Path = PROC, socket_counts: Sequence[int] = ()
+) -> list[tuple[Backend, Backend]]:
+    """Read with each kind of socket in turn, and return the backends of TCP and UDP each time.
+
+    `proc` says that there are so many sockets of each protocol, if a number is given for the turn.
+    """
+    kind: type[SockDiag] = SockDiag
+    reader = source(proc=proc, open_diag=lambda: kind())  # noqa: PLW0108 - whichever it is by then
     found = []
-    for kind in turns:
-        turn.append(kind)
+    for kind, count in itertools.zip_longest(turns, socket_counts):  # noqa: B007 - read by the lambda
+        if count is not None:
+            say_count(proc, tcp=count, udp=count)
         (namespace,) = reader.read(MINUTE).namespaces
         found.append((namespace.backends[TCP], namespace.backends[UDP]))
     return found
@@ -245,11 +248,11 @@ def test_a_sandbox_without_netlink_is_read_by_procfs(ns: Namespace) -> None:
     sandboxed.call(refuse_netlink)
 
     assert sandboxed.call(read, "auto").backends == {TCP: PROCFS, UDP: PROCFS}
-    with pytest.raises(
-        KernelError,
-        match=r"^The socket for inet_diag cannot be opened: Address family not supported .*\(EAFNOSUPPORT\)\.$",
-    ):
+    with pytest.raises(KernelError) as caught:
         sandboxed.call(read, "inet_diag")
+    assert str(caught.value) == (
+        "The socket for inet_diag cannot be opened: Address family not supported by protocol (EAFNOSUPPORT)."
+    )
 
 
 def proc_that_counts(folder: Path, *, tcp: int, udp: int) -> Path:
@@ -260,8 +263,13 @@ def proc_that_counts(folder: Path, *, tcp: int, udp: int) -> Path:
     net.mkdir()
     for name in ("tcp", "tcp6", "udp", "udp6"):
         (net / name).symlink_to(f"/proc/self/net/{name}")
-    (net / "sockstat").write_text(f"TCP: inuse {tcp} orphan 0 tw 0 alloc 0 mem 0\nUDP: inuse {udp} mem 0\n")
+    say_count(folder, tcp=tcp, udp=udp)
     return folder
+
+
+def say_count(proc: Path, *, tcp: int, udp: int) -> None:
+    sockstat = f"TCP: inuse {tcp} orphan 0 tw 0 alloc 0 mem 0\nUDP: inuse {udp} mem 0\n"
+    (proc / "net" / "sockstat").write_text(sockstat, encoding="ascii")
 
 
 def test_procfs_is_read_below_50000_sockets(ns: Namespace, tmp_path: Path) -> None:
@@ -285,25 +293,11 @@ def test_procfs_is_not_read_from_50000_sockets_on_unless_it_was_chosen(ns: Names
 
 def test_with_50000_sockets_the_first_good_try_is_enough_to_return(ns: Namespace, tmp_path: Path) -> None:
     """Reading so many from procfs twice more would be worse than a backend that comes and goes."""
-    proc = proc_that_counts(tmp_path, tcp=49_999, udp=49_999)
-    grow = proc / "net" / "sockstat"
+    proc = proc_that_counts(tmp_path, tcp=0, udp=0)
 
-    assert ns.call(read_by_turns, [LacksBoth, SockDiag], proc) == [(PROCFS, PROCFS)] * 2
-    grow.write_text(grow.read_text().replace("49999", "50000"))
-    assert ns.call(return_at_once, proc, grow) == [(PROCFS, PROCFS), (DIAG, DIAG)]
+    found = ns.call(read_by_turns, [LacksBoth, SockDiag], proc, [49_999, 50_000])
 
-
-def return_at_once(proc: Path, sockstat: Path) -> list[tuple[Backend, ...]]:
-    """Fall back with few sockets, then try again with many."""
-    many = sockstat.read_text()
-    sockstat.write_text(many.replace("50000", "49999"))
-    turn: list[type[SockDiag]] = [LacksBoth]
-    reader = source(proc=proc, open_diag=lambda: turn[-1]())
-    (before,) = reader.read(MINUTE).namespaces
-    sockstat.write_text(many)
-    turn.append(SockDiag)
-    (after,) = reader.read(MINUTE).namespaces
-    return [(namespace.backends[TCP], namespace.backends[UDP]) for namespace in (before, after)]
+    assert found == [(PROCFS, PROCFS), (DIAG, DIAG)]
 
 
 # --- what fails ---------------------------------------------------------------------------------------------------
@@ -320,10 +314,10 @@ def test_a_protocol_that_cannot_be_read_does_not_fail_the_other(
 
 
 def test_a_reading_that_brings_neither_protocol_fails_and_says_why_once(ns: Namespace) -> None:
-    with pytest.raises(KernelError, match=f"^{re.escape(NO_HANDLER)}$") as caught:
+    with pytest.raises(KernelError) as caught:
         ns.call(read, "inet_diag", LacksBoth)
 
-    assert caught.value.reason == "unavailable"
+    assert (str(caught.value), caught.value.reason) == (NO_HANDLER, "unavailable")
 
 
 @pytest.mark.parametrize("mode", ["auto", "inet_diag", "procfs"])
@@ -429,10 +423,14 @@ def test_another_sysctl_that_changes_meanwhile_is_left_to_the_next_poll(ns: Name
 def read_often(times: int) -> tuple[list[str], list[str]]:
     """Return the open descriptors before and after."""
     reader = source()
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     for _ in range(times):
         reader.read(MINUTE)
-    return before, os.listdir("/proc/self/fd")
+    return before, descriptors()
+
+
+def descriptors() -> list[str]:
+    return sorted(entry.name for entry in Path("/proc/self/fd").iterdir())
 
 
 def test_nothing_stays_open_after_a_reading(ns: Namespace) -> None:

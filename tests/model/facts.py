@@ -162,9 +162,9 @@ def make_ports(
     ambiguous: Iterable[int] = (),
     blind_to: Iterable[Blindness] = (),
 ) -> TcpPorts:
-    """Build the classes of all ports: UNUSABLE outside the range and where reserved, else as given, else SHARED."""
+    """Build the classes of all ports: UNUSABLE if reserved or outside the range, else the worst given, else SHARED."""
     classes = usable_ports(sysctls)
-    given = {PortClass.BLOCKED: blocked, PortClass.SUSPECT: suspect, PortClass.AMBIGUOUS: ambiguous}
+    given = {PortClass.AMBIGUOUS: ambiguous, PortClass.SUSPECT: suspect, PortClass.BLOCKED: blocked}
     for port_class, ports in given.items():
         for port in ports:
             classes[port] = port_class if classes[port] else PortClass.UNUSABLE

@@ -6,10 +6,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.snapshot import TcpState
 from ephmon.model.evidence import Evidence, weigh
-from ephmon.model.tcp_ports import PORTS as ALL_PORTS, Listeners, PortClass, TcpPorts, usable_ports
-from tests.model.facts import HIGH, LOW, Sockets, bound, connected, listening, make_ports, make_sysctls, make_tcp, packed
+from ephmon.model.snapshot import TcpState
+from ephmon.model.tcp_ports import PORTS as ALL_PORTS
+from ephmon.model.tcp_ports import Listeners, PortClass, TcpPorts, usable_ports
+from tests.model.facts import (
+    HIGH,
+    LOW,
+    Sockets,
+    bound,
+    connected,
+    listening,
+    make_ports,
+    make_sysctls,
+    make_tcp,
+    packed,
+)
 
 if TYPE_CHECKING:
     from ephmon.model.snapshot import Sysctls, TcpSockets

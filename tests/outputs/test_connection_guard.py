@@ -6,15 +6,19 @@ import asyncio
 import os
 import resource
 import socket
+import struct
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
 from ephmon.outputs.connection_guard import Connection, ConnectionGuard, ConnectionLimits, connection_cap
+from ephmon.outputs.tls import build_tls_context
+from tests.outputs.certificates import make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from pathlib import Path
 
 # Longer than any test takes, where a deadline is not the point.
 LONG = 60.0
@@ -239,6 +243,26 @@ def test_a_head_that_is_too_long_is_not_read_on() -> None:
 
             assert await fits.read() == REPLY
             assert await too_long.read() == b""
+
+    run(test())
+
+
+def test_a_client_that_reset_the_connection_before_its_handshake_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A socket left to the garbage collector is a ResourceWarning, which fails the test."""
+    context = build_tls_context(make_certificate(tmp_path, "server"))
+
+    async def test() -> None:
+        with listen() as listener:
+            with closing(Client()) as gone:
+                await gone.connect(listener.getsockname())
+                gone.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            guard = ConnectionGuard(listener, reply_when_asked, limits=limits(), tls=lambda: context)
+            guard.start()
+            async with connected(listener.getsockname(), 1) as [client]:
+                await client.send(b"no handshake")
+
+                assert await client.read() == b""
+            await guard.stop()
 
     run(test())
 

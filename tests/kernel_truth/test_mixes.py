@@ -1,0 +1,87 @@
+"""Random mixes of sockets: every prediction is held against the kernel, and one miss fails.
+
+How good the best estimate is where ports are in doubt is printed (`pytest -s`), and stands in docs/exactness.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.kernel_truth.mixes import Outcome, bind_outcomes, connect_outcomes, shows_everything, udp_connect_outcomes
+from tests.namespaces import Namespace
+
+CONNECT_SEEDS = list(range(120))
+CERTAIN_SEEDS = list(range(40))
+ADDRESS_SEEDS = list(range(60))
+SECONDS = 300.0
+
+
+@pytest.fixture(name="ns")
+def _ns() -> Iterator[Namespace]:
+    with Namespace() as ns:
+        yield ns
+
+
+def summary(name: str, outcomes: list[Outcome]) -> str:
+    """Return what docs/exactness.md quotes: how often the numbers were right, and how far off they were otherwise."""
+    probed = sum(one.probed.remaining == one.count for one in outcomes if one.probed)
+    claimed = sum(one.pool.exact for one in outcomes)
+    parts = [f"{name}: {len(outcomes)} mixes, claimed exact {claimed}, with the probe exact {probed}"]
+    for label, predicted in {
+        "estimate": [one.pool.remaining for one in outcomes],
+        "upper bound": [one.pool.remaining_max for one in outcomes],
+        "lower bound": [one.pool.remaining_min for one in outcomes],
+    }.items():
+        errors = [number - one.count for number, one in zip(predicted, outcomes, strict=True)]
+        mean = sum(map(abs, errors)) / len(errors)
+        parts.append(f"{label}: exact {errors.count(0)}, off by {min(errors):+d} to {max(errors):+d}, mean {mean:.1f}")
+    return "; ".join(parts)
+
+
+def test_tcp_connect(ns: Namespace) -> None:
+    """With the probe every prediction is exact; without it the bounds hold, and a claim of exactness is true."""
+    is_complete = ns.call(shows_everything)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, CONNECT_SEEDS, with_probe=True)
+    print(summary("tcp_connect", outcomes))
+
+    assert {outcome.errno for outcome in outcomes} == {"EADDRNOTAVAIL"}
+    assert [one for one in outcomes if not one.probed or one.probed.remaining != one.count] == []
+    unclaimed = [one for one in outcomes if one.probed and not one.probed.exact]
+    assert [one for one in unclaimed if not one.counts_unseen_reuse] == []
+    if is_complete:
+        assert [one for one in outcomes if not one.pool.remaining_min <= one.count <= one.pool.remaining_max] == []
+        assert [one for one in outcomes if one.pool.exact and one.pool.remaining != one.count] == []
+
+
+def test_tcp_connect_without_doubt(ns: Namespace) -> None:
+    """Where every socket tells how it got its port, the prediction is exact without the probe, and says so."""
+    is_complete = ns.call(shows_everything)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, CERTAIN_SEEDS, with_probe=False, only_certain=True)
+    print(summary("tcp_connect without doubt", outcomes))
+
+    assert {outcome.ambiguous for outcome in outcomes} == {0}
+    if is_complete:
+        assert [one for one in outcomes if not one.pool.exact or one.pool.remaining != one.count] == []
+
+
+def test_tcp_bind(ns: Namespace) -> None:
+    check_addresses("tcp_bind", ns.call_within(SECONDS, bind_outcomes, ADDRESS_SEEDS, is_udp=False), "EADDRINUSE")
+
+
+def test_udp_connect(ns: Namespace) -> None:
+    check_addresses("udp_connect", ns.call_within(SECONDS, udp_connect_outcomes, ADDRESS_SEEDS), "EAGAIN")
+
+
+def test_udp_bind(ns: Namespace) -> None:
+    check_addresses("udp_bind", ns.call_within(SECONDS, bind_outcomes, ADDRESS_SEEDS, is_udp=True), "EADDRINUSE")
+
+
+def check_addresses(name: str, outcomes: list[Outcome], failure: str) -> None:
+    print(summary(name, outcomes))
+
+    assert {outcome.errno for outcome in outcomes} == {failure}
+    assert {outcome.pool.failure_errno for outcome in outcomes} == {failure}
+    assert [one for one in outcomes if one.pool.remaining != one.count] == []
+    assert [one for one in outcomes if one.pool.remaining_max < one.count] == []

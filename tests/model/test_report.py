@@ -1,0 +1,332 @@
+"""From snapshots to reports: which pools are told of, what is kept from poll to poll, and what a failure leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ephmon.model.pools import PoolKind
+from ephmon.model.report import PollTotals, ReloadStatus, Report, build_report, failed_report, initial_report
+from ephmon.model.rules import DestinationPattern, ListingRules, Rules
+from ephmon.model.snapshot import Blindness, TcpState
+from ephmon.model.survey import every_pool, survey
+from tests.model.facts import (
+    LOW,
+    TAKEN_AT,
+    Sockets,
+    connect_key,
+    connected,
+    listening,
+    make_namespace,
+    make_snapshot,
+    make_sysctls,
+    make_tcp,
+)
+
+if TYPE_CHECKING:
+    from ephmon.model.pools import PoolKey
+    from ephmon.model.snapshot import Snapshot, Sysctls
+
+CONNECT = PoolKind.TCP_CONNECT
+RELOAD = ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60)
+
+
+def blank(rules: ListingRules | None = None) -> Report:
+    """Return the report before the first poll, with these rules of listing."""
+    return initial_report(Rules(listing=rules or ListingRules()), RELOAD, 5.0)
+
+
+def clients(number: int, host: int = 9, *, port: int = 443, source: str = "10.0.0.1") -> Sockets:
+    """Build so many connections to 10.0.0.`host`, which certainly got their ports from connect()."""
+    return connected(source, range(LOW, LOW + number), f"10.0.0.{host}", port, no_port=True)
+
+
+def reading(*rows: Sockets, sysctls: Sysctls | None = None, taken_at: float = TAKEN_AT) -> Snapshot:
+    return make_snapshot(make_namespace(make_tcp(*rows), sysctls), taken_at=taken_at)
+
+
+def toward(host: int, port: int = 443) -> PoolKey:
+    return connect_key(f"10.0.0.{host}", port, "10.0.0.1")
+
+
+def listed(report: Report) -> list[PoolKey]:
+    """Return the keys of the listed tcp_connect pools, in their order."""
+    return [one.pool.key for one in report.listed if one.pool.key.kind == CONNECT]
+
+
+def peaks(report: Report) -> list[float]:
+    return [one.peak_utilisation for one in report.listed if one.pool.key.kind == CONNECT]
+
+
+# What a good poll tells
+
+
+def test_a_report_tells_of_the_namespace() -> None:
+    sysctls = make_sysctls(reserved=[40098, 40099, 50000], tw_reuse=1)
+    tcp = make_tcp(
+        clients(30), clients(10, 8), listening("0.0.0.0", 40050), connected("10.0.0.1", 40040, "10.0.0.7", 443)
+    )
+    report = build_report(make_snapshot(make_namespace(tcp, sysctls)), blank(), 1000.0)
+    (namespace,) = report.namespaces
+
+    assert (namespace.netns, namespace.inode) == ("own", 4026531833)
+    assert (namespace.port_range_low, namespace.port_range_high) == (40000, 40099)
+    assert (namespace.reserved_ports, namespace.usable_ports) == (2, 98)
+    assert (namespace.blocked_ports, namespace.ambiguous_ports) == (1, 1)
+    assert (namespace.blind_to, namespace.tcp_tw_reuse, namespace.torn_pools) == ((), 1, 0)
+    assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (3, 2)
+    assert namespace.worst[CONNECT] == 31 / 98
+
+
+def test_a_report_tells_when_and_how_it_was_read() -> None:
+    before = blank()
+    snapshot = make_snapshot(make_namespace(make_tcp()), taken_at=TAKEN_AT, duration_seconds=0.25)
+    report = build_report(snapshot, before, 1000.0)
+
+    assert (report.success, report.error) == (True, None)
+    assert (report.taken_at, report.taken_at_monotonic, report.duration_seconds) == (TAKEN_AT, 1000.0, 0.25)
+    assert (report.backends, report.missing) == ({"tcp": "inet_diag", "udp": "inet_diag"}, {})
+    assert report.totals == PollTotals(polls={"full": 1})
+    assert (report.rules, report.reload, report.interval_seconds) == (before.rules, RELOAD, 5.0)
+
+
+def test_before_the_first_poll_nothing_is_known() -> None:
+    report = blank()
+
+    assert (report.success, report.error, report.taken_at, report.taken_at_monotonic) == (False, None, None, None)
+    assert (report.namespaces, report.listed, report.totals) == ((), (), PollTotals())
+
+
+def test_a_kind_without_pools_has_no_worst() -> None:
+    (namespace,) = build_report(reading(), blank(), 0.0).namespaces
+
+    assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (0, 0)
+    assert CONNECT not in namespace.worst
+
+
+def test_no_usable_port_is_the_worst_there_is() -> None:
+    sysctls = make_sysctls(40000, 40001, reserved=[40000, 40001])
+    (namespace,) = build_report(reading(clients(2), sysctls=sysctls), blank(), 0.0).namespaces
+
+    assert (namespace.usable_ports, namespace.worst[CONNECT]) == (0, 1.0)
+
+
+def test_a_torn_reading_is_counted() -> None:
+    torn = [replace(clients(100), group=clients(1).group._replace(state=state)) for state in (1, 4)]
+    (namespace,) = build_report(reading(*torn), blank(), 0.0).namespaces
+
+    assert namespace.torn_pools == 1
+
+
+def test_what_cannot_be_seen_is_named() -> None:
+    tcp = make_tcp(blind_to=[Blindness.V6ONLY, Blindness.BOUND_UNCONNECTED])
+    (namespace,) = build_report(make_snapshot(make_namespace(tcp)), blank(), 0.0).namespaces
+
+    assert namespace.blind_to == ("bound_unconnected", "v6only")
+
+
+def test_a_protocol_that_could_not_be_read_leaves_its_pools_out_and_is_named() -> None:
+    before = build_report(reading(clients(30)), blank(), 0.0)
+    without = make_snapshot(make_namespace(None, missing="inet_diag refuses TCP."))
+    report = build_report(without, before, 5.0)
+    (namespace,) = report.namespaces
+
+    assert report.success
+    assert (report.backends, report.missing) == ({"udp": "inet_diag"}, {"tcp": "inet_diag refuses TCP."})
+    assert (listed(before), listed(report)) == ([toward(9)], [])
+    assert CONNECT not in {*namespace.pools, *namespace.listed, *namespace.worst}
+    assert (namespace.usable_ports, namespace.blocked_ports, namespace.ambiguous_ports) == (100, None, None)
+
+
+def test_a_pool_is_listed_again_at_once_when_its_protocol_is_read_again() -> None:
+    report = build_report(reading(clients(30)), blank(ListingRules(top=1)), 0.0)
+    report = build_report(reading(clients(30), clients(40, 8)), report, 5.0)
+    report = build_report(make_snapshot(make_namespace(None)), report, 10.0)
+    report = build_report(reading(clients(30)), report, 15.0)
+
+    assert listed(report) == [toward(9)]
+
+
+# Which pools are listed
+
+
+def test_pools_are_listed_worst_utilisation_first_then_most_ports_held() -> None:
+    """A TIME_WAIT that may be reused is held, but takes nothing away."""
+    left = connected(
+        "10.0.0.1", range(40050, 40090), "10.0.0.7", 443, state=TcpState.TIME_WAIT, left_ms=1, no_port=True
+    )
+    report = build_report(
+        reading(clients(20, 7), left, clients(20, 8), clients(21, 9), sysctls=make_sysctls(tw_reuse=1)), blank(), 0.0
+    )
+
+    assert listed(report) == [toward(9), toward(7), toward(8)]
+    assert [one.pool.utilisation for one in report.listed] == [0.21, 0.20, 0.20]
+    assert [one.pool.held for one in report.listed] == [21, 60, 20]
+
+
+def test_no_more_than_top_are_listed_and_the_rest_is_counted() -> None:
+    report = build_report(reading(*(clients(host, host) for host in range(10, 40))), blank(ListingRules(top=3)), 0.0)
+    (namespace,) = report.namespaces
+
+    assert listed(report) == [toward(39), toward(38), toward(37)]
+    assert (namespace.pools[CONNECT], namespace.listed[CONNECT], namespace.worst[CONNECT]) == (30, 3, 0.39)
+
+
+@pytest.mark.parametrize(("min_in_use", "hosts"), [(0, [7, 8, 9]), (10, [8, 9]), (11, [9]), (12, [])])
+def test_a_pool_needs_min_in_use_ports(min_in_use: int, hosts: list[int]) -> None:
+    report = build_report(
+        reading(clients(9, 7), clients(10, 8), clients(11, 9)), blank(ListingRules(min_in_use=min_in_use)), 0.0
+    )
+
+    assert sorted(listed(report)) == [toward(host) for host in hosts]
+    assert (report.namespaces[0].pools[CONNECT], report.namespaces[0].worst[CONNECT]) == (3, 0.11)
+
+
+def test_blocked_ports_count_toward_min_in_use() -> None:
+    tcp = make_tcp(clients(10), explicit=range(LOW, LOW + 10))
+    report = build_report(make_snapshot(make_namespace(tcp)), blank(ListingRules(min_in_use=10)), 0.0)
+
+    assert listed(report) == [toward(9)]
+    assert [one.pool.in_use for one in report.listed if one.pool.key == toward(9)] == [0]
+
+
+def test_a_listed_pool_may_fall_below_min_in_use_for_ten_minutes() -> None:
+    report = build_report(reading(clients(10)), blank(), 0.0)
+    for now, expected in [(5.0, [toward(9)]), (599.9, [toward(9)]), (600.0, [])]:
+        report = build_report(reading(clients(1)), report, now)
+        assert listed(report) == expected
+
+
+def test_a_pool_whose_sockets_are_gone_is_not_listed() -> None:
+    report = build_report(reading(clients(10)), blank(), 0.0)
+
+    assert listed(build_report(reading(), report, 5.0)) == []
+
+
+IGNORED = [
+    DestinationPattern(network=ip_network("10.0.0.8/32")),
+    DestinationPattern(network=ip_network("10.0.0.0/24"), port=444),
+    DestinationPattern(network=ip_network("::/0")),
+]
+
+
+def test_ignored_destinations_are_left_out_of_the_list_and_the_worst() -> None:
+    rows = [clients(50, 8), clients(40, 9, port=444), clients(30, 9), clients(20, 7)]
+    (namespace,) = (
+        report := build_report(reading(*rows), blank(ListingRules(ignore_destinations=tuple(IGNORED))), 0.0)
+    ).namespaces
+
+    assert listed(report) == [toward(9), toward(7)]
+    assert (namespace.listed[CONNECT], namespace.worst[CONNECT]) == (2, 0.3)
+    assert [pool.key for pool in every_pool(survey(reading(*rows)), IGNORED) if pool.key.kind == CONNECT] == [
+        toward(9),
+        toward(7),
+    ]
+
+
+def test_destinations_that_a_reload_ignores_leave_the_list_at_once() -> None:
+    report = build_report(reading(clients(50, 8), clients(30, 9)), blank(), 0.0)
+    report = replace(report, rules=blank(ListingRules(ignore_destinations=tuple(IGNORED))).rules)
+
+    assert listed(build_report(reading(clients(50, 8), clients(30, 9)), report, 5.0)) == [toward(9)]
+
+
+def test_pools_of_several_namespaces_are_ordered_by_utilisation_not_by_ports() -> None:
+    small = make_namespace(make_tcp(clients(9, 7)), make_sysctls(40000, 40009), netns="small", inode=1)
+    large = make_namespace(make_tcp(clients(90, 8)), make_sysctls(40000, 40999), netns="large", inode=2)
+    report = build_report(make_snapshot(large, small), blank(ListingRules(top=1, min_in_use=1)), 0.0)
+
+    assert listed(report) == [toward(7)._replace(netns="small")]
+    assert [one.worst[CONNECT] for one in report.namespaces] == [0.09, 0.9]
+    assert [one.listed[CONNECT] for one in report.namespaces] == [0, 1]
+
+
+@given(st.integers())
+def test_the_order_of_the_sockets_does_not_matter_even_among_equals(seed: int) -> None:
+    rows = [clients(10, host, port=port) for host in range(1, 6) for port in (443, 444)]
+    shuffled = Random(seed).sample(rows, len(rows))
+    one, other = (build_report(reading(*mixed), blank(ListingRules(top=3)), 0.0) for mixed in (rows, shuffled))
+
+    assert one == other
+    assert listed(one) == [toward(1), toward(1, 444), toward(2)]
+
+
+def test_every_pool_is_told_worst_first_whatever_it_holds() -> None:
+    surveys = survey(reading(clients(1, 7), clients(3, 8), clients(2, 9)))
+
+    assert [pool.key for pool in every_pool(surveys, ()) if pool.key.kind == CONNECT] == [
+        toward(8),
+        toward(9),
+        toward(7),
+    ]
+
+
+def test_sixty_thousand_pools_are_counted_and_few_are_listed_and_remembered() -> None:
+    """Somebody who picks destinations: all other ones in the second poll, and again others in the third."""
+    report = blank(ListingRules(min_in_use=1))
+    for poll in range(3):
+        rows = (clients(1, 9 + poll, port=port) for port in range(1, 60_001))
+        report = build_report(reading(*rows), report, 5.0 * poll)
+        (namespace,) = report.namespaces
+
+        assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (60_000, len(report.listed))
+        assert len(report.listed) == (50 if poll < 2 else 0)
+        assert len(report.listing.seen) <= 150
+        assert len(report.listing.entries) <= 50
+
+
+# What is kept from poll to poll
+
+
+def test_the_peak_is_that_of_the_window() -> None:
+    report = blank(ListingRules(peak_window_seconds=60.0))
+    for now, number, peak in [(0.0, 20, 0.2), (5.0, 90, 0.9), (10.0, 30, 0.9), (64.9, 10, 0.9), (65.0, 10, 0.3)]:
+        report = build_report(reading(clients(number)), report, now)
+
+        assert peaks(report) == [peak]
+    assert peaks(build_report(reading(clients(40)), report, 70.0)) == [0.4]
+
+
+def test_polls_are_counted_by_scope_and_failures_by_reason() -> None:
+    totals = PollTotals().counted().counted(failure="deadline").counted(scope="narrow").counted(failure="deadline")
+
+    assert totals.polls == {"full": 3, "narrow": 1}
+    assert totals.failures == {"deadline": 2}
+
+
+def test_a_failed_poll_keeps_the_facts_and_counts() -> None:
+    good = build_report(reading(clients(30)), blank(), 1000.0)
+    failed = failed_report(good, "The kernel said no.", "kernel", 5.0)
+
+    assert failed == replace(
+        good,
+        success=False,
+        error="The kernel said no.",
+        duration_seconds=5.0,
+        totals=PollTotals(polls={"full": 2}, failures={"kernel": 1}),
+    )
+    assert (failed.taken_at, failed.taken_at_monotonic, listed(failed)) == (TAKEN_AT, 1000.0, [toward(9)])
+
+
+def test_a_first_poll_that_fails_knows_nothing() -> None:
+    failed = failed_report(blank(), "The kernel said no.", "kernel", 5.0)
+
+    assert (failed.success, failed.taken_at, failed.taken_at_monotonic) == (False, None, None)
+    assert (failed.namespaces, failed.listed) == ((), ())
+    assert failed.totals == PollTotals(polls={"full": 1}, failures={"kernel": 1})
+
+
+def test_a_good_poll_takes_the_error_back_and_goes_on_where_the_last_good_one_left() -> None:
+    good = build_report(reading(clients(30)), blank(), 0.0)
+    failed = failed_report(failed_report(good, "No.", "kernel", 5.0), "No.", "deadline", 5.0)
+    again = build_report(reading(clients(10)), failed, 15.0)
+
+    assert (again.success, again.error, peaks(again)) == (True, None, [0.3])
+    assert again.totals == PollTotals(polls={"full": 4}, failures={"kernel": 1, "deadline": 1})
+    assert again.listing.entries == ()
