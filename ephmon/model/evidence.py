@@ -92,35 +92,41 @@ def weigh(
     """
     held = set(tcp.connections.port_of)
     blocking = tcp.explicit_ports.union(tcp.bound.port_of)
-    uncertain = _uncertain_ports(tcp.connections) - blocking
-    verdicts = _verdicts(tcp, previous, uncertain, answers)
-    for port in held - uncertain:
-        verdicts[port] = Verdict.SHARED
-    for port in blocking:
-        verdicts[port] = Verdict.BLOCKED
     past = _past(tcp, previous, held)
-    found = {port for port, shared in answers.items() if not shared}
-    for port in found:
-        verdicts[port] = Verdict.BLOCKED
-    blocked = {port for port in held | blocking | found if verdicts[port] == Verdict.BLOCKED}
+    uncertain = _uncertain_ports(tcp, past, held) - blocking
+    verdicts = _verdicts(tcp, previous, uncertain, answers)
+    _assign(verdicts, held - uncertain, Verdict.SHARED)
+    _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), Verdict.BLOCKED)
+    blocked = {port for port in held.union(blocking, answers) if verdicts[port] == Verdict.BLOCKED}
     unanswered = {port for port in uncertain if not verdicts[port]}
     suspects = _with_a_past(tcp, past, unanswered)
     suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked)
     classes = usable_ports(sysctls)
+    unusable = {port for port in held | blocking if not classes[port]}
     _assign(classes, unanswered, PortClass.AMBIGUOUS)
     _assign(classes, suspects, PortClass.SUSPECT)
     _assign(classes, blocked, PortClass.BLOCKED)
-    fingerprints = tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints
-    accepted = {port for port in held if past[port] & Past.LISTENED_ON}
-    likely = _by_source(tcp.connections, (blocked | suspects) - blocking - accepted)
-    proven = _by_source(tcp.connections, (found & blocked) - accepted)
-    binders = {
-        source
-        for source, number in likely.items()
-        if number >= likely_binder_ports or source in previous.binders or source in proven
-    }
-    evidence = Evidence(bytes(verdicts), fingerprints, bytes(past), tcp.bound_to_any_port.union(binders))
+    _assign(classes, unusable, PortClass.UNUSABLE)
+    not_accepted = {port for port in (blocked | suspects) - blocking if not past[port] & Past.LISTENED_ON}
+    evidence = Evidence(
+        verdicts=bytes(verdicts),
+        fingerprints=tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints,
+        past=bytes(past),
+        binders=_binders(tcp, previous, not_accepted, answers, likely_binder_ports),
+    )
     return TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers)), evidence
+
+
+def _binders(
+    tcp: TcpSockets, previous: Evidence, ports: set[int], answers: Mapping[int, bool], likely_binder_ports: int
+) -> frozenset[bytes]:
+    """Return the addresses that sockets let bind() choose a port for; `ports` are those that they may hold."""
+    likely = _by_source(tcp.connections, ports)
+    proven = _by_source(tcp.connections, {port for port in ports if not answers.get(port, True)})
+    known = previous.binders.union(proven)
+    return tcp.bound_to_any_port.union(
+        source for source, number in likely.items() if number >= likely_binder_ports or source in known
+    )
 
 
 def _still_blind_to(tcp: TcpSockets, classes: bytearray, answers: Mapping[int, bool]) -> frozenset[Blindness]:
@@ -148,20 +154,24 @@ def certainly_from_connect(group: SocketGroup) -> bool:
     return group.bind_address_no_port
 
 
-def _assign(classes: bytearray, ports: Iterable[int], port_class: PortClass) -> None:
+def _assign(table: bytearray, ports: Iterable[int], value: int) -> None:
     for port in ports:
-        if classes[port]:
-            classes[port] = port_class
+        table[port] = value
 
 
-def _uncertain_ports(connections: SocketTable) -> set[int]:
-    """Return the ports held by a socket of which one reading cannot tell how it got its port."""
-    uncertain: Sequence[bool] = [not certainly_from_connect(group) for group in connections.groups]
+def _uncertain_ports(tcp: TcpSockets, past: bytearray, held: set[int]) -> set[int]:
+    """Return the ports held by connections of which one reading cannot tell whether connect() may share them.
+
+    An accepted socket inherits the options of its listener, so where one listened the flag means nothing. Before Linux
+    6.18 a port may be blocked by a socket that has gone.
+    """
+    if not tcp.ports_recover:
+        return set(held)
+    uncertain: Sequence[bool] = [not certainly_from_connect(group) for group in tcp.connections.groups]
     if all(uncertain):
-        return set(connections.port_of)
-    if not any(uncertain):
-        return set()
-    return set(compress(connections.port_of, map(uncertain.__getitem__, connections.group_of)))
+        return set(held)
+    rows = compress(tcp.connections.port_of, map(uncertain.__getitem__, tcp.connections.group_of))
+    return set(rows).union(port for port in held if past[port] & Past.LISTENED_ON)
 
 
 def _verdicts(tcp: TcpSockets, previous: Evidence, ports: Iterable[int], answers: Mapping[int, bool]) -> bytearray:

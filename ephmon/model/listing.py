@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 STAY_SECONDS = 600.0
 """How long a listed pool stays after it left the top, and the time within which newcomers are counted."""
+KEPT_READINGS = 60
+"""Into how many parts the window of the peak is divided at most."""
 REMEMBERED_PER_PLACE = 3
 """How many pools are remembered as listed of late, for each that may be listed at once."""
 
@@ -85,6 +87,12 @@ def _latest(seen: Mapping[PoolKey, float], number: int) -> dict[PoolKey, float]:
 
 
 def remember(listed: Listed, utilisation: float, now: float, window_seconds: float) -> Listed:
-    """Return `listed` with one more reading, without those that can no longer be the peak."""
+    """Return `listed` with one more reading, without those that can no longer be the peak.
+
+    At most KEPT_READINGS and one are kept: a reading below one that is not much older is passed over, so the peak may
+    be forgotten early by that part of the window.
+    """
     kept = tuple((at, ratio) for at, ratio in listed.peaks if now - at < window_seconds and ratio > utilisation)
+    if kept and now - kept[-1][0] < window_seconds / KEPT_READINGS:
+        return replace(listed, peaks=kept)
     return replace(listed, peaks=(*kept, (now, utilisation)))

@@ -194,8 +194,14 @@ def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: 
         listed=tuple(ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak) for pool in pools),
         totals=previous.totals.counted(),
         listing=replace(listing, listed=remembered),
-        evidence={one.namespace.inode: one.evidence for one in surveys if one.evidence},
+        evidence=_remembered_evidence(surveys, previous),
     )
+
+
+def _remembered_evidence(surveys: Iterable[NamespaceSurvey], previous: Report) -> dict[int, Evidence]:
+    """Return the evidence of the namespaces that are there, the old one where TCP could not be read this time."""
+    inodes = {one.namespace.inode: one.evidence or previous.evidence.get(one.namespace.inode) for one in surveys}
+    return {inode: evidence for inode, evidence in inodes.items() if evidence is not None}
 
 
 def failed_report(previous: Report, error: str, reason: str, duration_seconds: float) -> Report:

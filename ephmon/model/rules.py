@@ -96,11 +96,22 @@ class ListingRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PollingRules:
+    """How often polls should come, in seconds, and which shares of one core they may take."""
+
+    interval_seconds: float = 5.0
+    urgent_interval_seconds: float = 1.0
+    cpu_budget: float = 0.02
+    urgent_cpu_budget: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """Everything that `build_report` is told beside the facts."""
 
     listing: ListingRules = field(default=ListingRules())
     thresholds: Thresholds = field(default=Thresholds())
+    polling: PollingRules = field(default=PollingRules())
 
 
 def _lies_in(address: str | None, network: Network | None) -> bool:

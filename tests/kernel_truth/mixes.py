@@ -33,6 +33,7 @@ from tests.sockets import Recipe
 
 SIZE = 400
 OWN = "10.8.0.1"
+_TIME_WAIT_DELAY = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay")
 _CLONE_NEWNET = 0x40000000
 _DEADLINE_SECONDS = 20.0
 
@@ -93,6 +94,7 @@ class Mix:
         self.random = random.Random(seed)
         self.low = 40_000 + self.random.randrange(2)
         self.high = self.low + SIZE - 1
+        self.left_time_wait = False
         self._tags = 0
 
     def prepare(self) -> None:
@@ -103,7 +105,7 @@ class Mix:
         sockets.write_sysctl("net.ipv4.ip_local_reserved_ports", ",".join(map(str, reserved)))
         sockets.write_sysctl("net.ipv4.tcp_rfc1337", 1)
         sockets.write_sysctl("net.ipv4.tcp_tw_reuse", choose([0, 1, 2]))
-        if Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists():
+        if _TIME_WAIT_DELAY.exists():
             sockets.write_sysctl("net.ipv4.tcp_tw_reuse_delay", 1)
         for address in ("127.0.0.1", "127.0.0.2", OWN, "::1"):
             for port in (80, 81):
@@ -113,6 +115,15 @@ class Mix:
         """Open sockets of some of the kinds, some of each, in random order."""
         for kind in self.random.sample(kinds, self.random.randrange(3, len(kinds))):
             kind(self)
+
+    def settle(self) -> None:
+        """Wait until every TIME_WAIT is old enough to be reused, so that none gets there between prediction and fill.
+
+        The age is shown in ticks of the kernel's clock, of which the slowest has ten milliseconds. Before the delay
+        could be set (Linux 6.14), a TIME_WAIT had to be a second old, counted in whole seconds.
+        """
+        if self.left_time_wait:
+            time.sleep(0.05 if _TIME_WAIT_DELAY.exists() else 2.1)
 
     def tag(self) -> str:
         self._tags += 1
@@ -138,6 +149,7 @@ class Mix:
     def leave_time_wait(self, recipe: Recipe) -> None:
         """Open connections and close them on both sides, the client's first."""
         assert recipe.connect is not None
+        self.left_time_wait = True
         tag = self.open(recipe)
         accepted = self.tag()
         sockets.accept_all("server {} {}".format(*recipe.connect), tag=accepted)
@@ -215,6 +227,7 @@ def accepted_from_a_listener_that_is_gone(mix: Mix) -> None:
 def accepted_time_wait(mix: Mix) -> None:
     listener, clients, accepted = mix.passive()
     if listener:
+        mix.left_time_wait = True
         sockets.close(accepted)
         sockets.close(clients)
         sockets.close(listener)
@@ -343,6 +356,7 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_prob
     mix = Mix(seed)
     mix.prepare()
     mix.open_some(kinds)
+    mix.settle()
     (destination, port), source = mix.random.choice(
         [(mix.destination(), None), (mix.destination(), mix.source()), (("::1", 80), None)]
     )

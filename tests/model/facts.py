@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from ephmon.model.pools import PoolKey, PoolKind
 from ephmon.model.snapshot import (
@@ -32,7 +33,11 @@ from ephmon.model.snapshot import (
     TcpState,
     UdpSockets,
 )
+from ephmon.model.tcp_connect import Tuple
 from ephmon.model.tcp_ports import PortClass, TcpPorts, usable_ports
+
+if TYPE_CHECKING:
+    from tests.model.kernel_sockets import Peer
 
 Ports = int | Iterable[int]
 
@@ -174,6 +179,11 @@ def make_ports(
 def connect_key(destination: str, destination_port: int, source: str, netns: str = OWN_NETNS) -> PoolKey:
     """Return the key of the tcp_connect pool from `source` toward a destination."""
     return PoolKey(netns, PoolKind.TCP_CONNECT, source, destination, destination_port)
+
+
+def own(peer: Peer) -> Tuple:
+    """Return the key of a tcp_connect pool among those of its namespace."""
+    return Tuple(packed(peer.source), packed(peer.destination), peer.port)
 
 
 def packed(address: str) -> bytes:

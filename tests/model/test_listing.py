@@ -140,6 +140,12 @@ def test_a_smaller_top_takes_effect_at_once() -> None:
     assert host.poll(15.0, [connect_key("10.9.9.9", 1, "10.0.0.1")]) == set()
 
 
+def test_of_the_pools_that_were_listed_of_late_the_latest_are_remembered() -> None:
+    before = Listing(seen={A: 1.0, B: 2.0, C: 3.0}, is_first=False)
+
+    assert choose(before, [D], [], 1, 10.0).seen == {D: 10.0, C: 3.0, B: 2.0}
+
+
 def test_whoever_picks_destinations_fills_neither_the_listing_nor_what_is_remembered() -> None:
     """60,000 pools, others at the top in each poll, and each of them back at the top before it is forgotten."""
     top, now = 50, 0.0

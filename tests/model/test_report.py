@@ -159,13 +159,13 @@ def test_a_pool_is_listed_again_at_once_when_its_protocol_is_read_again() -> Non
 def test_pools_are_listed_worst_utilisation_first_then_most_ports_held() -> None:
     """A TIME_WAIT that may be reused is held, but takes nothing away."""
     left = connected(
-        "10.0.0.1", range(40050, 40090), "10.0.0.7", 443, state=TcpState.TIME_WAIT, left_ms=1, no_port=True
+        "10.0.0.1", range(40050, 40090), "10.0.0.8", 443, state=TcpState.TIME_WAIT, left_ms=1, no_port=True
     )
     report = build_report(
         reading(clients(20, 7), left, clients(20, 8), clients(21, 9), sysctls=make_sysctls(tw_reuse=1)), blank(), 0.0
     )
 
-    assert listed(report) == [toward(9), toward(7), toward(8)]
+    assert listed(report) == [toward(9), toward(8), toward(7)]
     assert [one.pool.utilisation for one in report.listed] == [0.21, 0.20, 0.20]
     assert [one.pool.held for one in report.listed] == [21, 60, 20]
 

@@ -1,0 +1,103 @@
+"""How often to poll: no more than the CPU budget allows, and closer where a pool is about to run out.
+
+A *full* poll reads everything. Its cost grows with the sockets of the host, so it comes no more often than a share of
+one core permits (`poll.cpu_budget`). When a pool is above its warning threshold, up to `poll.urgent_cpu_budget` may be
+spent: half of it on full polls, half on *narrow* ones in between, which read the sockets toward the destinations in
+question alone. Where it is the blocked ports that are many, or a pool without a destination is what fills, there is no
+destination to look at, and full polls come at the urgent interval instead.
+
+The cost that counts is the middle one of the last three polls, so that one dear poll does not blind the daemon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ephmon.model.pools import Pool
+    from ephmon.model.rules import PollingRules, Thresholds
+
+REMEMBERED_COSTS = 3
+MOST_WATCHED = 16
+"""So many destinations are watched by narrow polls at once; each costs every socket a test in the kernel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What needs a closer look."""
+
+    destinations: tuple[tuple[str, int], ...] = ()
+    """Of the tcp_connect pools at or above their warning thresholds, the fullest first."""
+    everything: bool = False
+    """Full polls are needed to see it: blocked ports are many, or a pool without a destination fills."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """CPU seconds of the latest polls of each scope, at most REMEMBERED_COSTS."""
+
+    full: tuple[float, ...] = ()
+    narrow: tuple[float, ...] = ()
+
+    def after(self, scope: str, seconds: float) -> Costs:
+        """Return the costs with those of one more poll."""
+        costs = {"full": self.full, "narrow": self.narrow}
+        costs[scope] = (*costs[scope], seconds)[-REMEMBERED_COSTS:]
+        return Costs(**costs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often to poll from now on, in seconds."""
+
+    full: float
+    narrow: float | None = None
+    """None: no narrow polls."""
+    is_stretched: bool = False
+    """The budget makes full polls rarer than the configuration asks for."""
+
+
+def watch(pools: Sequence[Pool], blocked_shares: Sequence[float], thresholds: Thresholds) -> Watch:
+    """Return what needs a closer look.
+
+    Args:
+        pools: The listed pools, the fullest first.
+        blocked_shares: Blocked ports / usable ports of each namespace.
+        thresholds: The thresholds of the pools.
+    """
+    near = [pool for pool in pools if thresholds.severity_at(pool.key, pool.utilisation) is not None]
+    limit = thresholds.warning.utilisation
+    ends = [(pool.key.destination, pool.key.destination_port) for pool in near]
+    destinations = dict.fromkeys((address, port) for address, port in ends if address is not None and port is not None)
+    return Watch(
+        destinations=tuple(destinations)[:MOST_WATCHED],
+        everything=any(share >= limit for share in blocked_shares) or (None, None) in ends,
+    )
+
+
+def pace(rules: PollingRules, costs: Costs, watched: Watch) -> Pace:
+    """Return how often to poll, given what polls cost and what is watched."""
+    full, narrow = _middle(costs.full), _middle(costs.narrow)
+    if watched.everything:
+        wanted = min(rules.interval_seconds, rules.urgent_interval_seconds)
+        interval = max(wanted, full / rules.urgent_cpu_budget)
+        return Pace(full=interval, is_stretched=interval > rules.interval_seconds)
+    if not watched.destinations:
+        interval = max(rules.interval_seconds, full / rules.cpu_budget)
+        return Pace(full=interval, is_stretched=interval > rules.interval_seconds)
+    half = rules.urgent_cpu_budget / 2
+    interval = max(rules.interval_seconds, full / half)
+    between = max(rules.urgent_interval_seconds, narrow / half)
+    return Pace(
+        full=interval,
+        narrow=between if between < interval else None,
+        is_stretched=interval > rules.interval_seconds,
+    )
+
+
+def _middle(costs: Sequence[float]) -> float:
+    return median(costs) if costs else 0.0
