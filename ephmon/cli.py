@@ -20,7 +20,7 @@ from ephmon.config import LISTEN, Config, describe, load, pending
 from ephmon.endpoint import Address, parse_address, parse_endpoint
 from ephmon.errors import ConfigError, EphmonError, KernelError, UsageError
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.probe import probe
+from ephmon.kernel.probe import probe, require_probe
 from ephmon.kernel.route import source_toward
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools import PoolKind
@@ -193,7 +193,7 @@ def _pools(options: argparse.Namespace) -> int:
     config = _configuration(options.config)
     snapshot = _read(config)
     surveys = survey(snapshot, likely_binder_ports=config.listing.min_in_use)
-    before = initial_report(config.rules, ReloadStatus(successful=True, succeeded_at=0.0), config.poll.interval_seconds)
+    before = initial_report(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
     report = report_of(surveys, snapshot, before, time.monotonic())
     pools = every_pool(surveys, config.listing.ignore_destinations)
     if options.destination:
@@ -220,6 +220,7 @@ def _headroom(options: argparse.Namespace) -> int:
     (one,) = survey(snapshot)
     method: str = one.namespace.backends.get(kind.protocol, "")
     if options.probe and one.ports:
+        require_probe()
         asked = one.ports.not_known_to_be_blocked() if one.ports.blind_to else one.ports.unanswered()
         answers = probe(asked, Deadline(config.poll.deadline_seconds, time.monotonic))
         (one,) = survey(snapshot, answers={one.namespace.inode: answers})
@@ -297,7 +298,10 @@ def _destination(text: str) -> tuple[str, int | None]:
 
 
 def _destination_port(text: str) -> tuple[Address, int | None]:
-    return _argument(lambda given: parse_endpoint(given, port_required=True), text)
+    address, port = _argument(lambda given: parse_endpoint(given, port_required=True), text)
+    if address.is_unspecified:
+        raise argparse.ArgumentTypeError(f"connect() takes {address} for loopback; write 127.0.0.1 or ::1")
+    return address, port
 
 
 def _address(text: str) -> Address:

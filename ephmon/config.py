@@ -29,7 +29,7 @@ from ephmon.config_schema import MAX_PROBLEMS, ListOf, Reading, Section, Single,
 from ephmon.config_thresholds import ThresholdsShape
 from ephmon.endpoint import format_endpoint, parse_address, parse_endpoint
 from ephmon.errors import ConfigError
-from ephmon.model.rules import ListingRules, Rules, Thresholds
+from ephmon.model.rules import ListingRules, PollingRules, Rules, Thresholds
 from ephmon.model.snapshot import PortRange
 from ephmon.yaml_document import Problem, compose, read_text, render, shown_path
 
@@ -90,14 +90,10 @@ class ListenAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PollConfig:
-    """How often and by what means the kernel is read. Budgets are shares of one core."""
+class PollConfig(PollingRules):
+    """How often, by what means and for how long at most the kernel is read."""
 
-    interval_seconds: float = 5.0
-    urgent_interval_seconds: float = 1.0
     deadline_seconds: float = 5.0
-    cpu_budget: float = 0.02
-    urgent_cpu_budget: float = 0.25
     backend: BackendChoice = BackendChoice.AUTO
     probe: ProbeChoice = ProbeChoice.NEVER
 
@@ -192,16 +188,13 @@ class Config:
     @property
     def rules(self) -> Rules:
         """What the model is told."""
-        return Rules(listing=self.listing, thresholds=self.thresholds)
+        return Rules(listing=self.listing, thresholds=self.thresholds, polling=self.poll)
 
 
 _NO_ALERTS = "is accepted but has no effect yet: ephmon raises no alerts"
 _MARKS = "marks pools on the status page and in tables, but raises no alert yet"
 _LINES = "marks pools and is exported as ephmon_threshold_utilisation_ratio, but raises no alert yet"
 PENDING_KEYS: tuple[tuple[str, str], ...] = (
-    ("poll.urgent_interval", "is accepted but has no effect yet: every poll comes at poll.interval"),
-    ("poll.cpu_budget", "is accepted but has no effect yet: no budget stretches poll.interval"),
-    ("poll.urgent_cpu_budget", "is accepted but has no effect yet: there are no urgent polls"),
     ("thresholds.warning.utilisation", _LINES),
     ("thresholds.critical.utilisation", _LINES),
     ("thresholds.overrides", _MARKS),

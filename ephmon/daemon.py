@@ -25,7 +25,19 @@ from ephmon.kernel import sysctl
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
 from ephmon.kernel.source import SocketSource
-from ephmon.model.report import ReloadStatus, Report, build_report, failed_report, initial_report, ports_in_doubt
+from ephmon.model.report import (
+    FULL,
+    NARROW,
+    ReloadStatus,
+    Report,
+    build_report,
+    failed_report,
+    initial_report,
+    paced,
+    ports_in_doubt,
+    refreshed_report,
+    watch_of,
+)
 from ephmon.outputs import log
 from ephmon.outputs.log import Line
 from ephmon.outputs.prometheus import process_registry
@@ -80,7 +92,7 @@ class Daemon:
         self._wall_clock = wall_clock
         self._source = self._open_source(config)
         reload = ReloadStatus(successful=True, succeeded_at=wall_clock())
-        self._report = initial_report(config.rules, reload, config.poll.interval_seconds)
+        self._report = initial_report(config.rules, reload)
         self._process = process_registry()
         self._server = HttpServer(
             (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
@@ -103,14 +115,20 @@ class Daemon:
         log.write(_log, Line(logging.INFO, "Stopped."))
 
     def _loop(self) -> None:
-        polled_at = -math.inf
+        polled_at = narrowly_polled_at = -math.inf
         while True:
             self._server.beat()
-            if self._clock() >= polled_at + self._report.interval_seconds:
-                polled_at = self._clock()
-                self._tick()
-            # Asked anew after each wait, because a reload may have changed the interval.
-            received = self._wait(polled_at + self._report.interval_seconds)
+            now = self._clock()
+            # Asked anew after each wait, because a poll or a reload may have changed the pace.
+            if now >= polled_at + self._report.pace.full:
+                polled_at = narrowly_polled_at = now
+                self._tick(FULL, self._poll)
+            elif now >= narrowly_polled_at + (self._report.pace.narrow or math.inf):
+                narrowly_polled_at = now
+                self._tick(NARROW, self._poll_narrowly)
+            pace = self._report.pace
+            next_poll = min(polled_at + pace.full, narrowly_polled_at + (pace.narrow or math.inf))
+            received = self._wait(next_poll)
             if received in _STOP_SIGNALS:
                 return
             if received == signal.SIGHUP:
@@ -122,12 +140,13 @@ class Daemon:
         received = signal.sigtimedwait(SIGNALS, seconds)
         return received.si_signo if received else None
 
-    def _tick(self) -> None:
+    def _tick(self, scope: str, poll: Callable[[Report], Report]) -> None:
         """Poll once and publish. Whatever goes wrong is logged and counted, and the loop goes on."""
         cpu_before, started = time.thread_time(), self._clock()
         previous = self._report
         try:
-            self._report = self._poll(previous)
+            report = poll(previous)
+            self._report = paced(report, previous.costs.after(scope, time.thread_time() - cpu_before))
             self._publish()
             for line in log.changes(previous, self._report):
                 log.write(_log, line)
@@ -138,9 +157,13 @@ class Daemon:
             self._report = failed_report(previous, defect, "defect", self._clock() - started)
             with suppress(Exception):  # if the defect lies in rendering, what is served expires by itself
                 self._publish()
+        spent = time.thread_time() - cpu_before
         totals = self._report.totals
-        spent = totals.cpu_seconds + time.thread_time() - cpu_before
-        self._report = replace(self._report, totals=replace(totals, cpu_seconds=spent))
+        self._report = replace(
+            self._report,
+            totals=replace(totals, cpu_seconds=totals.cpu_seconds + spent),
+            costs=previous.costs.after(scope, spent),
+        )
 
     def _poll(self, previous: Report) -> Report:
         started = self._clock()
@@ -154,6 +177,16 @@ class Daemon:
             self._said_what_is_not_seen = True
             self._say_what_is_not_seen(snapshot)
         return self._conclude(snapshot, previous)
+
+    def _poll_narrowly(self, previous: Report) -> Report:
+        """Read only what leads to the destinations that are watched; everything if the sysctls have changed."""
+        try:
+            narrow = self._source.read_toward(watch_of(previous).destinations, self._config.poll.deadline_seconds)
+        except KernelError as error:
+            if error.reason == "stopped":
+                return previous
+            return replace(previous, totals=previous.totals.counted(scope=NARROW, failure=error.reason))
+        return refreshed_report(narrow, previous, self._clock()) or self._poll(previous)
 
     def _conclude(self, snapshot: Snapshot, previous: Report) -> Report:
         """Build the report, after asking the kernel about ports in doubt if the configuration wants it."""
@@ -172,7 +205,7 @@ class Daemon:
 
     def _publish(self) -> None:
         taken = self._report.taken_at_monotonic
-        expires_at = None if taken is None else taken + EXPIRY_INTERVALS * self._report.interval_seconds
+        expires_at = None if taken is None else taken + EXPIRY_INTERVALS * self._report.pace.full
         self._server.publish(
             publication_of(
                 self._report, kernel_release=os.uname().release, process_registry=self._process, expires_at=expires_at
@@ -199,12 +232,8 @@ class Daemon:
             self._source = self._open_source(config)
         log.set_up(config.log.level, config.log.format)
         self._config = config
-        self._report = replace(
-            self._report,
-            rules=config.rules,
-            interval_seconds=config.poll.interval_seconds,
-            reload=ReloadStatus(successful=True, succeeded_at=self._wall_clock()),
-        )
+        reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
+        self._report = paced(replace(self._report, rules=config.rules, reload=reload), self._report.costs)
         self._publish()
         log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
 

@@ -148,3 +148,25 @@ allow_services() {
     fi
     trap - EXIT HUP INT TERM
 }
+
+# Installs the programs that are not here, or dies and names their packages. Standard input has one program and the
+# package that it comes in on each line.
+require_programs() {
+    missing=$(while read -r program package; do have "$program" || echo "$package"; done | sort -u)
+    if [ -z "$missing" ]; then
+        return
+    fi
+    # shellcheck disable=SC2086 # a list of words
+    set -- $missing
+    if may_install; then
+        install_packages "$@"
+    else
+        die "$0 needs programs that are not here; on Debian and Ubuntu: apt-get install --no-install-recommends $*"
+    fi
+}
+
+# Prints where this host's apt gets Debian's packages from, and fails if that cannot be told.
+debian_archive() {
+    archives=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null) || return
+    printf '%s\n' "$archives" | sed -n '/^Debian Debian /{s///;p;q;}' | grep .
+}

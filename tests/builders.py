@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.model.pace import Pace
 from ephmon.model.pools import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
 from ephmon.model.rules import Rules
@@ -130,7 +131,7 @@ def make_report(
         taken_at=taken_at,
         taken_at_monotonic=taken_at_monotonic,
         duration_seconds=duration_seconds,
-        interval_seconds=interval_seconds,
+        pace=Pace(full=interval_seconds),
         backends={"tcp": "inet_diag", "udp": "inet_diag"} if backends is None else backends,
         missing={} if missing is None else missing,
         namespaces=(make_namespace(),) if namespaces is None else tuple(namespaces),

@@ -8,6 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("ephmon", deadline=None)
+settings.load_profile("ephmon")
 
 if TYPE_CHECKING:
     from collections.abc import Callable

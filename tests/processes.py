@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 """How long a test waits at most for what must come."""
 _PAUSE_SECONDS = 0.01
 _ENVIRONMENT_OF_THE_TESTS = re.compile(r"PYTHON.*|LC_.*|LANG|NO_COLOR|JOURNAL_STREAM|COLUMNS")
@@ -253,3 +253,20 @@ def opened_by_its_reader(fifo: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+_SYSCTLS = ("ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_timestamps", "tcp_max_tw_buckets")
+
+
+def make_proc(folder: Path) -> Path:
+    """Make a procfs of links to the files of the one that the reader has, so that a test can exchange each of them."""
+    proc = folder / "proc"
+    for name in ("net", "sys/kernel", "sys/net/ipv4"):
+        (proc / name).mkdir(parents=True)
+    (proc / "self").symlink_to("/proc/self")
+    (proc / "sys/kernel/osrelease").symlink_to("/proc/sys/kernel/osrelease")
+    for name in ("tcp", "tcp6", "udp", "udp6", "sockstat", "sockstat6"):
+        (proc / "net" / name).symlink_to(f"/proc/self/net/{name}")
+    for sysctl in (*_SYSCTLS, "ip_autobind_reuse", "tcp_tw_reuse_delay"):
+        (proc / "sys/net/ipv4" / sysctl).symlink_to(f"/proc/sys/net/ipv4/{sysctl}")
+    return proc

@@ -50,6 +50,8 @@ class Recipe:
     connect: tuple[str, int] | None = None
     wait: bool = True
     """Whether connect() waits for the handshake; else the socket may stay in SYN_SENT."""
+    send: tuple[str, int] | None = None
+    """Where an empty datagram goes."""
     listen: int | None = None
     """The backlog; `net.core.somaxconn` caps it."""
 
@@ -132,7 +134,7 @@ def _sysctl(name: str) -> Path:
 
 
 def _new_socket(recipe: Recipe) -> socket.socket:
-    addresses = [address for address in (recipe.bind, recipe.connect) if address]
+    addresses = [address for address in (recipe.bind, recipe.connect, recipe.send) if address]
     family = socket.AF_INET6 if any(":" in host for host, _ in addresses) else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM if recipe.udp else socket.SOCK_STREAM)
     try:
@@ -173,6 +175,8 @@ def _take_steps(sock: socket.socket, recipe: Recipe) -> int:
             error = sock.connect_ex(recipe.connect)
             if error and (recipe.wait or error != errno.EINPROGRESS):
                 return error
+        if recipe.send is not None:
+            sock.sendto(b"", recipe.send)
         if recipe.listen is not None:
             sock.listen(recipe.listen)
     except OSError as error:

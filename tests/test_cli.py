@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +21,22 @@ from ephmon.config import Config, describe, load, parse, pending
 from ephmon.kernel.features import release_number
 from tests import sockets
 from tests.namespaces import Namespace
-from tests.processes import Running, environment, ephmon, eventually, fetch, opened_by_its_reader, python, run
+from tests.processes import (
+    WAIT_SECONDS,
+    Running,
+    environment,
+    ephmon,
+    eventually,
+    fetch,
+    make_proc,
+    opened_by_its_reader,
+    python,
+    run,
+)
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from subprocess import CompletedProcess
 
 LOW, HIGH = 40_000, 40_999
@@ -202,7 +213,7 @@ def on_a_terminal(ns: Namespace, config: Path, *, columns: int, **env: str) -> s
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         command = ns.command(*ephmon("pools", "--config", config))
-        subprocess.run(command, stdout=theirs, env=environment(**env), timeout=20, check=True)
+        subprocess.run(command, stdout=theirs, env=environment(**env), timeout=WAIT_SECONDS, check=True)
         os.close(theirs)
         return read_terminal(terminal.fileno())
 
@@ -248,7 +259,7 @@ def test_a_reader_that_has_gone_is_no_reason_to_complain(ns: Namespace, config: 
     with os.fdopen(write_end, "wb") as pipe:
         command = ns.command(*ephmon("pools", "--config", config, *options))
         result = subprocess.run(
-            command, stdout=pipe, stderr=subprocess.PIPE, env=environment(), timeout=20, check=False
+            command, stdout=pipe, stderr=subprocess.PIPE, env=environment(), timeout=WAIT_SECONDS, check=False
         )
 
     assert (result.returncode, result.stderr) == (1, b"")
@@ -292,7 +303,7 @@ def test_no_locale_stops_a_command(ns: Namespace, config: Path, locale: dict[str
     env = environment(**locale)
 
     printed = subprocess.run(
-        ephmon("check-config", config), env=env, stdout=subprocess.PIPE, timeout=20, check=True
+        ephmon("check-config", config), env=env, stdout=subprocess.PIPE, timeout=WAIT_SECONDS, check=True
     ).stdout
     encoding = "latin-1" if "latin-1" in locale.values() else "utf-8"
 
@@ -482,15 +493,26 @@ def test_no_privilege_and_no_other_process_need_be_seen(ns: Namespace, config: P
 
 
 def test_ctrl_c_ends_a_command_without_a_word(ns: Namespace, config: Path, tmp_path: Path) -> None:
-    """It waits for a sysctl that does not answer."""
-    fifo = tmp_path / "sysctl"
-    os.mkfifo(fifo)
-    script = f'mount --bind {fifo} /proc/sys/net/ipv4/ip_local_port_range && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", script, "sh", *ephmon("pools", "--config", config)]
-    with Running(ns, command) as waiting, opened_by_its_reader(fifo):
+    """It reads a table that has no end."""
+    table = make_proc(tmp_path) / "net" / "tcp"
+    table.unlink()
+    os.mkfifo(table)
+    write(config, "poll: {backend: procfs, deadline: 1h}\n")
+    code = "import pathlib, sys; from ephmon import cli; cli.PROC = pathlib.Path(sys.argv.pop(1)); cli.entry_point()"
+    command = python("-c", code, str(table.parents[1]), "pools", "--config", str(config))
+    with Running(ns, command) as waiting, opened_by_its_reader(table) as pipe:
+        os.write(pipe, b"  sl")
+        eventually(lambda: waits_for_more(pipe, waiting.pid), bool)
         waiting.signal(signal.SIGINT)
 
-        st = waiting.wait(); print("\n".join(waiting.lines)); assert st == 130
+        assert (waiting.wait(), waiting.lines) == (130, [])
+
+
+def waits_for_more(pipe: int, pid: int) -> bool:
+    """Tell whether a process has read all that was written to a pipe and sleeps."""
+    unread = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0]
+    return unread == 0 and state == "S"
 
 
 # --- what it takes ------------------------------------------------------------------------------------------------

@@ -257,7 +257,7 @@ def test_a_listen_address_is_shown_as_it_is_written(address: str) -> None:
 def test_the_model_is_given_its_rules() -> None:
     config = parse("pools: {top: 3}\nthresholds: {warning: {utilisation: 0.5}}", "x")
 
-    assert config.rules == Rules(listing=config.listing, thresholds=config.thresholds)
+    assert config.rules == Rules(listing=config.listing, thresholds=config.thresholds, polling=config.poll)
     assert config.rules.listing.top == 3
 
 

@@ -56,6 +56,22 @@ def read_tcp(
     )
 
 
+def read_connections(
+    diag: SockDiag, port_range: PortRange, destinations: Iterable[tuple[bytes, int]], deadline: Deadline
+) -> SocketTable:
+    """Read the TCP connections toward some destinations (packed address, port) alone.
+
+    Raises:
+        KernelError: inet_diag is not available, or its reply cannot be trusted.
+    """
+    peers = [
+        inet_diag.remote(port, socket.AF_INET if len(address) == _V4_BYTES else socket.AF_INET6, address)
+        for address, port in destinations
+    ]
+    request = inet_diag.tcp_request(inet_diag.CONNECTION_STATES, _inside(port_range), peers)
+    return _table(diag, [request], deadline)
+
+
 def read_udp(diag: SockDiag, port_range: PortRange, deadline: Deadline) -> UdpSockets:
     """Read the UDP sockets of both families.
 

@@ -24,7 +24,7 @@ from ephmon.kernel.netlink import MalformedReplyError, Request
 from ephmon.model.snapshot import Protocol, SocketGroup, SocketTable, TcpState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 TCPDIAG_GETSOCK = 18
 """The older request, answered for IPv4 and IPv6 in one walk over the hash table (inet_diag_rcv_msg_compat())."""
@@ -53,7 +53,7 @@ class Condition(NamedTuple):
     wanted: bool
 
 
-_S_GE, _S_LE, _AUTO, _S_COND, _JMP = 2, 3, 6, 7, 1
+_JMP, _S_GE, _S_LE, _AUTO, _S_COND, _D_COND = 1, 2, 3, 6, 7, 8
 _OP = struct.Struct("=BBH")  # code, yes, no
 _HOST_CONDITION = struct.Struct("=BBxxi")  # family, prefix length, port
 
@@ -88,32 +88,44 @@ def not_local(port: int, family: int, address: bytes) -> Condition:
     return Condition(bytes([_S_COND]) + _HOST_CONDITION.pack(family, prefix, port) + address, wanted=False)
 
 
-def assemble(conditions: Iterable[Condition]) -> bytes:
-    """Return the bytecode that accepts the sockets for which all conditions hold (inet_diag_bc_run()).
+def remote(port: int, family: int, address: bytes) -> Condition:
+    """Hold for sockets whose peer is `address`:`port`; AF_INET holds for IPv4-mapped sockets too."""
+    return Condition(bytes([_D_COND]) + _HOST_CONDITION.pack(family, 8 * len(address), port) + address, wanted=True)
 
-    A program accepts by running off its end and rejects by jumping four bytes further.
+
+def assemble(conditions: Iterable[Condition], any_of: Sequence[Condition] = ()) -> bytes:
+    """Return the bytecode that accepts the sockets for which all conditions hold, and one of `any_of` if there are any.
+
+    A program accepts by running off its end and rejects by jumping four bytes further (inet_diag_bc_run()).
     """
     program = b""
+    for alternative in reversed(any_of):
+        size = _OP.size + len(alternative.operation) - 1
+        accept = _OP.pack(_JMP, _OP.size, _OP.size + len(program)) if program else b""
+        program = _operation(alternative, size, size + _OP.size) + accept + program
     for condition in reversed(list(conditions)):
-        code, arguments = condition.operation[:1], condition.operation[1:]
-        size = _OP.size + len(arguments)
-        reject = len(program) + 4
+        size = _OP.size + len(condition.operation) - 1
+        reject = len(program) + _OP.size
         if condition.wanted:
-            op = code + struct.pack("=BH", size, size + reject)
-            program = op + arguments + program
+            program = _operation(condition, size, size + reject) + program
         else:
-            op = code + struct.pack("=BH", size, size + _OP.size)
-            program = op + arguments + _OP.pack(_JMP, _OP.size, _OP.size + reject) + program
+            jump = _OP.pack(_JMP, _OP.size, _OP.size + reject)
+            program = _operation(condition, size, size + _OP.size) + jump + program
     return program
 
 
-def tcp_request(states: int, conditions: Iterable[Condition]) -> Request:
-    """Ask for the TCP sockets of both families in `states` (a bit mask) for which the conditions hold.
+def _operation(condition: Condition, yes: int, no: int) -> bytes:
+    """Return an op that goes `yes` bytes on where its test holds, else `no` bytes, with its arguments."""
+    return _OP.pack(condition.operation[0], yes, no) + condition.operation[1:]
+
+
+def tcp_request(states: int, conditions: Iterable[Condition], any_of: Sequence[Condition] = ()) -> Request:
+    """Ask for the TCP sockets of both families in `states` (a bit mask) that `assemble` accepts.
 
     struct inet_diag_req: family, lengths of addresses, ext, struct inet_diag_sockid, states, dbs.
     """
     payload = bytes(4) + bytes(_SOCKID_BYTES) + struct.pack("=II", states, 0)
-    return Request(TCPDIAG_GETSOCK, payload + _bytecode_attribute(conditions))
+    return Request(TCPDIAG_GETSOCK, payload + _bytecode_attribute(conditions, any_of))
 
 
 def family_request(protocol: int, family: int, states: int, conditions: Iterable[Condition]) -> Request:
@@ -127,8 +139,8 @@ def protocol_number(protocol: Protocol) -> int:
     return _PROTOCOL_NUMBERS[protocol]
 
 
-def _bytecode_attribute(conditions: Iterable[Condition]) -> bytes:
-    program = assemble(conditions)
+def _bytecode_attribute(conditions: Iterable[Condition], any_of: Sequence[Condition] = ()) -> bytes:
+    program = assemble(conditions, any_of)
     return struct.pack("=HH", 4 + len(program), INET_DIAG_REQ_BYTECODE) + program if program else b""
 
 

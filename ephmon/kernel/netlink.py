@@ -33,6 +33,10 @@ HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length (header included), type, flags, sequence number, port id."""
 _ERRNO = struct.Struct("=i")
 _TIMEVAL = struct.Struct("@ll")
+# While no module answers for inet_diag, the kernel refuses a TCPDIAG_GETSOCK request with -EOPNOTSUPP and the other
+# type with -ENOENT (sock_diag_rcv_msg(), net/core/sock_diag.c); once inet_diag is there and the protocol's own module
+# is not, both are answered by no socket and -ENOENT in NLMSG_DONE (inet_diag_dump(), net/ipv4/inet_diag.c).
+_NO_HANDLER = frozenset({errno.ENOENT, errno.EOPNOTSUPP})
 
 # The kernel fills at most 32 KiB in one go (netlink_dump()); twice that can only be too small if the kernel changes,
 # and then MSG_TRUNC tells.
@@ -212,7 +216,7 @@ def _check_done(payload: memoryview) -> None:
         return  # an empty NLMSG_DONE is how old kernels end a good dump
     (number,) = _ERRNO.unpack_from(payload)
     if number < 0:
-        raise _refusal(-number, "The kernel has no inet_diag handler for the protocol")
+        raise _refused_dump(-number)
 
 
 def _reported_error(payload: memoryview) -> KernelError:
@@ -222,7 +226,13 @@ def _reported_error(payload: memoryview) -> KernelError:
     (number,) = _ERRNO.unpack_from(payload)
     if number == 0:
         return MalformedReplyError("The kernel acknowledged the inet_diag request instead of answering it.")
-    return _refusal(-number, "The kernel refuses the inet_diag request")
+    return _refused_dump(-number)
+
+
+def _refused_dump(number: int) -> NetlinkError:
+    if number in _NO_HANDLER:
+        return NetlinkError("The kernel has no inet_diag handler for the protocol.", number)
+    return _refusal(number, "The kernel refuses the inet_diag request")
 
 
 def _refusal(number: int, what: str) -> NetlinkError:

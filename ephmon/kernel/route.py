@@ -94,5 +94,6 @@ def _attribute(attributes: bytes, wanted: int) -> bytes | None:
 
 
 def _no_route(destination: Address, number: int) -> KernelError:
-    name = errno.errorcode.get(number, str(number))
-    return KernelError(f"There is no route to {destination}: {os.strerror(number)} ({name}).", reason="route")
+    name = errno.errorcode.get(number)
+    why = f"{os.strerror(number)} ({name})" if name else f"error {number}"
+    return KernelError(f"There is no route to {destination}: {why}.", reason="route")

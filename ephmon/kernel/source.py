@@ -14,10 +14,19 @@ from ephmon.errors import KernelError
 from ephmon.kernel import dumps, features, procnet, sysctl
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.netlink import InterruptedDumpError, NetlinkError, SockDiag
-from ephmon.model.snapshot import OWN_NETNS, Backend, NamespaceSnapshot, Protocol, Snapshot, TcpSockets, UdpSockets
+from ephmon.model.snapshot import (
+    OWN_NETNS,
+    Backend,
+    NamespaceSnapshot,
+    NarrowSnapshot,
+    Protocol,
+    Snapshot,
+    TcpSockets,
+    UdpSockets,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from ephmon.model.snapshot import PortRange, Sysctls
@@ -106,6 +115,27 @@ class SocketSource:
             reason="sysctl",
         )
 
+    def read_toward(self, destinations: Collection[tuple[bytes, int]], deadline_seconds: float) -> NarrowSnapshot:
+        """Read the TCP connections toward some destinations (packed address, port) by inet_diag.
+
+        Raises:
+            KernelError: They could not be read, or the deadline passed.
+        """
+        started = self._clock()
+        deadline = Deadline(deadline_seconds, self._clock, self._wanted)
+        sysctls = sysctl.read_sysctls(self._proc)
+        with self._open_diag() as diag:
+            connections = dumps.read_connections(diag, sysctls.port_range, destinations, deadline)
+        return NarrowSnapshot(
+            taken_at=self._wall_clock(),
+            duration_seconds=self._clock() - started,
+            netns=OWN_NETNS,
+            inode=sysctl.read_netns_inode(self._proc),
+            sysctls=sysctls,
+            destinations=frozenset(destinations),
+            connections=connections,
+        )
+
     def _read_namespace(self, sysctls: Sysctls, deadline: Deadline) -> NamespaceSnapshot:
         backends: dict[Protocol, Backend] = {}
         missing: dict[Protocol, str] = {}
@@ -183,8 +213,14 @@ class _ProtocolReader(Generic[_Sockets]):
         try:
             sockets = self._dump(port_range, deadline)
         except NetlinkError as error:
-            if self._mode != AUTO or error.errno not in _UNAVAILABLE:
+            if error.errno not in _UNAVAILABLE:
                 raise
+            if self._mode != AUTO:
+                raise KernelError(
+                    f"{error} Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, "
+                    "or set poll.backend: auto.",
+                    reason="unavailable",
+                ) from error
             self._good_tries = 0
             return self._fall_back(port_range, deadline, error), Backend.PROCFS
         self._good_tries += 1

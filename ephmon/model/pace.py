@@ -12,6 +12,7 @@ The cost that counts is the middle one of the last three polls, so that one dear
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ MOST_WATCHED = 16
 class Watch:
     """What needs a closer look."""
 
-    destinations: tuple[tuple[str, int], ...] = ()
-    """Of the tcp_connect pools at or above their warning thresholds, the fullest first."""
+    destinations: tuple[tuple[bytes, int], ...] = ()
+    """Packed address and port of the tcp_connect pools at or above their warning thresholds, the fullest first."""
     everything: bool = False
     """Full polls are needed to see it: blocked ports are many, or a pool without a destination fills."""
 
@@ -72,7 +73,9 @@ def watch(pools: Sequence[Pool], blocked_shares: Sequence[float], thresholds: Th
     near = [pool for pool in pools if thresholds.severity_at(pool.key, pool.utilisation) is not None]
     limit = thresholds.warning.utilisation
     ends = [(pool.key.destination, pool.key.destination_port) for pool in near]
-    destinations = dict.fromkeys((address, port) for address, port in ends if address is not None and port is not None)
+    destinations = dict.fromkeys(
+        (ip_address(address).packed, port) for address, port in ends if address is not None and port is not None
+    )
     return Watch(
         destinations=tuple(destinations)[:MOST_WATCHED],
         everything=any(share >= limit for share in blocked_shares) or (None, None) in ends,

@@ -9,16 +9,26 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ephmon.model.listing import Listing, choose, remember
+from ephmon.model.pace import Costs, Pace, Watch, pace, watch
+from ephmon.model.pools import PoolKind
+from ephmon.model.snapshot import NO_SOCKETS, TcpSockets
 from ephmon.model.survey import NO_ANSWERS_AT_ALL, survey, worst_first
+from ephmon.model.tcp_connect import ConnectPools, own_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ephmon.model.evidence import Evidence
-    from ephmon.model.pools import Pool, PoolKey, PoolKind
+    from ephmon.model.pools import Pool, PoolKey
     from ephmon.model.rules import ListingRules, Rules
-    from ephmon.model.snapshot import Snapshot
+    from ephmon.model.snapshot import NarrowSnapshot, Snapshot, Sysctls
     from ephmon.model.survey import NamespaceSurvey, Ranked
+    from ephmon.model.tcp_connect import Tuple
+    from ephmon.model.tcp_ports import TcpPorts
+
+
+FULL, NARROW = "full", "narrow"
+"""The scopes of polls, as they are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +76,7 @@ class PollTotals:
     """By reason, a closed set of words."""
     cpu_seconds: float = 0.0
 
-    def counted(self, *, scope: str = "full", failure: str | None = None) -> PollTotals:
+    def counted(self, *, scope: str = FULL, failure: str | None = None) -> PollTotals:
         """Return the totals after one more poll, which failed for the reason `failure` if there is one."""
         failures = dict(self.failures)
         if failure is not None:
@@ -85,6 +95,15 @@ class ReloadStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remembered:
+    """What the next poll needs to know of the ports of a namespace."""
+
+    sysctls: Sysctls
+    ports: TcpPorts
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What ephmon knows after a poll, successful or not.
 
@@ -100,8 +119,8 @@ class Report:
     """The same moment on the monotonic clock: what expiry counts from."""
     duration_seconds: float | None
     """How long the last full poll took, good or not."""
-    interval_seconds: float
-    """The poll interval in force."""
+    pace: Pace
+    """How often polls come from now on."""
     backends: Mapping[str, str]
     """Protocol -> backend, for the protocols that could be read."""
     missing: Mapping[str, str]
@@ -114,15 +133,17 @@ class Report:
     rules: Rules
     listing: Listing = field(default=Listing())
     """What the next report needs to know of the choice of listed pools."""
-    evidence: Mapping[int, Evidence] = field(default_factory=dict)
+    remembered: Mapping[int, Remembered] = field(default_factory=dict)
     """What is remembered of the ports of each namespace, by its inode."""
+    costs: Costs = field(default=Costs())
+    """What the latest polls cost."""
     probe_available: bool | None = None
     """Whether ports in doubt could be probed; None if that was not asked for."""
     probe_error: str | None = None
     """Why they could not, as one sentence."""
 
 
-def initial_report(rules: Rules, reload: ReloadStatus, interval_seconds: float) -> Report:
+def initial_report(rules: Rules, reload: ReloadStatus) -> Report:
     """Return the report before the first poll: nothing is known."""
     return Report(
         success=False,
@@ -130,7 +151,7 @@ def initial_report(rules: Rules, reload: ReloadStatus, interval_seconds: float) 
         taken_at=None,
         taken_at_monotonic=None,
         duration_seconds=None,
-        interval_seconds=interval_seconds,
+        pace=Pace(full=rules.polling.interval_seconds),
         backends={},
         missing={},
         namespaces=(),
@@ -157,7 +178,7 @@ def build_report(
     """
     surveys = survey(
         snapshot,
-        evidence=previous.evidence,
+        evidence=_evidence(previous),
         answers=answers,
         likely_binder_ports=previous.rules.listing.min_in_use,
     )
@@ -166,7 +187,7 @@ def build_report(
 
 def ports_in_doubt(snapshot: Snapshot, previous: Report) -> dict[int, list[int]]:
     """Return the ports that the probe should be asked about, by the inode of the namespace."""
-    surveys = survey(snapshot, evidence=previous.evidence)
+    surveys = survey(snapshot, evidence=_evidence(previous))
     return {one.namespace.inode: one.ports.unanswered() for one in surveys if one.ports}
 
 
@@ -194,14 +215,86 @@ def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: 
         listed=tuple(ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak) for pool in pools),
         totals=previous.totals.counted(),
         listing=replace(listing, listed=remembered),
-        evidence=_remembered_evidence(surveys, previous),
+        remembered=_remember_ports(surveys, previous),
     )
 
 
-def _remembered_evidence(surveys: Iterable[NamespaceSurvey], previous: Report) -> dict[int, Evidence]:
-    """Return the evidence of the namespaces that are there, the old one where TCP could not be read this time."""
-    inodes = {one.namespace.inode: one.evidence or previous.evidence.get(one.namespace.inode) for one in surveys}
-    return {inode: evidence for inode, evidence in inodes.items() if evidence is not None}
+def _evidence(report: Report) -> dict[int, Evidence]:
+    return {inode: remembered.evidence for inode, remembered in report.remembered.items()}
+
+
+def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: Report) -> dict[int, Remembered]:
+    """Return what to remember of the namespaces that are there, as before where TCP could not be read this time."""
+    remembered = {}
+    for one in surveys:
+        inode = one.namespace.inode
+        if one.ports and one.evidence:
+            sysctls = one.namespace.sysctls
+            remembered[inode] = Remembered(sysctls=sysctls, ports=one.ports, evidence=one.evidence)
+        elif inode in previous.remembered:
+            remembered[inode] = previous.remembered[inode]
+    return remembered
+
+
+def refreshed_report(narrow: NarrowSnapshot, previous: Report, now: float) -> Report | None:
+    """Return the report after a narrow poll: the listed pools toward the destinations that were read, and what follows.
+
+    What blocks ports is taken as the last full poll saw it. None if the sysctls have changed since, so that a full poll
+    is due.
+    """
+    remembered = previous.remembered.get(narrow.inode)
+    if remembered is None or remembered.sysctls != narrow.sysctls:
+        return None
+    tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=narrow.connections)
+    pools = ConnectPools(narrow.netns, narrow.taken_at, narrow.sysctls, tcp, remembered.ports)
+    fresh = {
+        one.pool.key: pools.pool(own) for one in previous.listed if (own := _watched(one.pool.key, narrow)) is not None
+    }
+    window = previous.rules.listing.peak_window_seconds
+    listing = dict(previous.listing.listed)
+    for key, pool in fresh.items():
+        listing[key] = remember(listing[key], pool.utilisation, now, window)
+    pools_now = sorted((fresh.get(one.pool.key, one.pool) for one in previous.listed), key=worst_first)
+    listed = tuple(ListedPool(pool=pool, peak_utilisation=listing[pool.key].peak) for pool in pools_now)
+    return replace(
+        previous,
+        listed=listed,
+        namespaces=tuple(_with_worst(namespace, listed) for namespace in previous.namespaces),
+        listing=replace(previous.listing, listed=listing),
+        totals=previous.totals.counted(scope=NARROW),
+    )
+
+
+def _watched(key: PoolKey, narrow: NarrowSnapshot) -> Tuple | None:
+    """Return the pool's key within the namespace if a narrow poll looked at it."""
+    own = own_key(key) if key.netns == narrow.netns else None
+    return own if own and (own.destination, own.destination_port) in narrow.destinations else None
+
+
+def _with_worst(namespace: NamespaceReport, listed: Iterable[ListedPool]) -> NamespaceReport:
+    """Return the namespace with the worst of its listed tcp_connect pools: the watched ones are among them."""
+    ratios = [
+        one.pool.utilisation
+        for one in listed
+        if one.pool.key.netns == namespace.netns and one.pool.key.kind == PoolKind.TCP_CONNECT
+    ]
+    return replace(namespace, worst={**namespace.worst, PoolKind.TCP_CONNECT: max(ratios)}) if ratios else namespace
+
+
+def watch_of(report: Report) -> Watch:
+    """Return what needs a closer look than full polls at their usual interval."""
+    shares = [
+        namespace.blocked_ports / namespace.usable_ports
+        for namespace in report.namespaces
+        if namespace.blocked_ports and namespace.usable_ports
+    ]
+    return watch([one.pool for one in report.listed], shares, report.rules.thresholds)
+
+
+def paced(report: Report, costs: Costs) -> Report:
+    """Return the report with what polls cost by now, and how often they come from now on."""
+    chosen = pace(report.rules.polling, costs, watch_of(report))
+    return replace(report, costs=costs, pace=chosen)
 
 
 def failed_report(previous: Report, error: str, reason: str, duration_seconds: float) -> Report:

@@ -6,12 +6,12 @@ names and keep unknown numbers as numbers.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Mapping
 
 OWN_NETNS = "own"
@@ -138,6 +138,10 @@ class SocketTable:
         return len(self.group_of)
 
 
+NO_SOCKETS = SocketTable(groups=(), group_of=array("I"), port_of=array("H"), time_wait_left_ms_of=array("H"))
+"""The dump that found nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpSockets:
     """The TCP sockets of one namespace, both families, whose local port lies inside the port range."""
@@ -198,3 +202,18 @@ class Snapshot:
     """Wall-clock time of the poll, seconds since the epoch."""
     duration_seconds: float
     namespaces: tuple[NamespaceSnapshot, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowSnapshot:
+    """What a narrow poll read: the TCP connections toward some destinations, and the sysctls."""
+
+    taken_at: float
+    """Seconds since the epoch."""
+    duration_seconds: float
+    netns: str
+    inode: int
+    sysctls: Sysctls
+    destinations: frozenset[tuple[bytes, int]]
+    """Packed address and port of each destination that was looked at."""
+    connections: SocketTable

@@ -50,6 +50,13 @@ class Tuple(NamedTuple):
     destination_port: int
 
 
+def own_key(key: PoolKey) -> Tuple | None:
+    """Return the key within the namespace of a tcp_connect pool, None for other kinds."""
+    if key.destination is None or key.destination_port is None:
+        return None
+    return Tuple(ip_address(key.source).packed, ip_address(key.destination).packed, key.destination_port)
+
+
 @dataclass(slots=True)
 class _Tally:
     """What is counted of one pool's sockets: sockets by state, and ports by what they do to the next connect()."""
@@ -102,9 +109,7 @@ class ConnectPools:
 
     def find(self, key: PoolKey) -> Tuple | None:
         """Return the key within the namespace of a pool that exists, None for others."""
-        if (key.netns, key.kind) != (self.netns, self.kind) or key.destination is None or key.destination_port is None:
-            return None
-        own = Tuple(ip_address(key.source).packed, ip_address(key.destination).packed, key.destination_port)
+        own = own_key(key) if (key.netns, key.kind) == (self.netns, self.kind) else None
         return own if own in self._tallies else None
 
     def destination(self, key: Tuple) -> tuple[bytes, int]:

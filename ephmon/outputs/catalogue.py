@@ -257,7 +257,7 @@ METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
         "The interval between full polls that is in force.",
-        single(lambda subject: subject.report.interval_seconds),
+        single(lambda subject: subject.report.pace.full),
         expires=False,
     ),
     Metric(

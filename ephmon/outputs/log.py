@@ -175,7 +175,20 @@ def changes(previous: Report, report: Report) -> Iterator[Line]:
             yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", {"protocol": protocol})
     if report.probe_error is not None and report.probe_error != previous.probe_error:
         yield Line(logging.WARNING, f"Ports in doubt are not probed: {report.probe_error}")
+    yield from _pace_changes(previous, report)
     yield from _namespace_changes(previous, report)
+
+
+def _pace_changes(previous: Report, report: Report) -> Iterator[Line]:
+    if report.pace.is_stretched and not previous.pace.is_stretched:
+        yield Line(
+            logging.WARNING,
+            "Polls come less often than poll.interval asks for, because one takes more CPU than poll.cpu_budget "
+            "allows; raise poll.cpu_budget for a closer watch.",
+            {"interval_seconds": round(report.pace.full, 1), "cpu_seconds": round(report.costs.full[-1], 3)},
+        )
+    if previous.pace.is_stretched and not report.pace.is_stretched:
+        yield Line(logging.INFO, "Polls come as often as poll.interval asks for again.")
 
 
 def _namespace_changes(previous: Report, report: Report) -> Iterator[Line]:

@@ -123,7 +123,7 @@ def _row(columns: tuple[str, ...], tag: str, cells: tuple[str, ...], severity: S
 
 
 def _polls(report: Report) -> str:
-    interval = f"The poll interval is {report.interval_seconds:g} s"
+    interval = f"The poll interval is {report.pace.full:g} s"
     if report.duration_seconds is None:
         return f"{interval}."
     return f"{interval}; the last poll took {report.duration_seconds:.3f} s."

@@ -164,12 +164,16 @@ def run(program: bytes, port: int) -> bool:
     """Run a filter program of port tests as the kernel does (inet_diag_bc_run())."""
     position, end = 0, len(program)
     while position < end:
-        code, yes, no = program[position], program[position + 1], int.from_bytes(program[position + 2 : position + 4], "little")
+        code, yes, no = (
+            program[position],
+            program[position + 1],
+            int.from_bytes(program[position + 2 : position + 4], "little"),
+        )
         holds = True
         if code in (2, 3):
             bound = int.from_bytes(program[position + 6 : position + 8], "little")
             holds = port >= bound if code == 2 else port <= bound
-        elif code == 7:
+        elif code in (7, 8):
             holds = int.from_bytes(program[position + 8 : position + 12], "little") == port
         else:
             assert code == 1
@@ -178,8 +182,12 @@ def run(program: bytes, port: int) -> bool:
     return position == end
 
 
-@given(st.integers(0, 65535), st.integers(0, 65535), st.lists(st.integers(0, 65535), max_size=70), st.integers(0, 65535))
-def test_a_program_accepts_exactly_what_its_conditions_hold_for(low: int, high: int, left_out: list[int], port: int) -> None:
+@given(
+    st.integers(0, 65535), st.integers(0, 65535), st.lists(st.integers(0, 65535), max_size=70), st.integers(0, 65535)
+)
+def test_a_program_accepts_exactly_what_its_conditions_hold_for(
+    low: int, high: int, left_out: list[int], port: int
+) -> None:
     program = inet_diag.assemble(
         [
             inet_diag.local_port_at_least(low),
@@ -189,6 +197,18 @@ def test_a_program_accepts_exactly_what_its_conditions_hold_for(low: int, high: 
     )
 
     assert run(program, port) == (low <= port <= high and port not in left_out)
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.lists(st.integers(0, 9), max_size=9), st.integers(0, 9))
+def test_a_program_with_alternatives_accepts_what_one_of_them_holds_for(
+    low: int, high: int, alternatives: list[int], port: int
+) -> None:
+    program = inet_diag.assemble(
+        [inet_diag.local_port_at_least(low), inet_diag.local_port_at_most(high)],
+        [inet_diag.remote(other, socket.AF_UNSPEC, b"") for other in alternatives],
+    )
+
+    assert run(program, port) == (low <= port <= high and (port in alternatives or not alternatives))
 
 
 def test_no_condition_is_no_program() -> None:

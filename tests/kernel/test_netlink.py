@@ -68,12 +68,20 @@ def test_done_ends_the_dump_also_behind_messages() -> None:
     assert taken_apart(last + message(number(0), kind=NLMSG_DONE)) == (True, [(20, last)])
 
 
-def test_an_errno_within_done_is_an_error() -> None:
-    """A handler that is not there answers no message and DONE = -ENOENT."""
-    with pytest.raises(NetlinkError, match="no inet_diag handler for the protocol: No such file") as raised:
-        taken_apart(message(number(-errno.ENOENT), kind=NLMSG_DONE))
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (message(number(-errno.ENOENT), kind=NLMSG_DONE), errno.ENOENT),
+        (message(number(-errno.ENOENT) + bytes(16), kind=NLMSG_ERROR), errno.ENOENT),
+        (message(number(-errno.EOPNOTSUPP) + bytes(16), kind=NLMSG_ERROR), errno.EOPNOTSUPP),
+    ],
+)
+def test_an_answer_that_there_is_no_handler_is_an_error(answer: bytes, told: int) -> None:
+    """Once inet_diag is loaded and the protocol's module is not, DONE = -ENOENT says so, before that an error does."""
+    with pytest.raises(NetlinkError, match="no inet_diag handler for the protocol") as raised:
+        taken_apart(answer)
 
-    assert (raised.value.errno, raised.value.reason) == (errno.ENOENT, "netlink")
+    assert (raised.value.errno, raised.value.reason) == (told, "netlink")
 
 
 def test_an_error_message_is_an_error() -> None:

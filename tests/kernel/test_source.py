@@ -39,7 +39,8 @@ PROC = Path("/proc")
 MINUTE = 60.0
 TCP, UDP = Protocol.TCP, Protocol.UDP
 DIAG, PROCFS = Backend.INET_DIAG, Backend.PROCFS
-NO_HANDLER = "The kernel has no inet_diag handler for the protocol: No such file or directory (ENOENT)."
+NO_HANDLER = "The kernel has no inet_diag handler for the protocol."
+WHAT_HELPS = "Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: auto."
 
 Row = tuple[str, str, int, str, int]
 """State, local address and port, peer's address and port; addresses in canonical text, IPv4-mapped ones as IPv4."""
@@ -251,7 +252,8 @@ def test_a_sandbox_without_netlink_is_read_by_procfs(ns: Namespace) -> None:
     with pytest.raises(KernelError) as caught:
         sandboxed.call(read, "inet_diag")
     assert str(caught.value) == (
-        "The socket for inet_diag cannot be opened: Address family not supported by protocol (EAFNOSUPPORT)."
+        "The socket for inet_diag cannot be opened: Address family not supported by protocol (EAFNOSUPPORT). "
+        f"{WHAT_HELPS}"
     )
 
 
@@ -309,7 +311,7 @@ def test_a_protocol_that_cannot_be_read_does_not_fail_the_other(
 ) -> None:
     reading = ns.call(read, "inet_diag", lacking)
 
-    assert (reading.backends, reading.missing) == ({read_still: DIAG}, {missing: NO_HANDLER})
+    assert (reading.backends, reading.missing) == ({read_still: DIAG}, {missing: f"{NO_HANDLER} {WHAT_HELPS}"})
     assert {TCP: reading.tcp is None, UDP: reading.udp is None} == {missing: True, read_still: False}
 
 
@@ -317,7 +319,7 @@ def test_a_reading_that_brings_neither_protocol_fails_and_says_why_once(ns: Name
     with pytest.raises(KernelError) as caught:
         ns.call(read, "inet_diag", LacksBoth)
 
-    assert (str(caught.value), caught.value.reason) == (NO_HANDLER, "unavailable")
+    assert (str(caught.value), caught.value.reason) == (f"{NO_HANDLER} {WHAT_HELPS}", "unavailable")
 
 
 @pytest.mark.parametrize("mode", ["auto", "inet_diag", "procfs"])

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools import PoolKind
-from ephmon.model.survey import survey
+from ephmon.model.survey import NO_EVIDENCE, survey
 from ephmon.model.tcp_connect import Tuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ephmon.model.evidence import Evidence
     from ephmon.model.pools import Pool
     from ephmon.model.survey import NamespaceSurvey, PoolSet
 
 DEADLINE_SECONDS = 20.0
 
 
-def look(mode: str = "inet_diag") -> NamespaceSurvey:
-    """Read the namespace once."""
+def look(mode: str = "inet_diag", evidence: Mapping[int, Evidence] = NO_EVIDENCE) -> NamespaceSurvey:
+    """Read the namespace once, knowing what was remembered of earlier readings."""
     source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode=mode)
-    (namespace,) = survey(source.read(DEADLINE_SECONDS))
+    (namespace,) = survey(source.read(DEADLINE_SECONDS), evidence=evidence)
     return namespace
 
 
@@ -35,8 +38,18 @@ def pools_of(kind: PoolKind, mode: str = "inet_diag") -> PoolSet[Any]:
 
 def predict(destination: str, port: int, source: str, mode: str = "inet_diag") -> Pool:
     """Return the tcp_connect pool from `source` toward a destination."""
-    pools = pools_of(PoolKind.TCP_CONNECT, mode)
-    return pools.pool(Tuple(ip_address(source).packed, ip_address(destination).packed, port))
+    return pool_in(look(mode), PoolKind.TCP_CONNECT, source, (destination, port))
+
+
+def pool_in(one: NamespaceSurvey, kind: PoolKind, source: str, destination: tuple[str, int] | None = None) -> Pool:
+    """Return a pool of what was read, of any kind; only tcp_connect has a destination."""
+    pools = one.pools_of(kind)
+    assert pools is not None
+    packed = ip_address(source).packed
+    if destination is None:
+        return pools.pool(packed)
+    address, port = destination
+    return pools.pool(Tuple(packed, ip_address(address).packed, port))
 
 
 def destinations(mode: str = "inet_diag") -> set[tuple[str, int]]:

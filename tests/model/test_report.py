@@ -11,10 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.model.pace import Costs, Pace, Watch
 from ephmon.model.pools import PoolKind
-from ephmon.model.report import PollTotals, ReloadStatus, Report, build_report, failed_report, initial_report
+from ephmon.model.report import (
+    PollTotals,
+    ReloadStatus,
+    Report,
+    build_report,
+    failed_report,
+    initial_report,
+    paced,
+    refreshed_report,
+    watch_of,
+)
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules
-from ephmon.model.snapshot import Blindness, TcpState
+from ephmon.model.snapshot import OWN_NETNS, Blindness, NarrowSnapshot, TcpState
 from ephmon.model.survey import every_pool, survey
 from tests.model.facts import (
     LOW,
@@ -26,7 +37,9 @@ from tests.model.facts import (
     make_namespace,
     make_snapshot,
     make_sysctls,
+    make_table,
     make_tcp,
+    packed,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +52,7 @@ RELOAD = ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60)
 
 def blank(rules: ListingRules | None = None) -> Report:
     """Return the report before the first poll, with these rules of listing."""
-    return initial_report(Rules(listing=rules or ListingRules()), RELOAD, 5.0)
+    return initial_report(Rules(listing=rules or ListingRules()), RELOAD)
 
 
 def clients(number: int, host: int = 9, *, port: int = 443, source: str = "10.0.0.1") -> Sockets:
@@ -93,7 +106,7 @@ def test_a_report_tells_when_and_how_it_was_read() -> None:
     assert (report.taken_at, report.taken_at_monotonic, report.duration_seconds) == (TAKEN_AT, 1000.0, 0.25)
     assert (report.backends, report.missing) == ({"tcp": "inet_diag", "udp": "inet_diag"}, {})
     assert report.totals == PollTotals(polls={"full": 1})
-    assert (report.rules, report.reload, report.interval_seconds) == (before.rules, RELOAD, 5.0)
+    assert (report.rules, report.reload, report.pace.full) == (before.rules, RELOAD, 5.0)
 
 
 def test_before_the_first_poll_nothing_is_known() -> None:
@@ -330,3 +343,66 @@ def test_a_good_poll_takes_the_error_back_and_goes_on_where_the_last_good_one_le
     assert (again.success, again.error, peaks(again)) == (True, None, [0.3])
     assert again.totals == PollTotals(polls={"full": 4}, failures={"kernel": 1, "deadline": 1})
     assert again.listing.entries == ()
+
+
+# --- narrow polls -------------------------------------------------------------------------------------------------
+
+
+def narrow(*rows: Sockets, taken_at: float = TAKEN_AT + 1, reserved: tuple[int, ...] = ()) -> NarrowSnapshot:
+    """Return what a narrow poll read of the destination 10.0.0.9:443."""
+    return NarrowSnapshot(
+        taken_at=taken_at,
+        duration_seconds=0.001,
+        netns=OWN_NETNS,
+        inode=make_namespace(make_tcp()).inode,
+        sysctls=make_sysctls(reserved=reserved),
+        destinations=frozenset([(packed("10.0.0.9"), 443)]),
+        connections=make_table(rows),
+    )
+
+
+def test_a_narrow_poll_refreshes_its_pools_alone() -> None:
+    full = build_report(make_snapshot(make_namespace(make_tcp(clients(80), clients(20, host=8)))), blank(), 100.0)
+    report = refreshed_report(narrow(clients(95)), full, 101.0)
+    assert report is not None
+    pools = {one.pool.key.destination: one for one in report.listed}
+
+    assert (pools["10.0.0.9"].pool.in_use, pools["10.0.0.9"].pool.taken_at) == (95, TAKEN_AT + 1)
+    assert (pools["10.0.0.8"].pool.in_use, pools["10.0.0.8"].pool.taken_at) == (20, TAKEN_AT)
+    assert report.namespaces[0].worst[CONNECT] == pytest.approx(0.95)
+    assert report.taken_at == TAKEN_AT
+    assert report.totals.polls == {"full": 1, "narrow": 1}
+
+
+def test_a_narrow_poll_remembers_peaks_and_keeps_the_blocked_ports_of_the_full_one() -> None:
+    tcp = make_tcp(clients(80), listening("10.0.0.1", range(40_095, 40_100)))
+    full = build_report(make_snapshot(make_namespace(tcp)), blank(), 100.0)
+    report = refreshed_report(narrow(clients(10)), full, 101.0)
+    assert report is not None
+    (one,) = report.listed
+
+    assert (one.pool.blocked, one.pool.in_use) == (5, 10)
+    assert one.peak_utilisation == pytest.approx(0.85)
+
+
+def test_a_pool_that_a_narrow_poll_finds_empty_is_empty() -> None:
+    full = build_report(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    report = refreshed_report(narrow(), full, 101.0)
+    assert report is not None
+
+    assert [(one.pool.in_use, one.pool.remaining) for one in report.listed] == [(0, 100)]
+
+
+def test_a_narrow_poll_after_a_change_of_the_sysctls_calls_for_a_full_one() -> None:
+    full = build_report(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+
+    assert refreshed_report(narrow(clients(80), reserved=(40_000,)), full, 101.0) is None
+    assert refreshed_report(narrow(clients(80)), blank(), 101.0) is None
+
+
+def test_a_pool_above_its_warning_threshold_sets_the_pace() -> None:
+    full = build_report(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+
+    assert watch_of(full) == Watch(destinations=((packed("10.0.0.9"), 443),))
+    assert paced(full, Costs(full=(0.01,))).pace == Pace(full=5.0, narrow=1.0)
+    assert paced(blank(), Costs(full=(0.01,))).pace == Pace(full=5.0)

@@ -1,0 +1,121 @@
+"""One poll of ephmon as the daemon makes it, and the requests that it sends: the one place that knows how."""
+
+from __future__ import annotations
+
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.measurement import Cost, memory, spent
+from ephmon.kernel.netlink import Request, SockDiag
+from ephmon.kernel.source import SocketSource
+from ephmon.model.report import ReloadStatus, build_report, initial_report
+from ephmon.model.rules import Rules
+from ephmon.outputs.prometheus import process_registry
+from ephmon.outputs.rendering import publication_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ephmon.kernel.deadline import Deadline
+    from ephmon.model.snapshot import Snapshot
+
+_DEADLINE_SECONDS = 120.0
+
+
+class PollKind(StrEnum):
+    """The kinds of polls, named as the tables name them."""
+
+    EVIDENCE = "ephmon poll, with evidence"
+    """Gathers evidence for each port; the first poll always does."""
+    COUNTING = "ephmon poll, counting only"
+
+
+class Stages(NamedTuple):
+    """The processor seconds of one poll."""
+
+    collect: float
+    """Asking the kernel and tabulating what it answers."""
+    conclude: float
+    """Building the report."""
+    render: float
+
+
+READINGS: Mapping[PollKind, Callable[[SocketSource], Snapshot]] = {
+    PollKind.EVIDENCE: lambda source: source.read(_DEADLINE_SECONDS),
+}
+"""How a poll of each kind reads the kernel; a kind that is not here is not measured."""
+
+
+class EphmonPoll:
+    """Full polls of the namespace that it is made in, as a contender.
+
+    From poll to poll it remembers what the daemon would.
+    """
+
+    def __init__(self, kind: PollKind) -> None:
+        self._kind = kind
+        self._source = SocketSource(
+            proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, open_diag=self._open_diag
+        )
+        self._process = process_registry()
+        self._sent: list[Request] | None = None
+        reload = ReloadStatus(successful=True, succeeded_at=time.time())
+        self._report = initial_report(Rules(), reload)
+        self._poll(PollKind.EVIDENCE)
+
+    def run(self) -> Cost:
+        """Poll once."""
+        return spent(lambda: self._poll(self._kind))
+
+    def peak_bytes(self) -> int:
+        """Return the peak of this process."""
+        return memory("self", "VmHWM")
+
+    def requests(self) -> list[Request]:
+        """Poll once more and return the requests that were sent to the kernel."""
+        sent: list[Request] = []
+        self._sent = sent
+        self._poll(self._kind)
+        self._sent = None
+        return sent
+
+    def stages(self) -> Stages:
+        """Poll once more and return what each stage took."""
+        return self._poll(self._kind)
+
+    def _poll(self, kind: PollKind) -> Stages:
+        started = time.process_time()
+        snapshot = READINGS[kind](self._source)
+        collected = time.process_time()
+        self._report = build_report(snapshot, self._report, time.monotonic())
+        concluded = time.process_time()
+        publication_of(
+            self._report,
+            kernel_release=os.uname().release,
+            process_registry=self._process,
+            expires_at=time.monotonic(),
+        )
+        return Stages(collected - started, concluded - collected, time.process_time() - concluded)
+
+    def _open_diag(self) -> SockDiag:
+        return SockDiag() if self._sent is None else _Recorder(self._sent)
+
+
+class _Recorder(SockDiag):
+    """Writes down the requests that pass through it."""
+
+    def __init__(self, sent: list[Request]) -> None:
+        super().__init__()
+        self._sent = sent
+
+    def dump(self, request: Request, consume: Callable[[int, bytearray], None], deadline: Deadline) -> None:
+        self._sent.append(request)
+        super().dump(request, consume, deadline)
+
+
+def requests_of(kind: PollKind) -> list[Request]:
+    """Return the requests of a poll of a kind in this namespace; for an agent."""
+    return EphmonPoll(kind).requests()

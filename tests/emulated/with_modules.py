@@ -1,0 +1,43 @@
+"""A kernel that loads the handlers of inet_diag when it is first asked, as distributions deliver it.
+
+Run in an emulated machine whose modules have just been put in place, and none loaded: tests/emulated/init.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ephmon.kernel.features import release_number
+from tests.emulated.reading import HANDLERS, handlers_loaded, pools, prepare
+from tests.namespaces import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOT_SHOWN = {(6, 1): ["bound_unconnected"], (6, 12): []}
+"""What inet_diag does not show, by release of the kernel."""
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+
+
+@pytest.fixture(name="ns", scope="module")
+def _ns() -> Iterator[Namespace]:
+    with Namespace() as ns:
+        prepare(ns)
+        yield ns
+
+
+def test_the_first_reading_loads_the_handlers_without_any_privilege(ns: Namespace) -> None:
+    before = handlers_loaded()
+    answer = pools(ns, *NOBODY)
+
+    assert (before, handlers_loaded()) == (set(), HANDLERS)
+    assert answer["backend"] == {"tcp": "inet_diag", "udp": "inet_diag"}
+
+
+def test_what_the_kernel_does_not_show_is_named(ns: Namespace) -> None:
+    (namespace,) = pools(ns)["namespaces"]
+
+    assert namespace["blind_to"] == NOT_SHOWN[release_number(os.uname().release)]

@@ -1,0 +1,178 @@
+"""The probe on a real kernel: what it says, what it needs, and that nobody notices it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ephmon.errors import KernelError
+from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.probe import ProbeUnavailableError, probe, require_probe
+from tests import sockets
+from tests.namespaces import Agent, Namespace, ip
+from tests.sockets import FillResult, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LOW, HIGH = 40_000, 40_099
+PORT = LOW + 10
+HERE, ELSEWHERE = "127.0.0.1", "127.0.0.9"
+NO_CAPABILITY = "The probe needs CAP_NET_ADMIN; run it as root, or grant that capability."
+LOOPBACK_NEVER_UP = "The probe cannot connect to 127.0.0.1 (Network is unreachable): set the device lo up."
+OTHER_RANGE = "ip_local_port_range changed during the probe; try again."
+
+TO_SERVER = (HERE, 80)
+
+
+@pytest.fixture(name="ns")
+def _ns() -> Iterator[Namespace]:
+    with Namespace() as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
+        ns.call(sockets.listen, *TO_SERVER, tag="server")
+        yield ns
+
+
+def ask(ports: Sequence[int]) -> dict[int, bool]:
+    return probe(ports, Deadline(10.0, time.monotonic))
+
+
+def unprivileged(ns: Namespace) -> Agent:
+    """Start an agent in the namespace that lacks CAP_NET_ADMIN alone."""
+    return Agent(ns.command("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--"))
+
+
+SHARED = {
+    "connected": Recipe(port_range=(PORT, PORT), connect=TO_SERVER),
+    "bound without a port, connected": Recipe(
+        bind=(ELSEWHERE, 0), no_port=True, port_range=(PORT, PORT), connect=TO_SERVER
+    ),
+    "UDP": Recipe(udp=True, bind=(HERE, PORT)),
+}
+BLOCKED = {
+    "listening": Recipe(bind=(HERE, PORT), listen=1),
+    "listening on IPv6 alone": Recipe(bind=("::1", PORT), v6only=True, listen=1),
+    "bound to the port": Recipe(bind=(ELSEWHERE, PORT)),
+    "bound to the port, with SO_REUSEADDR": Recipe(bind=(ELSEWHERE, PORT), reuse_address=True),
+    "bound to any port": Recipe(bind=(ELSEWHERE, 0), port_range=(PORT, PORT)),
+    "bound to any port, connected": Recipe(bind=(HERE, 0), port_range=(PORT, PORT), connect=TO_SERVER),
+}
+
+
+def test_a_free_port_may_be_shared(ns: Namespace) -> None:
+    assert ns.call(ask, [LOW, PORT, HIGH]) == {LOW: True, PORT: True, HIGH: True}
+
+
+def test_no_port_is_no_answer(ns: Namespace) -> None:
+    assert ns.call(ask, []) == {}
+
+
+@pytest.mark.parametrize("recipe", SHARED.values(), ids=SHARED)
+def test_a_port_that_blocks_nobody_may_be_shared(ns: Namespace, recipe: Recipe) -> None:
+    ns.call(sockets.open_sockets, recipe, tag="one", limit=1)
+
+    assert ns.call(sockets.ports_of, "one") == [PORT]
+    assert ns.call(ask, [PORT]) == {PORT: True}
+
+
+@pytest.mark.parametrize("recipe", BLOCKED.values(), ids=BLOCKED)
+def test_a_port_that_blocks_everybody_may_not(ns: Namespace, recipe: Recipe) -> None:
+    ns.call(sockets.open_sockets, recipe, tag="one", limit=1)
+
+    assert ns.call(sockets.ports_of, "one") == [PORT]
+    assert ns.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
+
+
+def test_the_ports_that_were_asked_about_are_free_afterwards(ns: Namespace) -> None:
+    ns.call(ask, range(LOW, HIGH + 1))
+
+    for port in range(LOW, HIGH + 1):
+        bound = ns.call(sockets.open_sockets, Recipe(bind=(HERE, port)), tag="bound", limit=1)
+        assert bound == FillResult(1, 0)
+
+
+def test_a_full_pool_stays_as_it_is(ns: Namespace) -> None:
+    ns.call(sockets.fill, *TO_SERVER, tag="clients")
+    before = ns.call(ip, "-statistics", "link", "show", "dev", "lo")
+
+    assert ns.call(ask, range(LOW, HIGH + 1)) == dict.fromkeys(range(LOW, HIGH + 1), True)
+    assert ns.call(ip, "-statistics", "link", "show", "dev", "lo") == before
+
+
+def tcp_counters() -> dict[str, int]:
+    """Return the counters of TCP in /proc/net/snmp."""
+    names, values = (
+        line.split()[1:] for line in Path("/proc/net/snmp").read_text().splitlines() if line.startswith("Tcp:")
+    )
+    return dict(zip(names, map(int, values), strict=True))
+
+
+def test_no_segment_is_sent_and_only_resets_are_counted(ns: Namespace) -> None:
+    for port in range(PORT, PORT + 30):
+        ns.call(sockets.open_sockets, Recipe(bind=(HERE, port)), tag="bound", limit=1)
+    before = ns.call(tcp_counters)
+    ns.call(ask, range(LOW, HIGH + 1))
+    after = ns.call(tcp_counters)
+
+    assert {name: after[name] - before[name] for name in before if after[name] != before[name]} == {"EstabResets": 70}
+
+
+def test_no_socket_is_left_of_it(ns: Namespace) -> None:
+    descriptors = ns.call(os.listdir, "/proc/self/fd")
+    ns.call(ask, range(LOW, HIGH + 1))
+
+    assert len(ns.call(os.listdir, "/proc/self/fd")) == len(descriptors)
+    assert re.search(r"^TCP: inuse 1 orphan \d+ tw 0 ", ns.call(Path("/proc/net/sockstat").read_text), re.MULTILINE)
+
+
+def test_without_the_capability_it_says_so(ns: Namespace) -> None:
+    with closing(unprivileged(ns)) as agent:
+        with pytest.raises(ProbeUnavailableError) as before:
+            agent.call(require_probe)
+        with pytest.raises(ProbeUnavailableError) as asked:
+            agent.call(ask, [PORT])
+
+    assert str(before.value) == str(asked.value) == NO_CAPABILITY
+
+
+def test_with_the_capability_it_is_available_and_no_port_is_needed(ns: Namespace) -> None:
+    ns.call(sockets.open_sockets, Recipe(bind=("0.0.0.0", 0)), tag="all", limit=sockets.ALL_PORTS)
+
+    ns.call(require_probe)
+
+
+def test_where_loopback_was_never_up_it_says_so_instead_of_a_verdict(ns: Namespace) -> None:
+    """A device that was set up once keeps its address when it is set down, and the probe keeps working."""
+    ns.call(sockets.listen, HERE, PORT, tag="blocking")
+    ns.call(ip, "link", "set", "lo", "down")
+    assert ns.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
+
+    ns.call(ip, "address", "flush", "dev", "lo")  # as it is before it is set up for the first time
+    with pytest.raises(ProbeUnavailableError) as raised:
+        ns.call(ask, [PORT])
+    assert str(raised.value) == LOOPBACK_NEVER_UP
+
+
+def test_a_port_that_has_left_the_range_is_no_verdict(ns: Namespace) -> None:
+    """The kernel ignores a limit outside the range and takes any port."""
+    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "50000 50099")
+
+    with pytest.raises(KernelError) as raised:
+        ns.call(ask, [PORT])
+    assert (str(raised.value), raised.value.reason) == (OTHER_RANGE, "sysctl")
+
+
+def test_it_ends_with_its_deadline(ns: Namespace) -> None:
+    with pytest.raises(KernelError) as raised:
+        ns.call(ask_too_late)
+    assert raised.value.reason == "deadline"
+
+
+def ask_too_late() -> None:
+    probe([PORT], Deadline(0.0, time.monotonic))

@@ -1,0 +1,229 @@
+"""Whether a port in doubt is shared or blocked: certain, remembered, probed or likely."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ephmon.model.evidence import Evidence, weigh
+from ephmon.model.snapshot import Blindness, TcpSockets, TcpState
+from ephmon.model.tcp_ports import PORTS, PortClass
+from tests.model.facts import LOW, Sockets, bound, connected, listening, make_sysctls, make_tcp, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+HERE, THERE = "10.0.0.1", "10.0.0.9"
+FIRST, SECOND = LOW, LOW + 1
+"""Ports of the parity that connect() and that bind(address, 0) take first."""
+
+
+def classes(
+    tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None
+) -> dict[int, PortClass]:
+    """Return the class of every port that is not free."""
+    ports, _ = weigh(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})
+    return {port: PortClass(value) for port, value in enumerate(ports.classes) if value > PortClass.SHARED}
+
+
+def remembered(
+    tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None
+) -> Evidence:
+    return weigh(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})[1]
+
+
+def with_cookies(tcp: TcpSockets, fingerprints: Mapping[int, int]) -> TcpSockets:
+    table = array("Q", bytes(8 * PORTS))
+    for port, fingerprint in fingerprints.items():
+        table[port] = fingerprint
+    return replace(tcp, fingerprints=table)
+
+
+def plain(ports: int | Iterable[int], destination: str = THERE, *, source: str = HERE) -> Sockets:
+    return connected(source, ports, destination, 443)
+
+
+def waiting(port: int) -> Sockets:
+    return connected(HERE, port, THERE, 443, state=TcpState.TIME_WAIT, left_ms=30_000)
+
+
+# --- one reading --------------------------------------------------------------------------------------------------
+
+
+def test_a_port_whose_sockets_all_carry_the_flag_is_shared() -> None:
+    assert classes(make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True))) == {}
+
+
+def test_one_socket_without_the_flag_puts_the_port_in_doubt() -> None:
+    tcp = make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True), plain(FIRST, "10.0.0.8"))
+
+    assert classes(tcp) == {FIRST: PortClass.AMBIGUOUS}
+
+
+def test_listening_bound_and_naming_sockets_block() -> None:
+    tcp = make_tcp(listening(HERE, LOW + 2), bound(HERE, LOW + 4), plain(LOW + 6), explicit=[LOW + 6])
+
+    assert classes(tcp) == dict.fromkeys([LOW + 2, LOW + 4, LOW + 6], PortClass.BLOCKED)
+
+
+def test_reserved_and_outside_ports_have_no_class() -> None:
+    tcp = make_tcp(listening(HERE, LOW + 2), plain(LOW + 4), plain(LOW - 2))
+    ports, _ = weigh(make_sysctls(reserved=[LOW + 2, LOW + 4]), tcp, Evidence())
+
+    assert (ports.usable, ports.blocked, ports.ambiguous) == (98, 0, 0)
+
+
+def test_before_6_18_a_flag_makes_nothing_certain() -> None:
+    """The port may be blocked by a socket that has gone."""
+    tcp = replace(make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True)), ports_recover=False)
+
+    assert classes(tcp) == {FIRST: PortClass.AMBIGUOUS}
+
+
+# --- parity -------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_of_the_second_parity_is_suspect_while_the_first_has_ports_left() -> None:
+    assert classes(make_tcp(plain(FIRST), plain(SECOND))) == {FIRST: PortClass.AMBIGUOUS, SECOND: PortClass.SUSPECT}
+
+
+def test_the_parity_counts_from_the_lower_end_of_the_range() -> None:
+    ports, _ = weigh(make_sysctls(low=LOW + 1), make_tcp(plain(FIRST + 2), plain(SECOND)), Evidence())
+
+    assert (ports.classes[FIRST + 2], ports.classes[SECOND]) == (PortClass.SUSPECT, PortClass.AMBIGUOUS)
+
+
+def test_a_destination_that_used_up_the_first_parity_goes_on_to_the_second() -> None:
+    tcp = make_tcp(plain(range(LOW, LOW + 100, 2)), plain(SECOND))
+
+    assert classes(tcp)[SECOND] == PortClass.AMBIGUOUS
+
+
+def test_blocked_ports_of_the_first_parity_are_not_there_to_be_had() -> None:
+    tcp = make_tcp(listening(HERE, range(LOW, LOW + 80, 2)), plain(range(LOW + 80, LOW + 100, 2)), plain(SECOND))
+
+    assert classes(tcp)[SECOND] == PortClass.AMBIGUOUS
+
+
+def test_a_port_that_one_source_shares_toward_two_destinations_is_no_suspect() -> None:
+    assert classes(make_tcp(plain(SECOND), plain(SECOND, "10.0.0.8"))) == {SECOND: PortClass.AMBIGUOUS}
+
+
+def test_a_port_that_two_sources_have_may_be_from_bind() -> None:
+    assert classes(make_tcp(plain(SECOND), plain(SECOND, "10.0.0.8", source="10.0.0.2"))) == {SECOND: PortClass.SUSPECT}
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_outlives_the_flag_while_the_same_sockets_are_there() -> None:
+    before = remembered(with_cookies(make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True)), {FIRST: 7}))
+
+    assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 7}), before) == {}
+    assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 8}), before) == {FIRST: PortClass.AMBIGUOUS}
+
+
+def test_a_time_wait_of_a_socket_that_named_its_port_blocks_on() -> None:
+    before = remembered(with_cookies(make_tcp(plain(FIRST), explicit=[FIRST]), {FIRST: 7}))
+
+    assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 7}), before) == {FIRST: PortClass.BLOCKED}
+
+
+def test_a_socket_that_was_seen_bound_blocks_on_when_it_connects() -> None:
+    before = remembered(with_cookies(make_tcp(bound(HERE, FIRST)), {FIRST: 7}))
+
+    assert classes(with_cookies(make_tcp(plain(FIRST)), {FIRST: 7}), before) == {FIRST: PortClass.BLOCKED}
+
+
+def test_without_cookies_nothing_is_remembered_as_certain() -> None:
+    before = remembered(make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True)))
+
+    assert classes(make_tcp(waiting(FIRST)), before) == {FIRST: PortClass.AMBIGUOUS}
+
+
+def test_what_is_left_on_a_port_after_its_listener_was_accepted() -> None:
+    listened = remembered(make_tcp(listening(HERE, FIRST)))
+    left = make_tcp(connected(HERE, FIRST, "10.0.0.7", 50_000, no_port=True))
+
+    assert classes(left, listened) == {FIRST: PortClass.SUSPECT}
+    assert classes(left, remembered(left, listened)) == {FIRST: PortClass.SUSPECT}
+
+
+def test_the_past_of_a_port_ends_when_it_is_seen_empty() -> None:
+    empty = remembered(make_tcp(), remembered(make_tcp(listening(HERE, FIRST))))
+
+    assert classes(make_tcp(plain(FIRST)), empty) == {FIRST: PortClass.AMBIGUOUS}
+
+
+def test_before_6_18_a_port_that_was_bound_is_suspect_until_it_is_empty() -> None:
+    was_bound = remembered(make_tcp(bound(HERE, FIRST)))
+    now = make_tcp(plain(FIRST))
+
+    assert classes(now, was_bound) == {FIRST: PortClass.AMBIGUOUS}
+    assert classes(replace(now, ports_recover=False), was_bound) == {FIRST: PortClass.SUSPECT}
+
+
+# --- the probe ----------------------------------------------------------------------------------------------------
+
+
+def test_the_probe_decides() -> None:
+    tcp = make_tcp(plain(FIRST), plain(LOW + 2))
+
+    assert classes(tcp, answers={FIRST: True, LOW + 2: False}) == {LOW + 2: PortClass.BLOCKED}
+
+
+def test_an_answer_holds_while_the_same_sockets_are_there() -> None:
+    tcp = with_cookies(make_tcp(plain(FIRST), plain(LOW + 2)), {FIRST: 7, LOW + 2: 8})
+    before = remembered(tcp, answers={FIRST: True, LOW + 2: False})
+
+    assert classes(tcp, before) == {LOW + 2: PortClass.BLOCKED}
+
+
+def test_the_probe_finds_bound_sockets_that_are_not_shown() -> None:
+    """Asked of every port that may have one, it ends the blindness; ports that look free may be blocked too."""
+    tcp = make_tcp(plain(FIRST), blind_to=[Blindness.BOUND_UNCONNECTED])
+    everywhere = {port: port != LOW + 50 for port in range(LOW, LOW + 100)}
+    some, _ = weigh(make_sysctls(), tcp, Evidence(), answers={FIRST: True})
+    every, _ = weigh(make_sysctls(), tcp, Evidence(), answers=everywhere)
+
+    assert some.blind_to == {Blindness.BOUND_UNCONNECTED}
+    assert (every.blind_to, every.blocked, every.certainly_blocked) == (frozenset(), 1, 1)
+
+
+# --- binders ------------------------------------------------------------------------------------------------------
+
+
+def binders(tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None) -> set[bytes]:
+    _, evidence = weigh(make_sysctls(), tcp, previous or Evidence(), answers=answers or {}, likely_binder_ports=3)
+    return set(evidence.binders)
+
+
+def test_an_address_is_a_binder_if_a_bound_socket_says_so_or_enough_are_likely_to() -> None:
+    seconds = [SECOND, SECOND + 2, SECOND + 4]
+
+    assert binders(replace(make_tcp(), bound_to_any_port=frozenset([packed(HERE)]))) == {packed(HERE)}
+    assert binders(make_tcp(plain(seconds))) == {packed(HERE)}
+    assert binders(make_tcp(plain(seconds[:2]))) == set()
+
+
+def test_a_host_that_only_connects_has_no_binder() -> None:
+    assert binders(make_tcp(plain(range(LOW, LOW + 100)))) == set()
+
+
+def test_one_port_that_the_probe_found_blocked_makes_a_binder() -> None:
+    assert binders(make_tcp(plain(FIRST)), answers={FIRST: False}) == {packed(HERE)}
+
+
+def test_a_known_binder_is_one_while_a_port_of_it_is_likely() -> None:
+    known = Evidence(binders=frozenset([packed(HERE)]))
+
+    assert binders(make_tcp(plain(SECOND)), known) == {packed(HERE)}
+    assert binders(make_tcp(plain(FIRST)), known) == set()
+
+
+def test_what_a_listener_accepted_makes_no_binder() -> None:
+    listened = remembered(make_tcp(listening(HERE, [SECOND, SECOND + 2, SECOND + 4])))
+    left = make_tcp(connected(HERE, [SECOND, SECOND + 2, SECOND + 4], "10.0.0.7", 50_000))
+
+    assert binders(left, listened) == set()

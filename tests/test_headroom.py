@@ -1,0 +1,358 @@
+"""`ephmon headroom`: each form of the question, its answer for people and for programs, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from ephmon.cli import main
+from tests import sockets
+from tests.kernel_truth.experiment import leave_time_wait
+from tests.namespaces import Agent, Namespace
+from tests.processes import ephmon, run
+from tests.sockets import FillResult, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOW, HIGH = 40_000, 40_999
+HERE, OWN, V6 = "127.0.0.1", "10.8.0.1", "::1"
+FAILS = "connect() then fails with EADDRNOTAVAIL; ports blocked for it are so toward every destination.\n"
+FULL = "1000 usable ports - 0 in use = 1000.\n"
+TCP_BIND = (
+    "bind() to port 0 then fails with EADDRINUSE; each such socket also takes a port from every plain connect().\n"
+)
+UDP_BIND = "bind() to port 0 then fails with EADDRINUSE, whatever the destination.\n"
+UDP_CONNECT = "connect() or sendto() then fails with EAGAIN, toward every destination.\n"
+
+
+class Answer(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+def headroom(*arguments: str) -> Answer:
+    """Run `ephmon headroom` in the process that this is called in."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(["headroom", *arguments])
+    return Answer(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
+@pytest.fixture(name="agent", scope="module")
+def _agent() -> Iterator[Namespace]:
+    """A host that is used by many tests, of which each leaves nothing behind."""
+    with host() as ns:
+        yield ns
+
+
+@contextmanager
+def host() -> Iterator[Namespace]:
+    """A host with a range of 1,000 ports, and servers outside it."""
+    with Namespace(addresses=[f"{OWN}/32"]) as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
+        for address, port in ((HERE, 80), (HERE, 81), (OWN, 80), (V6, 80)):
+            ns.call(sockets.listen, address, port, tag="server")
+        yield ns
+
+
+@pytest.fixture(name="ask")
+def _ask(agent: Namespace, config: Path) -> Iterator[Ask]:
+    yield Ask(agent, config)
+    agent.call(abort_all_but_servers)
+
+
+@pytest.fixture(name="config")
+def _config(tmp_path: Path) -> Path:
+    """A configuration of its own, so that neither what this host has in /etc nor how busy it is matters."""
+    config = tmp_path / "config.yaml"
+    config.write_text("poll: {deadline: 30s}\n", encoding="utf-8")
+    return config
+
+
+def abort_all_but_servers() -> None:
+    """Close what a test opened, so that nothing is left of it."""
+    for tag in set(sockets.held) - {"server"}:
+        sockets.abort(tag)
+
+
+class Ask:
+    """Asks for headroom in a namespace."""
+
+    def __init__(self, agent: Namespace, config: Path) -> None:
+        self.agent = agent
+        self.config = ("--config", str(config))
+
+    def __call__(self, *arguments: str) -> Answer:
+        return self.agent.call(headroom, *self.config, *arguments)
+
+    def json(self, *arguments: str) -> dict[str, Any]:
+        """Return the document that is printed."""
+        answer = self(*arguments, "--json")
+        assert (answer.status, answer.err, answer.out.count("\n")) == (0, "", 1)
+        document: dict[str, Any] = json.loads(answer.out)
+        return document
+
+    def open(self, recipe: Recipe, number: int = sockets.ALL_PORTS, tag: str = "others") -> FillResult:
+        return self.agent.call(sockets.open_sockets, recipe, tag=tag, limit=number)
+
+
+# --- the forms of the question ------------------------------------------------------------------------------------
+
+FORMS = {
+    "a destination": ([f"{HERE}:80"], f"1000 more connections from {HERE} to {HERE}:80.", FAILS),
+    "an own address": ([f"{OWN}:80"], f"1000 more connections from {OWN} to {OWN}:80.", FAILS),
+    "an IPv6 destination": ([f"[{V6}]:80"], f"1000 more connections from {V6} to [{V6}]:80.", FAILS),
+    "a mapped destination": ([f"[::ffff:{HERE}]:80"], f"1000 more connections from {HERE} to {HERE}:80.", FAILS),
+    "a source": ([f"{HERE}:80", "--from", OWN], f"1000 more connections from {OWN} to {HERE}:80.", FAILS),
+    "a source to bind": (["--bind", OWN], f"1000 more TCP sockets bound to {OWN} and any port.", TCP_BIND),
+    "any source to bind": (["--bind", "0.0.0.0"], "1000 more TCP sockets bound to 0.0.0.0 and any port.", TCP_BIND),
+    "UDP": ([f"{HERE}:53", "--udp"], "1000 more UDP sockets from 0.0.0.0 to any destination.", UDP_CONNECT),
+    "UDP over IPv6": ([f"[{V6}]:53", "--udp"], "1000 more UDP sockets from :: to any destination.", UDP_CONNECT),
+    "a UDP source": (
+        [f"{HERE}:53", "--udp", "--from", OWN],
+        f"1000 more UDP sockets bound to {OWN} and any port.",
+        UDP_BIND,
+    ),
+    "a UDP source to bind": (["--bind", OWN, "--udp"], f"1000 more UDP sockets bound to {OWN} and any port.", UDP_BIND),
+}
+
+
+@pytest.mark.parametrize(("arguments", "number", "failure"), FORMS.values(), ids=FORMS)
+def test_the_answer_is_three_lines_also_for_a_pool_without_a_socket(
+    ask: Ask, arguments: list[str], number: str, failure: str
+) -> None:
+    assert ask(*arguments) == (0, f"{number}\n{FULL}{failure}", "")
+
+
+def test_the_second_line_says_what_makes_up_the_number(ask: Ask) -> None:
+    ask.open(Recipe(bind=(HERE, LOW + 100), connect=(HERE, 81)), 1)
+    ask.open(Recipe(bind=("127.0.0.9", 0), no_port=True, connect=(HERE, 80)), 30)
+
+    number, total, failure = ask(f"{HERE}:80", "--from", "127.0.0.9").out.splitlines(keepends=True)
+    assert number == f"969 more connections from 127.0.0.9 to {HERE}:80.\n"
+    assert total == "1000 usable ports - 1 blocked - 30 in use = 969.\n"
+    assert failure == FAILS
+
+
+def test_an_estimate_comes_with_its_bounds(ask: Ask) -> None:
+    ask.open(Recipe(connect=(HERE, 81)), 20)
+
+    assert ask(f"{HERE}:80").out.splitlines()[0] == (
+        f"1000 more connections from {HERE} to {HERE}:80 by estimate, at least 980 and at most 1000."
+    )
+
+
+def test_the_probe_turns_the_estimate_into_the_number(ask: Ask) -> None:
+    ask.open(Recipe(connect=(HERE, 81)), 20)
+    ask.open(Recipe(bind=(HERE, 0), connect=(HERE, 81)), 5, tag="bound")
+
+    assert ask(f"{HERE}:80", "--probe") == (
+        0,
+        f"995 more connections from {HERE} to {HERE}:80.\n1000 usable ports - 5 blocked - 0 in use = 995.\n{FAILS}",
+        "",
+    )
+    document = ask.json(f"{HERE}:80", "--probe")
+    assert (document["method"], document["exact"], document["blocked_ports"]) == ("probe", True, 5)
+
+
+@pytest.mark.parametrize(
+    ("reuse", "total"),
+    [
+        (0, "1000 usable ports - 40 in use (40 in TIME_WAIT) = 960."),
+        (1, "1000 usable ports - 40 in use (40 in TIME_WAIT) + 40 of them reusable = 1000."),
+    ],
+)
+def test_time_wait_has_its_place_in_the_sum(config: Path, reuse: int, total: str) -> None:
+    with host() as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.tcp_tw_reuse", reuse)
+        ns.call(sockets.write_sysctl, "net.ipv4.tcp_rfc1337", 1)
+        ns.call(leave_time_wait, 40, Recipe(connect=(OWN, 80)))
+
+        assert Ask(ns, config)(f"{OWN}:80").out.splitlines()[1] == total
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_the_pool_with_its_schema_and_method(ask: Ask) -> None:
+    ask.open(Recipe(bind=(HERE, 0), no_port=True, connect=(HERE, 80)), 250)
+    document = ask.json(f"{HERE}:80")
+    taken_at = datetime.fromisoformat(document.pop("taken_at"))
+
+    assert taken_at.utcoffset() is not None
+    assert document == {
+        "schema": 1,
+        "method": "inet_diag",
+        "netns": "own",
+        "kind": "tcp_connect",
+        "source": HERE,
+        "destination": HERE,
+        "destination_port": 80,
+        "usable_ports": 1000,
+        "blocked_ports": 0,
+        "capacity_ports": 1000,
+        "in_use_ports": 250,
+        "time_wait_ports": 0,
+        "reusable_ports": 0,
+        "remaining_ports": 750,
+        "remaining_ports_min": 750,
+        "remaining_ports_max": 750,
+        "exact": True,
+        "failure_errno": "EADDRNOTAVAIL",
+        "utilisation_ratio": 0.25,
+        "states": {"established": 250},
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "source", "failure"),
+    [
+        (["--bind", OWN], "tcp_bind", OWN, "EADDRINUSE"),
+        (["--bind", f"::ffff:{OWN}"], "tcp_bind", OWN, "EADDRINUSE"),
+        (["--bind", "::", "--udp"], "udp_bind", "::", "EADDRINUSE"),
+        ([f"{OWN}:53", "--udp"], "udp_connect", "0.0.0.0", "EAGAIN"),
+        ([f"[{V6}]:53", "--udp"], "udp_connect", "::", "EAGAIN"),
+    ],
+)
+def test_json_of_a_pool_without_a_destination(
+    ask: Ask, arguments: list[str], kind: str, source: str, failure: str
+) -> None:
+    document = ask.json(*arguments)
+
+    assert (document["kind"], document["source"], document["failure_errno"]) == (kind, source, failure)
+    assert (document["destination"], document["destination_port"], document["blocked_ports"]) == (None, None, 0)
+
+
+def test_the_method_is_the_backend_that_was_read(ask: Ask, tmp_path: Path) -> None:
+    config = tmp_path / "procfs.yaml"
+    config.write_text("poll: {backend: procfs, deadline: 30s}\n", encoding="utf-8")
+    document = ask.json(f"{HERE}:80", "--config", str(config))
+
+    assert (document["method"], document["exact"], document["remaining_ports"]) == ("procfs", False, 1000)
+
+
+# --- with every port taken ----------------------------------------------------------------------------------------
+
+EXHAUSTED = {
+    "tcp_connect": ([f"{HERE}:80"], Recipe(connect=(HERE, 80))),
+    "tcp_bind": (["--bind", HERE], Recipe(bind=(HERE, 0), connect=(HERE, 80))),
+    "udp_connect": ([f"{HERE}:53", "--udp"], Recipe(udp=True, connect=(HERE, 53))),
+    "udp_bind": (["--bind", HERE, "--udp"], Recipe(udp=True, bind=(HERE, 0))),
+}
+
+
+@pytest.mark.parametrize(("arguments", "recipe"), EXHAUSTED.values(), ids=EXHAUSTED)
+def test_an_exhausted_pool_has_0_and_the_command_needs_no_port(ask: Ask, arguments: list[str], recipe: Recipe) -> None:
+    assert ask.open(recipe).count == 1000
+
+    document = ask.json(*arguments)
+    assert (document["remaining_ports"], document["utilisation_ratio"]) == (0, 1.0)
+    assert ask(*arguments).out.startswith("0 more ")
+
+
+def test_with_no_port_left_for_any_purpose_every_form_answers(ask: Ask) -> None:
+    for recipe in (Recipe(bind=("::", 0), v6only=False), Recipe(udp=True, bind=("::", 0), v6only=False)):
+        assert ask.open(recipe).count == 1000
+
+    for arguments, _, _ in FORMS.values():
+        answer = ask(*arguments)
+        assert (answer.status, answer.err, answer.out[:7]) == (0, "", "0 more ")
+    assert ask.json(f"{HERE}:80", "--probe")["remaining_ports"] == 0
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+NOT_A_QUESTION = "headroom takes either DESTINATION:PORT or --bind SOURCE."
+HELP = "; `ephmon headroom --help` says what can be written."
+A_NAME = "is a name; write an address, since a name may be many and looking it up takes a port"
+WRONG = {
+    "nothing": ([], NOT_A_QUESTION),
+    "UDP alone": (["--udp"], NOT_A_QUESTION),
+    "both": ([f"{HERE}:80", "--bind", HERE], NOT_A_QUESTION),
+    "no port": ([HERE], f"argument DESTINATION:PORT: {HERE} has no port; write ADDRESS:PORT{HELP}"),
+    "port 0": ([f"{HERE}:0"], f"argument DESTINATION:PORT: 0 is not a port; write a number from 1 to 65535{HELP}"),
+    "a name": (
+        ["example.net:80"],
+        f"argument DESTINATION:PORT: example.net {A_NAME}{HELP}",
+    ),
+    "no destination": (
+        ["0.0.0.0:80"],
+        f"argument DESTINATION:PORT: connect() takes 0.0.0.0 for loopback; write 127.0.0.1 or ::1{HELP}",
+    ),
+    "no IPv6 destination": (
+        ["[::]:80"],
+        f"argument DESTINATION:PORT: connect() takes :: for loopback; write 127.0.0.1 or ::1{HELP}",
+    ),
+    "two families": ([f"{HERE}:80", "--from", V6], f"--from {V6} and {HERE} are of different families."),
+    "any source": (
+        [f"{HERE}:80", "--from", "0.0.0.0"],
+        "--from 0.0.0.0 is every address; name one, or leave it out.",
+    ),
+    "two sources": (
+        ["--bind", HERE, "--from", HERE],
+        "--from goes with a destination; --bind names the source itself.",
+    ),
+    "a probe of bind": (
+        ["--bind", HERE, "--probe"],
+        "--probe is about TCP connect(): the other pools have no port in doubt.",
+    ),
+    "a probe of UDP": (
+        [f"{HERE}:53", "--udp", "--probe"],
+        "--probe is about TCP connect(): the other pools have no port in doubt.",
+    ),
+    "an unknown option": (
+        [f"{HERE}:80", "--fast"],
+        "unrecognized arguments: --fast; `ephmon --help` says what can be written.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG.values(), ids=WRONG)
+def test_wrong_usage_is_one_sentence_and_status_2(ask: Ask, arguments: list[str], sentence: str) -> None:
+    assert ask(*arguments) == (2, "", f"ephmon: {sentence}\n")
+
+
+def test_a_missing_config_is_status_2(ask: Ask, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+    answer = ask(f"{HERE}:80", "--config", str(missing))
+
+    assert answer == (2, "", f"ephmon: {missing}: the file cannot be read: No such file or directory\n")
+
+
+def test_a_destination_without_a_route_is_status_1(ask: Ask) -> None:
+    assert ask("10.50.0.1:80") == (
+        1,
+        "",
+        "ephmon: There is no route to 10.50.0.1: Network is unreachable (ENETUNREACH).\n",
+    )
+    assert ask("10.50.0.1:80", "--from", HERE).status == 0
+
+
+@pytest.mark.parametrize("clients", [0, 5])
+def test_without_privilege_the_probe_says_what_it_needs_and_is_status_1(ask: Ask, clients: int) -> None:
+    """Whether there is a port in doubt just now does not matter."""
+    ask.open(Recipe(connect=(HERE, 81)), clients)
+    prefix = ask.agent.command("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--")
+    with closing(Agent(prefix)) as unprivileged:
+        refused = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe")
+        plain = unprivileged.call(headroom, *ask.config, f"{HERE}:80")
+
+    assert refused == (1, "", "ephmon: The probe needs CAP_NET_ADMIN; run it as root, or grant that capability.\n")
+    assert (plain.status, plain.err) == (0, "")
+
+
+def test_as_a_process_it_prints_the_same_and_ends_with_the_same_status(ask: Ask) -> None:
+    for arguments in ([f"{HERE}:80"], [HERE], ["10.50.0.1:80"]):
+        done = run(ask.agent.command(*ephmon("headroom", *ask.config, *arguments)))
+
+        assert (done.returncode, done.stdout, done.stderr) == ask(*arguments)
