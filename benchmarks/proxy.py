@@ -88,7 +88,7 @@ class Side:
 def measure(population: Population, options: Options) -> str:
     """Let wrk ask through HAProxy, by turns with and without ephmon."""
     population = options.sized(population)
-    pairs = 1 if options.quick else options.rounds or _PAIRS
+    pairs = options.rounds_or(_PAIRS)
     seconds = options.seconds(_SECONDS)
     without, with_ephmon = Side(), Side()
     with _proxied() as (client, proxy):
@@ -108,21 +108,34 @@ def _result(without: Side, with_ephmon: Side) -> str:
         _row("requests per second", without.rate, with_ephmon.rate, more_is_worse=False, digits=0),
         _row("p99 latency, ms", without.p99, with_ephmon.p99, more_is_worse=True, digits=2),
     ]
+    half = len(without.runs) // 2
+    if half:
+        one, other = Side(without.runs[: 2 * half : 2]), Side(without.runs[1 : 2 * half : 2])
+        rows += [_noise("requests per second", one.rate, other.rate), _noise("p99 latency", one.p99, other.p99)]
     return table(("", "difference", "bound", "", "without ephmon", "with ephmon"), rows)
 
 
 def _row(name: str, without: Spread, with_ephmon: Spread, *, more_is_worse: bool, digits: int) -> tuple[str, ...]:
     difference = with_ephmon.median / without.median - 1
-    differences = [ratio - 1 for ratio in with_ephmon.over(without).values]
     _, kept = verdict(difference if more_is_worse else -difference, MOST_DIFFERENCE)
     return (
         name,
-        f"**{difference:+.1%}** ({min(differences):+.1%} to {max(differences):+.1%})",
+        _written(without, with_ephmon),
         f"<= {MOST_DIFFERENCE:.0%} {'more' if more_is_worse else 'fewer'}",
         kept,
         without.written(digits),
         with_ephmon.written(digits),
     )
+
+
+def _noise(name: str, one: Spread, other: Spread) -> tuple[str, ...]:
+    """Return the row that says how much two halves of the runs without ephmon differ."""
+    return (f"{name}, every other run without ephmon against the rest", _written(one, other), "", "", "", "")
+
+
+def _written(before: Spread, after: Spread) -> str:
+    differences = [ratio - 1 for ratio in after.over(before).values]
+    return f"**{after.median / before.median - 1:+.1%}** ({min(differences):+.1%} to {max(differences):+.1%})"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from ephmon import __version__
+from ephmon import __version__, signals
 from ephmon.config import LISTEN, Config, describe, load, pending
 from ephmon.endpoint import Address, parse_address, parse_endpoint
 from ephmon.errors import ConfigError, EphmonError, KernelError, UsageError
@@ -176,6 +176,7 @@ def _add(
 
 
 def _run(options: argparse.Namespace) -> int:
+    signals.block()
     # Only the daemon needs the HTTP side and what it drags in.
     from ephmon.daemon import Daemon  # noqa: PLC0415
 

@@ -1,7 +1,6 @@
 """The daemon: starts, polls, reloads and stops. It wires kernel, model and outputs and decides nothing about ports.
 
-One thread polls and waits. Signals are not handled: they are blocked before any thread starts, and the loop's one wait
-is for them or for the time of the next poll (`signal.sigtimedwait`), so that none is lost and none interrupts anything.
+One thread polls and waits; its one wait is for a signal or for the time of the next poll (`ephmon.signals`).
 A second thread serves HTTP and shares nothing with this one but finished bytes.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon import __version__
+from ephmon import __version__, signals
 from ephmon.config import Config, ListenAddress, ProbeChoice, TlsConfig
 from ephmon.errors import ConfigError, EphmonError, KernelError
 from ephmon.kernel import sysctl
@@ -51,8 +49,6 @@ if TYPE_CHECKING:
 
     from ephmon.model.snapshot import Snapshot
 
-SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 LONGEST_SLEEP_SECONDS = 10.0
 """The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
 MOST_PROBED_PORTS = 2_000
@@ -105,7 +101,7 @@ class Daemon:
         Raises:
             ListenError: The address cannot be listened on.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signals.block()
         self._server.start()
         try:
             self._say_where()
@@ -128,17 +124,11 @@ class Daemon:
                 self._tick(NARROW, self._poll_narrowly)
             pace = self._report.pace
             next_poll = min(polled_at + pace.full, narrowly_polled_at + (pace.narrow or math.inf))
-            received = self._wait(next_poll)
-            if received in _STOP_SIGNALS:
+            received = signals.wait(min(max(0.0, next_poll - self._clock()), LONGEST_SLEEP_SECONDS))
+            if received in signals.STOP:
                 return
-            if received == signal.SIGHUP:
+            if received == signals.RELOAD:
                 self._reload()
-
-    def _wait(self, until: float) -> int | None:
-        """Wait for a signal, but no longer than `until`, and return its number."""
-        seconds = min(max(0.0, until - self._clock()), LONGEST_SLEEP_SECONDS)
-        received = signal.sigtimedwait(SIGNALS, seconds)
-        return received.si_signo if received else None
 
     def _tick(self, scope: str, poll: Callable[[Report], Report]) -> None:
         """Poll once and publish. Whatever goes wrong is logged and counted, and the loop goes on."""
@@ -194,7 +184,7 @@ class Daemon:
             return replace(build_report(snapshot, previous, self._clock()), probe_error=None, probe_available=None)
         try:
             answers = {
-                inode: probe(ports[:MOST_PROBED_PORTS], Deadline(PROBE_SECONDS, self._clock, _not_told_to_stop))
+                inode: probe(ports[:MOST_PROBED_PORTS], Deadline(PROBE_SECONDS, self._clock, signals.not_told_to_stop))
                 for inode, ports in ports_in_doubt(snapshot, previous).items()
             }
         except KernelError as error:
@@ -225,7 +215,7 @@ class Daemon:
             log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
             reload = replace(self._report.reload, successful=False, error=str(error))
             self._report = replace(self._report, reload=reload)
-            self._publish()
+            self._republish()
             return
         self._server.use_tls(context)
         if config.poll.backend != self._config.poll.backend:
@@ -234,8 +224,13 @@ class Daemon:
         self._config = config
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
         self._report = paced(replace(self._report, rules=config.rules, reload=reload), self._report.costs)
-        self._publish()
+        self._republish()
         log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
+
+    def _republish(self) -> None:
+        """Publish what a reload changed; what a defect keeps from being rendered, the next poll meets and counts."""
+        with suppress(Exception):
+            self._publish()
 
     def _open_source(self, config: Config) -> SocketSource:
         return SocketSource(
@@ -243,7 +238,7 @@ class Daemon:
             clock=self._clock,
             wall_clock=self._wall_clock,
             mode=config.poll.backend,
-            wanted=_not_told_to_stop,
+            wanted=signals.not_told_to_stop,
         )
 
     def _say_where(self) -> None:
@@ -304,7 +299,3 @@ def _tls_context(tls: TlsConfig) -> ssl.SSLContext | None:
         return None
     client_ca = Path(tls.client_ca) if tls.client_ca else None
     return build_tls_context(TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), client_ca=client_ca))
-
-
-def _not_told_to_stop() -> bool:
-    return not signal.sigpending() & _STOP_SIGNALS

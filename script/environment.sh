@@ -167,6 +167,12 @@ require_programs() {
 
 # Prints where this host's apt gets Debian's packages from, and fails if that cannot be told.
 debian_archive() {
+    known_archive || { may_install && apt_get update && known_archive; }
+}
+
+# Before apt has read the lists of an archive it does not know whose they are.
+known_archive() {
+    # shellcheck disable=SC2016 # apt's variables
     archives=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null) || return
     printf '%s\n' "$archives" | sed -n '/^Debian Debian /{s///;p;q;}' | grep .
 }

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 RANGE = "40000 40999"
 HERE, PORT = "127.0.0.1", 80
-QUICK = "poll: {interval: 100ms}\n"
+QUICK = "poll: {interval: 100ms, cpu_budget: 1}\n"
 SLOW = "poll: {interval: 1h}\n"
 """Between two polls of this one only signals wake the daemon."""
 UNREADABLE = 'ephmon_poll_failures_total{reason="sysctl"}'
@@ -290,7 +290,7 @@ def test_a_shorter_interval_holds_from_the_reload_on(ns: Namespace, config: Path
 
 def test_another_backend_holds_from_the_reload_on(ns: Namespace, config: Path) -> None:
     with started(ns, "--config", config) as daemon:
-        put(config, "poll: {interval: 100ms, backend: procfs}\n")
+        put(config, "poll: {interval: 100ms, cpu_budget: 1, backend: procfs}\n")
         daemon.signal(signal.SIGHUP)
         line = daemon.wait_for_line("Sockets of tcp are read by procfs.")
 
@@ -420,7 +420,7 @@ def test_facts_are_kept_while_polls_fail_until_they_expire(ns: Namespace, tmp_pa
 
 def test_a_poll_that_never_returns_is_not_served_as_live(ns: Namespace, tmp_path: Path, config: Path) -> None:
     """The HTTP side notices by itself that the data has expired, and that the main loop does not wake."""
-    put(config, "poll: {interval: 100ms, deadline: 1h, backend: procfs}\n")
+    put(config, "poll: {interval: 100ms, cpu_budget: 1, deadline: 1h, backend: procfs}\n")
     table = make_proc(tmp_path) / "net" / "tcp"
     with Running(ns, with_faults(tmp_path)) as daemon:
         daemon.wait_for(poll_success=1)

@@ -142,7 +142,7 @@ def test_prometheus_takes_the_queries_of_the_readme(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "readme", "rules": rules}]}), encoding="utf-8")
 
-    assert len(queries) == 2
+    assert len(queries) == 3
     assert _promtool("check", "rules", str(file)) == 0
 
 

@@ -207,7 +207,10 @@ def _with_a_past(tcp: TcpSockets, past: bytearray, ports: set[int]) -> set[int]:
 
 
 def _of_wrong_parity(sysctls: Sysctls, connections: SocketTable, ports: set[int], blocked: set[int]) -> set[int]:
-    """Return those of the ports, of the second parity, whose socket found ports of the first to be had."""
+    """Return those of the ports, of the second parity, whose socket found ports of the first to be had.
+
+    A socket that certainly is from connect() found none, however many there are now.
+    """
     second = {port for port in ports if port % 2 != sysctls.port_range.low % 2}
     if not second:
         return set()
@@ -221,7 +224,7 @@ def _of_wrong_parity(sysctls: Sysctls, connections: SocketTable, ports: set[int]
     rows = zip(connections.group_of, connections.port_of, strict=True)
     for index, port in compress(rows, map(asked.__getitem__, connections.port_of)):
         sharers[port, peers[index][0]] += 1
-        if held[peers[index]] < enough:
+        if held[peers[index]] < enough and not certainly_from_connect(connections.groups[index]):
             suspects.add(port)
     return suspects - {port for (port, _), number in sharers.items() if number > 1}
 

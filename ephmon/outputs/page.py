@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ephmon import __version__
 from ephmon.outputs.text import (
     existing_pools,
+    explanations,
     facts,
     failures,
     gaps,
@@ -108,7 +109,7 @@ def _table(report: Report) -> list[str]:
         severity = report.rules.thresholds.severity_at(listed.pool.key, listed.pool.utilisation)
         cells = _with_peak(headings, row, percent(listed.peak_utilisation))
         lines.append(_row(columns, "td", cells, severity))
-    return [*lines, "</table>", "</div>"]
+    return [*lines, "</table>", "</div>", *_paragraphs(explanations([listed.pool for listed in report.listed]))]
 
 
 def _with_peak(headings: tuple[str, ...], row: tuple[str, ...], peak: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ephmon.model.rules import Severity
-from ephmon.outputs.text import existing_pools, facts, failures, gaps, grid, printable
+from ephmon.outputs.text import existing_pools, explanations, facts, failures, gaps, grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ _YELLOW = "\x1b[33m"
 _RESET = "\x1b[0m"
 _COLOUR_OF = {Severity.CRITICAL: _RED, Severity.WARNING: _YELLOW}
 
-_LEFT_ALIGNED = frozenset({"NETNS", "KIND", "SOURCE", "DESTINATION", "REMAINING", "STATES"})
+_LEFT_ALIGNED = frozenset({"NETNS", "KIND", "SOURCE", "DESTINATION", "STATES"})
 _GAP = "  "
 _ELLIPSIS = "..."
 """In ASCII, as a terminal need not know more."""
@@ -62,18 +62,8 @@ def _aligned(headings: tuple[str, ...], grid: list[tuple[str, ...]], width: int 
 
 
 def _justified(heading: str, column: tuple[str, ...]) -> list[str]:
-    if heading == "REMAINING":
-        column = _on_the_number(column)
     size = max(map(len, column))
     return [cell.ljust(size) if heading in _LEFT_ALIGNED else cell.rjust(size) for cell in column]
-
-
-def _on_the_number(column: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the column with its numbers right-aligned and the bounds after them, if any, left-aligned."""
-    heading, *rows = column
-    size = max(len(cell.partition(" ")[0]) for cell in (heading, *rows))
-    parts = (cell.partition(" ") for cell in rows)
-    return (heading, *(number.rjust(size) + blank + bounds for number, blank, bounds in parts))
 
 
 def _cut(cell: str, room: int | None) -> str:
@@ -89,11 +79,10 @@ def _no_pools(report: Report) -> str:
 
 
 def _foot_lines(report: Report, pools: Sequence[Pool]) -> list[str]:
-    """Return what an exhausted pool means to an application, once for each kind, and how many pools are not shown."""
-    exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
-    lines = [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
+    """Return what may need an explanation, and how many pools are not shown."""
     existing = existing_pools(report)
-    return [*lines, f"Pools shown: {len(pools)} of {existing}."] if existing > len(pools) else lines
+    hidden = [f"Pools shown: {len(pools)} of {existing}."] if existing > len(pools) else []
+    return [*explanations(pools), *hidden]
 
 
 def _painted(line: str, code: str | None) -> str:

@@ -65,13 +65,23 @@ def percent(ratio: float) -> str:
 
 
 def remaining(pool: Pool) -> str:
-    """Return the ports that remain, with the bounds on them where the figure is not exact."""
-    if pool.exact:
-        return str(pool.remaining)
-    if pool.remaining_min == pool.remaining_max:
-        # The bounds span what the backend shows; a blindness makes the figure inexact without moving them.
-        return f"{pool.remaining} (estimate)"
-    return f"{pool.remaining} ({pool.remaining_min}-{pool.remaining_max})"
+    """Return the ports that remain, marked as an estimate unless the figure is exact."""
+    return str(pool.remaining) if pool.exact else f"~{pool.remaining}"
+
+
+def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
+    """Return what a reader of a table of the pools may need to know, one sentence each."""
+    sentences = []
+    if not all(pool.exact for pool in pools):
+        sentences.append(
+            "~ is an estimate: not every socket tells how it got its port. "
+            "`ephmon headroom DESTINATION:PORT --probe` asks the kernel and is exact."
+        )
+    if any(pool.reusable for pool in pools):
+        sentences.append("REUSABLE ports are TIME_WAITs that the kernel hands out again right now: they remain.")
+    exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
+    sentences += [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
+    return tuple(sentences)
 
 
 def cells(pool: Pool) -> tuple[str, ...]:

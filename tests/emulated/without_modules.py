@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NO_HANDLER = (
-    "ephmon: The kernel has no inet_diag handler for the protocol. Load the kernel modules tcp_diag and udp_diag, allow "
-    "AF_NETLINK, or set poll.backend: auto.\n"
+    "ephmon: The kernel has no inet_diag handler for the protocol. "
+    "Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: auto.\n"
 )
 
 

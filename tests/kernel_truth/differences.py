@@ -30,6 +30,7 @@ _FIXED_DELAY_MS = 1000
 _TICKS_MS = 20
 """What shows ages is as coarse as the kernel's tick, which is 10 ms at most."""
 _TIME_WAIT_MS = 60_000
+_CLOSING = (TcpState.FIN_WAIT1, TcpState.FIN_WAIT2, TcpState.CLOSING)
 PATIENCE_SECONDS = 10.0
 
 
@@ -51,9 +52,11 @@ def let_time_waits_grow_old() -> None:
 
 
 def _age_of_the_youngest() -> int:
-    """Return the age in milliseconds of the TIME_WAIT that came last, that of the oldest possible if there is none."""
+    """Return the age in milliseconds of the TIME_WAIT that came last, 0 while there is one to come."""
     tcp = look().namespace.tcp
     assert tcp is not None
+    if any(group.state in _CLOSING for group in tcp.connections.groups):
+        return 0
     rows = zip(tcp.connections.group_of, tcp.connections.time_wait_left_ms_of, strict=True)
     left = (left for group, left in rows if tcp.connections.groups[group].state == TcpState.TIME_WAIT)
     return _TIME_WAIT_MS - max(left, default=0)

@@ -263,10 +263,11 @@ def _accept_side_by_side(number: int) -> None:
 
 def leave_time_wait(number: int, recipe: Recipe) -> None:
     """Open so many connections and close them, this side first, and let their TIME_WAITs grow old enough for reuse."""
+    sockets.accept_all("server", tag="staying")  # those of earlier connections stay open
     _open(number, recipe, "leaving")
-    sockets.accept_all("server", tag="accepted")
+    sockets.accept_all("server", tag="left")
     sockets.close("leaving")
-    sockets.close("accepted")
+    sockets.close("left")
     let_time_waits_grow_old()
 
 

@@ -94,7 +94,7 @@ class Mix:
         self.random = random.Random(seed)
         self.low = 40_000 + self.random.randrange(2)
         self.high = self.low + SIZE - 1
-        self.left_time_wait = False
+        self.time_wait_left_at = 0.0
         self._tags = 0
 
     def prepare(self) -> None:
@@ -120,10 +120,10 @@ class Mix:
         """Wait until every TIME_WAIT is old enough to be reused, so that none gets there between prediction and fill.
 
         The age is shown in ticks of the kernel's clock, of which the slowest has ten milliseconds. Before the delay
-        could be set (Linux 6.14), a TIME_WAIT had to be a second old, counted in whole seconds.
+        could be set (Linux 6.14), a TIME_WAIT had to be a second old.
         """
-        if self.left_time_wait:
-            time.sleep(0.05 if _TIME_WAIT_DELAY.exists() else 2.1)
+        enough = 0.05 if _TIME_WAIT_DELAY.exists() else 1.1
+        time.sleep(max(0.0, self.time_wait_left_at + enough - time.monotonic()))
 
     def tag(self) -> str:
         self._tags += 1
@@ -149,12 +149,12 @@ class Mix:
     def leave_time_wait(self, recipe: Recipe) -> None:
         """Open connections and close them on both sides, the client's first."""
         assert recipe.connect is not None
-        self.left_time_wait = True
         tag = self.open(recipe)
         accepted = self.tag()
         sockets.accept_all("server {} {}".format(*recipe.connect), tag=accepted)
         sockets.close(tag)
         sockets.close(accepted)
+        self.time_wait_left_at = time.monotonic()
 
     def passive(self) -> tuple[str, str, str]:
         """Listen inside the range and accept connections; return the tags of listener, clients and accepted."""
@@ -227,10 +227,10 @@ def accepted_from_a_listener_that_is_gone(mix: Mix) -> None:
 def accepted_time_wait(mix: Mix) -> None:
     listener, clients, accepted = mix.passive()
     if listener:
-        mix.left_time_wait = True
         sockets.close(accepted)
         sockets.close(clients)
         sockets.close(listener)
+        mix.time_wait_left_at = time.monotonic()
 
 
 def time_wait(mix: Mix) -> None:

@@ -23,8 +23,9 @@ NOBODY = "10.99.0.1"
 PORT = 80
 
 
-@pytest.fixture(name="client")
-def _client() -> Iterator[tuple[Namespace, Namespace]]:
+@pytest.fixture(name="hosts")
+def _hosts() -> Iterator[tuple[Namespace, Namespace]]:
+    """A client with the small port range, and a server; both have an address of each family."""
     with Namespace() as client, Namespace(beside=client) as server:
         connect(client, server, addresses=(f"{CLIENT}/24", f"{SERVER}/24"))
         client.add_address(f"{CLIENT_V6}/64", device="veth0")
@@ -41,10 +42,10 @@ def toward(destination: str, source: str, gives: int, *, wait: bool = True) -> D
 
 @pytest.mark.parametrize(("reuse", "gives"), [(0, 0), (1, PORTS), (2, 0)], ids=["row-30-0", "row-30-1", "row-30-2"])
 def test_time_wait_between_hosts_is_reused_only_if_always(
-    client: tuple[Namespace, Namespace], reuse: int, gives: int
+    hosts: tuple[Namespace, Namespace], reuse: int, gives: int
 ) -> None:
     """How many of them is not certain: whether the peer had timestamps cannot be seen."""
-    here, there = client
+    here, there = hosts
     here.call(sockets.write_sysctl, "net.ipv4.tcp_tw_reuse", reuse)
     for number, draw in enumerate((toward(SERVER, CLIENT, gives), toward(SERVER_V6, CLIENT_V6, gives))):
         leave_time_wait(here, there, draw, number)
@@ -68,8 +69,8 @@ def leave_time_wait(here: Namespace, there: Namespace, draw: Draw, number: int) 
 
 
 @pytest.mark.parametrize("already", [0, 700], ids=["row-19", "row-19-700-before"])
-def test_a_handshake_without_answer_takes_a_port(client: tuple[Namespace, Namespace], already: int) -> None:
-    here, _ = client
+def test_a_handshake_without_answer_takes_a_port(hosts: tuple[Namespace, Namespace], already: int) -> None:
+    here, _ = hosts
     # The neighbour is known and nobody has this address behind it: a SYN goes out and nothing comes back.
     here.call(ip, "route", "add", "10.99.0.0/16", "via", SERVER)
     draw = toward(NOBODY, CLIENT, PORTS - already, wait=False)

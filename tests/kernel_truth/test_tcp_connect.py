@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests import sockets
-from tests.kernel_truth.experiment import HERE, LOW, PORT, PORTS, check_that_each_port_was_drawn, prepare
+from tests.kernel_truth.experiment import (
+    HERE,
+    LOW,
+    PORT,
+    PORTS,
+    check_that_each_port_was_drawn,
+    leave_time_wait,
+    prepare,
+)
 from tests.kernel_truth.prediction import destinations, predict
+from tests.sockets import Recipe
 
 if TYPE_CHECKING:
     from tests.namespaces import Namespace
@@ -29,19 +38,16 @@ def test_an_inbound_server_in_the_range_makes_no_destinations(agent: Namespace) 
 def test_a_pool_says_what_its_sockets_do(agent: Namespace) -> None:
     agent.call(prepare)
     agent.call(sockets.fill, HERE, PORT, tag="open", limit=30)
-    agent.call(sockets.fill, HERE, PORT, tag="closed", limit=20)
-    agent.call(sockets.close, "closed")
+    agent.call(leave_time_wait, 20, Recipe(connect=(HERE, PORT)))
 
-    assert agent.call(predict, HERE, PORT, HERE).states == {"established": 30, "fin_wait2": 20}
+    assert agent.call(predict, HERE, PORT, HERE).states == {"established": 30, "time_wait": 20}
 
 
 def test_sockets_on_a_device_count_once_for_each_port(agent: Namespace) -> None:
     """Two sockets of one port are held once, and in use once, but are two sockets."""
     agent.call(prepare)
-    agent.call(
-        sockets.open_sockets, sockets.Recipe(device="lo", connect=(HERE, PORT), wait=False), tag="drawn", limit=PORTS
-    )
-    agent.call(sockets.open_sockets, sockets.Recipe(connect=(HERE, PORT), wait=False), tag="drawn", limit=PORTS)
+    agent.call(sockets.open_sockets, Recipe(device="lo", connect=(HERE, PORT), wait=False), tag="drawn", limit=PORTS)
+    agent.call(sockets.open_sockets, Recipe(connect=(HERE, PORT), wait=False), tag="drawn", limit=PORTS)
     agent.call(check_that_each_port_was_drawn, 2)
     pool = agent.call(predict, HERE, PORT, HERE)
 

@@ -95,9 +95,9 @@ def take_time_waits_over(number: int) -> None:
     sharing = replace(CONNECTED, reuse_address=True)
     sockets.open_sockets(sharing, tag="leaving", limit=number)
     ports = sockets.ports_of("leaving")
-    sockets.accept_all("server", tag="accepted")
+    sockets.accept_all("server", tag="left")
     sockets.close("leaving")
-    sockets.close("accepted")
+    sockets.close("left")
     for port in ports:
         again = sockets.open_sockets(replace(sharing, bind=(HERE, port)), tag="again", limit=1)
         assert again.count == 1, again

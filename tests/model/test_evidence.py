@@ -106,6 +106,13 @@ def test_blocked_ports_of_the_first_parity_are_not_there_to_be_had() -> None:
     assert classes(tcp)[SECOND] == PortClass.AMBIGUOUS
 
 
+def test_before_6_18_the_parity_says_nothing_of_a_socket_that_carries_the_flag() -> None:
+    """It is from connect(), so the ports of the first parity were taken then."""
+    tcp = replace(make_tcp(plain(FIRST), connected(HERE, SECOND, THERE, 443, no_port=True)), ports_recover=False)
+
+    assert classes(tcp) == {FIRST: PortClass.AMBIGUOUS, SECOND: PortClass.AMBIGUOUS}
+
+
 def test_a_port_that_one_source_shares_toward_two_destinations_is_no_suspect() -> None:
     assert classes(make_tcp(plain(SECOND), plain(SECOND, "10.0.0.8"))) == {SECOND: PortClass.AMBIGUOUS}
 

@@ -79,10 +79,10 @@ def test_only_an_exhausted_pool_reads_100(ratio: float, text: str) -> None:
     assert percent(ratio) == text
 
 
-def test_remaining_shows_its_bounds_unless_it_is_exact() -> None:
+def test_remaining_is_marked_as_an_estimate_unless_it_is_exact() -> None:
     assert remaining(make_pool()) == "28109"
-    assert remaining(make_pool(remaining_min=28100)) == "28109 (28100-28109)"
-    assert remaining(make_pool(exact=False)) == "28109 (estimate)"
+    assert remaining(make_pool(remaining_min=28100)) == "~28109"
+    assert remaining(make_pool(exact=False)) == "~28109"
 
 
 def test_cells_stand_under_their_columns() -> None:
