@@ -154,6 +154,7 @@ def _bytecode_attribute(conditions: Iterable[Condition], any_of: Sequence[Condit
 _SOCKID_BYTES = 48
 _FAMILY, _TIMER, _FLAGS, _SPORT, _COOKIE, _EXPIRES, _ATTRIBUTES = 16, 18, 19, 20, 60, 68, 88
 _INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT = 11, 22
+_READ_ATTRIBUTES = (_INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT)
 
 # What the byte at _FLAGS (retrans, which nobody needs) is overwritten with.
 _NO_PORT, _V6ONLY = 1, 2
@@ -170,7 +171,6 @@ _MIXER, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 _TCP_KEY = struct.Struct("=BBBB2x2s16s16sI")
 _V4_MAPPED = bytes(10) + b"\xff\xff"
-_UNSPECIFIED = {4: bytes(4), 16: bytes(16)}
 
 
 class Tabulator:
@@ -197,12 +197,10 @@ class Tabulator:
         """Take in a block of records of `length` bytes each; the block is overwritten.
 
         Raises:
-            MalformedReplyError: A record is too short, or its attributes overrun it.
+            MalformedReplyError: A record is too short or not whole words, or its attributes overrun it.
         """
-        if length < _ATTRIBUTES or len(block) % length:
-            raise MalformedReplyError(
-                f"An inet_diag record has {length} bytes, fewer than its {_ATTRIBUTES} fixed ones."
-            )
+        if length < _ATTRIBUTES or length % 4 or len(block) % length:
+            raise MalformedReplyError(f"An inet_diag record of {length} bytes is too short, or not whole words.")
         offsets = _attributes(block, 0, length)
         if _share_layout(block, length, offsets):
             self._add_columns(length, block, offsets)
@@ -259,14 +257,14 @@ def _attributes(block: bytearray, start: int, length: int) -> dict[int, int]:
 
 
 def _share_layout(block: bytearray, length: int, offsets: dict[int, int]) -> bool:
-    """Tell whether all records of the block have the attributes of the first at the same places."""
+    """Tell whether all records of the block have the attributes that are read where the first has them."""
     rows = len(block) // length
-    if rows == 1 or not offsets:
-        return True
     words = memoryview(block).cast("I")
     stride = length // 4
-    return all(
-        words[offset // 4 :: stride].tobytes() == block[offset : offset + 4] * rows for offset in offsets.values()
+    return rows == 1 or all(
+        words[offset // 4 :: stride].tobytes() == block[offset : offset + 4] * rows
+        for kind, offset in offsets.items()
+        if kind in _READ_ATTRIBUTES
     )
 
 
@@ -307,26 +305,30 @@ def _flags(block: bytearray, length: int, offsets: dict[int, int]) -> bytes | by
 
 def _tcp_group(key: tuple[bytes, ...]) -> SocketGroup:
     family, state, minisock, flags, port, source, destination, device = _TCP_KEY.unpack(key[0])
-    source = _address(family, source)
+    is_v6 = family == socket.AF_INET6
+    source = _address(source) if is_v6 else source[:4]
+    # A socket without a peer has the address :: there, also one that is bound to an IPv4-mapped address.
+    destination = (_address(destination) if is_v6 else destination[:4]) if any(destination) else bytes(len(source))
+    # By position, in the order of the fields: there may be as many groups as sockets.
     return SocketGroup(
-        state=state,
-        source=source,
-        # A socket without a peer has the address :: there, also one that is bound to an IPv4-mapped address.
-        destination=_address(family, destination) if any(destination) else _UNSPECIFIED[len(source)],
-        destination_port=int.from_bytes(port, "big"),
-        device=device,
-        minisock=bool(minisock),
-        bind_address_no_port=bool(flags & _NO_PORT),
-        dual_stack=family == socket.AF_INET6 and not flags & _V6ONLY,
+        state,
+        source,
+        destination,
+        port[0] << 8 | port[1],
+        device,
+        minisock == 1,
+        flags & _NO_PORT != 0,
+        is_v6 and not flags & _V6ONLY,
     )
 
 
 def _udp_group(key: tuple[bytes, ...]) -> SocketGroup:
-    (family, state, _, flags), source, device = key[0], _address(key[0][0], key[1]), key[2]
+    (family, state, _, flags), source, device = key[0], key[1], key[2]
+    source = _address(source) if family == socket.AF_INET6 else source[:4]
     return SocketGroup(
         state=state,
         source=source,
-        destination=_UNSPECIFIED[len(source)],
+        destination=bytes(len(source)),
         destination_port=0,
         device=int.from_bytes(device, sys.byteorder),
         bind_address_no_port=bool(flags & _NO_PORT),
@@ -334,8 +336,6 @@ def _udp_group(key: tuple[bytes, ...]) -> SocketGroup:
     )
 
 
-def _address(family: int, packed: bytes) -> bytes:
-    """Return the 4 or 16 bytes of an address, IPv4-mapped IPv6 as IPv4."""
-    if family == socket.AF_INET:
-        return packed[:4]
+def _address(packed: bytes) -> bytes:
+    """Return the 16 bytes of an IPv6 address, or the 4 that an IPv4-mapped one stands for."""
     return packed[12:] if packed.startswith(_V4_MAPPED) else packed

@@ -179,18 +179,17 @@ def split(
 def _is_uniform(buffer: bytearray, size: int, message_type: int, sequence: int, port: int) -> bool:
     """Tell whether the datagram is nothing but good messages of `message_type` and of one length.
 
-    Looks at the headers as columns, so that the interpreter does not see single messages.
+    Looks at the headers as columns, so that the interpreter does not see single messages. Sequence number and port id
+    are looked at in the first: one dump fills a datagram.
     """
     if size < HEADER.size:
         return False
-    length, *_ = HEADER.unpack_from(buffer)
-    if length < HEADER.size or length % 4 or size % length:
+    length, *others = HEADER.unpack_from(buffer)
+    if others != [message_type, NLM_F_MULTI, sequence, port] or length < HEADER.size or length % 4 or size % length:
         return False
-    rows = size // length
     words = memoryview(buffer)[:size].cast("I")
-    expected = memoryview(HEADER.pack(length, message_type, NLM_F_MULTI, sequence, port)).cast("I")
-    stride = length // 4
-    return all(words[column::stride].tobytes() == expected[column : column + 1].tobytes() * rows for column in range(4))
+    rows, stride = size // length, length // 4
+    return all(words[column::stride].tobytes() == words[column : column + 1].tobytes() * rows for column in range(2))
 
 
 def _messages(view: memoryview, size: int, sequence: int, port: int) -> Iterator[tuple[int, int, int]]:

@@ -40,11 +40,16 @@ OVERFLOWING_SHARE = 0.8
 
 
 class Verdict(IntEnum):
-    """What is certain of a port as long as the same sockets are on it."""
+    """What holds of a port as long as the same sockets are on it."""
 
     NONE = 0
     SHARED = 1
     BLOCKED = 2
+    SUSPECT = 3
+    """Not certain: only likely to be blocked. The signs may fade while the sockets stay."""
+
+
+_UNCERTAIN = (Verdict.NONE, Verdict.SUSPECT)
 
 
 class Past(IntEnum):
@@ -98,9 +103,10 @@ def weigh(
     _assign(verdicts, held - uncertain, Verdict.SHARED)
     _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), Verdict.BLOCKED)
     blocked = {port for port in held.union(blocking, answers) if verdicts[port] == Verdict.BLOCKED}
-    unanswered = {port for port in uncertain if not verdicts[port]}
-    suspects = _with_a_past(tcp, past, unanswered)
+    unanswered = {port for port in uncertain if verdicts[port] in _UNCERTAIN}
+    suspects = _with_a_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
     suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked)
+    _assign(verdicts, suspects, Verdict.SUSPECT)
     classes = usable_ports(sysctls)
     unusable = {port for port in held | blocking if not classes[port]}
     _assign(classes, unanswered, PortClass.AMBIGUOUS)

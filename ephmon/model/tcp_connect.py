@@ -61,7 +61,7 @@ def own_key(key: PoolKey) -> Tuple | None:
 class _Tally:
     """What is counted of one pool's sockets: sockets by state, and ports by what they do to the next connect()."""
 
-    states: Counter[int] = field(default_factory=Counter)
+    states: dict[int, int] = field(default_factory=dict)
     held: int = 0
     in_use: int = 0
     time_wait: int = 0
@@ -165,13 +165,13 @@ def _tally(sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> dict[Tuple, _T
     reusable = _count_reusable(table, sysctls, ports.classes)
     tallies: defaultdict[Tuple, _Tally] = defaultdict(_Tally)
     on_devices = set()
-    for index, group in enumerate(table.groups):
-        first = index * _CLASSES
-        by_class = [counts[first + port_class] for port_class in PortClass]
-        if not any(by_class):
+    for code, number in counts.items():
+        if not number:
             continue  # all of them were accepted
+        index, port_class = divmod(code, _CLASSES)
+        group = table.groups[index]
         key = Tuple(group.source, group.destination, group.destination_port)
-        _add_group(tallies[key], group, by_class, [reusable[first + port_class] for port_class in PortClass])
+        _add_sockets(tallies[key], group, port_class, number, reusable[code])
         if group.device:
             on_devices.add(key)
     for key, rows in _rows_of(on_devices, table, listeners).items():
@@ -179,20 +179,23 @@ def _tally(sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> dict[Tuple, _T
     return dict(tallies)
 
 
-def _add_group(tally: _Tally, group: SocketGroup, by_class: Sequence[int], reusable: Sequence[int]) -> None:
-    """Add the sockets of one group, of which no two have one port."""
-    sockets = sum(by_class)
-    in_use, again = (sum(numbers[port_class] for port_class in OPEN_CLASSES) for numbers in (by_class, reusable))
-    tally.states[group.state] += sockets
-    tally.held += sockets
-    tally.in_use += in_use
-    tally.in_use_certain += by_class[PortClass.SHARED]
-    tally.reusable += again
-    tally.stopping_unbound += in_use - again + by_class[PortClass.SUSPECT] - reusable[PortClass.SUSPECT]
+def _add_sockets(tally: _Tally, group: SocketGroup, port_class: int, number: int, reusable: int) -> None:
+    """Add sockets of one group on ports of one class, of which no two have one port, and some may be taken over."""
+    tally.states[group.state] = tally.states.get(group.state, 0) + number
+    tally.held += number
+    if port_class in _NEVER_OPEN:
+        return
+    tally.stopping_unbound += number - reusable
+    if port_class == PortClass.SUSPECT:
+        return
+    tally.in_use += number
+    tally.reusable += reusable
     if group.state == TcpState.TIME_WAIT:
-        tally.time_wait += in_use
-    if on_loopback(group):
-        tally.reusable_certain += reusable[PortClass.SHARED]
+        tally.time_wait += number
+    if port_class == PortClass.SHARED:
+        tally.in_use_certain += number
+        if reusable and on_loopback(group):
+            tally.reusable_certain += reusable
 
 
 def _count_by_class(groups: Iterable[int], ports: Sequence[int], classes: bytes) -> Counter[int]:
@@ -207,6 +210,8 @@ def _count_by_class(groups: Iterable[int], ports: Sequence[int], classes: bytes)
 
 def _leave_out_accepted(counts: Counter[int], table: SocketTable, listeners: Listeners, classes: bytes) -> None:
     """Take accepted sockets out of the counts; their ports are blocked by the listener, or reserved."""
+    if not listeners:
+        return
     unavailable = classes.translate(_UNAVAILABLE)
     rows = zip(table.group_of, table.port_of, strict=True)
     for group, port in compress(rows, map(unavailable.__getitem__, table.port_of)):

@@ -114,6 +114,10 @@ class Listeners:
             if group.state == TcpState.LISTEN:
                 self._at.setdefault(port, []).append(group)
 
+    def __bool__(self) -> bool:
+        """Tell whether there are any."""
+        return bool(self._at)
+
     def accepted(self, port: int, source: bytes) -> bool:
         """Tell whether a socket with this local port and packed local address came from a listener."""
         return any(_covers(listener, source) for listener in self._at.get(port, ()))

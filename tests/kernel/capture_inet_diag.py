@@ -1,4 +1,4 @@
-"""Captures the inet_diag replies in tests/kernel/data/inet_diag, as root:
+"""Captures the inet_diag replies in tests/kernel/data/inet_diag, as root.
 
     python -c 'from tests.kernel import capture_inet_diag as capture; capture.main()'
 
@@ -69,7 +69,9 @@ def dump(request: Request) -> list[str]:
         while kind not in (NLMSG_DONE, NLMSG_ERROR):
             datagram = ours.recv(1 << 16)
             _, kind, *_ = HEADER.unpack_from(datagram)
-            datagrams.append(datagram.replace(SEQUENCE.to_bytes(4, "little") + port, bytes([SEQUENCE, *bytes(7)])).hex())
+            datagrams.append(
+                datagram.replace(SEQUENCE.to_bytes(4, "little") + port, bytes([SEQUENCE, *bytes(7)])).hex()
+            )
     return datagrams
 
 

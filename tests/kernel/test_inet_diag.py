@@ -123,6 +123,11 @@ def test_records_whose_attributes_are_laid_out_differently_are_told_apart() -> N
     assert tabulator.table().group_of[-1] == tabulator.table().group_of[0]
 
 
+def test_a_record_of_broken_words_is_refused() -> None:
+    with pytest.raises(KernelError, match="not whole words"):
+        inet_diag.Tabulator(with_peer=True).add(125, bytearray(125))
+
+
 def test_a_time_beyond_what_the_column_holds_is_the_longest() -> None:
     (datagram, *_) = captured("tcp")
     _, blocks = split(datagram, len(datagram), inet_diag.TCPDIAG_GETSOCK, SEQUENCE, 0)

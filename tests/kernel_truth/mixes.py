@@ -13,11 +13,10 @@ import errno
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
@@ -30,6 +29,9 @@ from ephmon.model.tcp_connect import Tuple
 from tests import sockets
 from tests.namespaces import ip
 from tests.sockets import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 SIZE = 400
 OWN = "10.8.0.1"

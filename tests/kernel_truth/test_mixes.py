@@ -5,12 +5,15 @@ How good the best estimate is where ports are in doubt is printed (`pytest -s`),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kernel_truth.mixes import Outcome, bind_outcomes, connect_outcomes, shows_everything, udp_connect_outcomes
 from tests.namespaces import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CONNECT_SEEDS = list(range(120))
 CERTAIN_SEEDS = list(range(40))

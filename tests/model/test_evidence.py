@@ -143,6 +143,15 @@ def test_a_socket_that_was_seen_bound_blocks_on_when_it_connects() -> None:
     assert classes(with_cookies(make_tcp(plain(FIRST)), {FIRST: 7}), before) == {FIRST: PortClass.BLOCKED}
 
 
+def test_a_suspect_stays_one_when_the_signs_fade() -> None:
+    """Its parity says nothing any more once the ports of the first are used up, but its sockets are the same."""
+    before = remembered(with_cookies(make_tcp(plain(SECOND)), {SECOND: 7}))
+    crowded = make_tcp(plain(range(LOW, LOW + 100, 2)), plain(SECOND))
+
+    assert classes(with_cookies(crowded, {SECOND: 7}), before)[SECOND] == PortClass.SUSPECT
+    assert classes(with_cookies(crowded, {SECOND: 8}), before)[SECOND] == PortClass.AMBIGUOUS
+
+
 def test_without_cookies_nothing_is_remembered_as_certain() -> None:
     before = remembered(make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True)))
 
