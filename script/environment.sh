@@ -173,6 +173,6 @@ debian_archive() {
 # Before apt has read the lists of an archive it does not know whose they are.
 known_archive() {
     # shellcheck disable=SC2016 # apt's variables
-    archives=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null) || return
-    printf '%s\n' "$archives" | sed -n '/^Debian Debian /{s///;p;q;}' | grep .
+    apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        sed -n '/^Debian Debian /{s///;p;q;}' | grep .
 }

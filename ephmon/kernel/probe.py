@@ -2,11 +2,16 @@
 
 A socket that is limited to one port (IP_LOCAL_PORT_RANGE) and in repair mode (TCP_REPAIR) goes through the whole search
 of `__inet_hash_connect()` and is connected without a handshake. That it succeeds means that the port is shared or free;
-EADDRNOTAVAIL means that it is blocked.
+EADDRNOTAVAIL means that it is blocked, or that a socket leads from it to the same destination already.
 
-What makes it harmless: the destination is a dummy on loopback, because toward a real one the search would recycle its
-TIME_WAITs; the port is held for some ten microseconds, so only ports that have a socket already are asked about unless
-the caller says otherwise; closing in repair mode sends nothing. Each success counts once in Tcp.EstabResets.
+The destination is therefore a dummy, drawn anew in each run from 10^12 addresses and ports of the loopback device: one
+that no socket leads to, and none whose TIME_WAITs the search would recycle. Should there be one after all, a second
+dummy, drawn independently, tells: the kernel says EADDRNOTAVAIL to both of a port that is not blocked only if somebody
+leads from it to two destinations out of 10^12 that were chosen a moment ago.
+
+What else makes it harmless: the port is held for some ten microseconds, so only ports that have a socket already are
+asked about unless the caller says otherwise; closing in repair mode sends nothing. Each success counts once in
+Tcp.EstabResets.
 
 Sources: man 7 ip (IP_LOCAL_PORT_RANGE), tcp_v4_connect() in net/ipv4/tcp_ipv4.c, tcp_repair in net/ipv4/tcp.c. Needs
 CAP_NET_ADMIN in the user namespace that owns the network namespace, and Linux 6.3 or a stable kernel with the option.
@@ -16,21 +21,25 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import socket
 import struct
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from ephmon.errors import KernelError
+from ephmon.kernel.loopback import unlikely_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from ephmon.kernel.deadline import Deadline
 
 _IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
 _TCP_REPAIR = 19  # include/uapi/linux/tcp.h
 _RANGE = struct.Struct("=I")
-_DUMMY = ("127.0.0.1", 9)
+_LOWEST_OF_DUMMIES, _HIGHEST_PORT = 1_024, 65_535
+_FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 
 
 class ProbeUnavailableError(KernelError):
@@ -39,18 +48,45 @@ class ProbeUnavailableError(KernelError):
     reason = "probe"
 
 
-def probe(ports: Iterable[int], deadline: Deadline) -> dict[int, bool]:
+def unlikely_destination() -> tuple[str, int]:
+    """Return an address and port that no socket of this namespace leads to, as likely as can be."""
+    return unlikely_address(), random.randint(_LOWEST_OF_DUMMIES, _HIGHEST_PORT)
+
+
+def probe(
+    ports: Iterable[int], deadline: Deadline, dummy: Callable[[], tuple[str, int]] = unlikely_destination
+) -> dict[int, bool]:
     """Return for each port whether connect() may share it; all ports must be usable ones.
 
+    The ports that were not asked about before the deadline passed are absent. `dummy` draws a destination: one for the
+    run, and one more for each port that seems blocked.
+
     Raises:
-        ProbeUnavailableError: The kernel is too old, the capability is missing, or loopback is down.
-        KernelError: The deadline passed.
+        ProbeUnavailableError: The kernel is too old, the capability is missing, or connect() is refused.
+        KernelError: ephmon was told to stop, or the port range changed meanwhile.
     """
-    answers = {}
+    destination = dummy()
+    answers: dict[int, bool] = {}
     for port in ports:
-        deadline.check()
-        answers[port] = _may_be_shared(port)
+        if deadline.has_passed():
+            break
+        answers[port] = _may_be_shared(port, destination) or _may_be_shared(port, dummy())
     return answers
+
+
+class ProbeByTurns:
+    """Asks about so many ports at a time, each time those that come after the last one asked about."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._last = 0
+
+    def ask(self, ports: Sequence[int], deadline: Deadline) -> dict[int, bool]:
+        """Return what `probe` answers about the ports whose turn it is; the ports come in ascending order."""
+        turn = bisect_right(ports, self._last)
+        answers = probe([*ports[turn:], *ports[:turn]][: self._most], deadline)
+        self._last = next(reversed(answers), self._last)
+        return answers
 
 
 def require_probe() -> None:
@@ -59,20 +95,30 @@ def require_probe() -> None:
         _set_up(ours, 1)
 
 
-def _may_be_shared(port: int) -> bool:
+def _may_be_shared(port: int, destination: tuple[str, int]) -> bool:
+    """Tell whether connect() gets the port toward the destination."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as ours:
         _set_up(ours, port)
-        number = ours.connect_ex(_DUMMY)
+        number = ours.connect_ex(destination)
         if number == errno.EADDRNOTAVAIL:
             return False
         if number:
-            raise ProbeUnavailableError(
-                f"The probe cannot connect to 127.0.0.1 ({os.strerror(number)}): set the device lo up."
-            )
+            raise _refusal(number)
         # The kernel ignores a limit outside the port range, which may have changed a moment ago.
         if ours.getsockname()[1] != port:
             raise KernelError("ip_local_port_range changed during the probe; try again.", reason="sysctl")
         return True
+
+
+def _refusal(number: int) -> ProbeUnavailableError:
+    if number in _FORBIDDEN:
+        what_helps = (
+            "a security module (SELinux, AppArmor, Landlock) or a BPF program of the cgroup forbids it; "
+            "allow ephmon to connect to 127.0.0.0/8"
+        )
+    else:
+        what_helps = "set the device lo up"
+    return ProbeUnavailableError(f"The probe cannot connect to loopback ({os.strerror(number)}): {what_helps}.")
 
 
 def _set_up(ours: socket.socket, port: int) -> None:

@@ -22,14 +22,17 @@ A port is in use for a newcomer if any socket of the protocol on it has a local 
   an IPv4 newcomer at the wildcard, every IPv6 socket without IPV6_V6ONLY.
 
 State, peer and TIME_WAIT do not matter, nor do devices as long as the newcomer is bound to none. SO_REUSEADDR and
-SO_REUSEPORT on both sides let UDP sockets share ports, and with ip_autobind_reuse=1 TCP sockets too; they cannot be
-seen, so those who use them have more ports left than is said here.
+SO_REUSEPORT on both sides let UDP sockets share ports; they are not shown, so those who use them have more ports left
+than is said here. With ip_autobind_reuse=1 the same is true of TCP sockets, and no tcp_bind number is exact.
 
 When they exist
     udp_connect: per family, once a UDP socket of it is inside the range. tcp_bind and udp_bind: once a socket inside
-    the range certainly came from bind(source, 0), because it is bound, unconnected and did not name its port, or at
-    least `pools.min_in_use` ports of the source are likely to have come from it. A host that only connects fills these
-    pools without anybody drawing from them.
+    the range certainly came from bind(source, 0), because it is bound, unconnected and did not name its port; tcp_bind
+    also once at least `pools.min_in_use` ports of the source are likely to have come from it (`ephmon.model.evidence`;
+    of UDP sockets nothing tells). A host that only connects fills these pools without anybody drawing from them.
+
+remaining_min takes one port off tcp_bind in a range of odd size, but for a range of one port: the search walks the
+ports by parity from a random one and rounds their number down. UDP looks at every port.
 
 remaining_max leaves out, for a newcomer at the IPv4 wildcard, connected IPv6 sockets: whether they are IPV6_V6ONLY is
 not shown.
@@ -38,17 +41,19 @@ not shown.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from ephmon.model.pools import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.snapshot import TcpState
+from ephmon.model.tcp_ports import usable_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from ephmon.model.snapshot import SocketGroup, SocketTable
+    from ephmon.model.snapshot import SocketGroup, SocketTable, Sysctls
 
 FAILURE_ERRNO = {
     PoolKind.TCP_BIND: "EADDRINUSE",
@@ -62,11 +67,15 @@ _STATES_WITH_V6ONLY = (TcpState.LISTEN, TcpState.CLOSE)
 
 
 @dataclass(slots=True)
-class _Tally:
-    in_use: int
-    in_use_certain: int
-    time_wait: int
-    states: Counter[int]
+class _Holders:
+    """The ports that sockets of some local addresses hold, and what is told of those sockets."""
+
+    taken: set[int] = field(default_factory=set)
+    certain: set[int] = field(default_factory=set)
+    """Of `taken`, those held by a socket that overlaps whatever is not shown of it."""
+    alive: set[int] = field(default_factory=set)
+    """Of `taken`, those held by a socket that is no TIME_WAIT."""
+    states: Counter[int] = field(default_factory=Counter)
 
 
 class AddressPools:
@@ -76,7 +85,7 @@ class AddressPools:
         kind: `tcp_bind`, `udp_connect` or `udp_bind`.
         netns: The namespace's label.
         taken_at: When the sockets were read, seconds since the epoch.
-        usable: A true value for each port that an allocation may draw from, indexed by port.
+        sysctls: The settings of the namespace.
         tables: All sockets of the protocol inside the range.
         sources: The packed addresses of the pools that exist; others can be asked for all the same.
         is_blind: Whether the tables may lack sockets.
@@ -88,42 +97,46 @@ class AddressPools:
         netns: str,
         *,
         taken_at: float,
-        usable: Sequence[int],
+        sysctls: Sysctls,
         tables: Sequence[SocketTable],
         sources: Iterable[bytes],
         is_blind: bool,
     ) -> None:
         self.kind = kind
         self.netns = netns
-        self.torn = 0
         self._taken_at = taken_at
-        self._usable = usable
-        self._usable_count = sum(map(bool, usable))
+        self._usable = usable_ports(sysctls)
+        self._usable_count = len(self._usable) - self._usable.count(0)
         self._tables = tables
         self._is_blind = is_blind
-        self._tallies = {source: self._tally(source) for source in sources}
+        size = sysctls.port_range.size
+        self._may_lose_one = kind == PoolKind.TCP_BIND and size % 2 == 1 and size > 1
+        self._may_share = kind == PoolKind.TCP_BIND and bool(sysctls.ip_autobind_reuse)
+        self._pools = frozenset(sources)
+        self._own, self._wildcards = self._count(self._pools)
 
     def __len__(self) -> int:
-        return len(self._tallies)
+        return len(self._pools)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._tallies)
+        return iter(self._pools)
 
     def rank(self, source: bytes) -> tuple[int, int]:
-        """Return what pools are ordered by, the worst greatest: usable ports it cannot get, then ports it holds."""
-        in_use = self._tallies[source].in_use
+        """Return what pools are ordered by, the worst greatest: usable ports it cannot get, twice."""
+        in_use = self.held(source)
         return in_use, in_use
 
     def held(self, source: bytes) -> int:
-        """Return how many ports of the range are held against the pool."""
-        return self._tallies[source].in_use
+        """Return how many usable ports are in use for a newcomer at the source, whoever holds them."""
+        own, wildcard = self._own[source], self._wildcards[len(source)]
+        return len(wildcard.taken) + len(own.taken - wildcard.taken)
 
     def find(self, key: PoolKey) -> bytes | None:
         """Return the source of a pool that exists, None for others."""
         if (key.netns, key.kind) != (self.netns, self.kind):
             return None
         source = ip_address(key.source).packed
-        return source if source in self._tallies else None
+        return source if source in self._pools else None
 
     def destination(self, source: bytes) -> None:  # noqa: ARG002 - the same question as of pools that have one
         """Return None: these pools have no destination."""
@@ -131,9 +144,19 @@ class AddressPools:
 
     def pool(self, source: bytes) -> Pool:
         """Return the pool of a source, also of one that nobody draws from."""
-        tally = self._tallies.get(source) or self._tally(source)
-        usable = self._usable_count
-        remaining, most = usable - tally.in_use, usable - tally.in_use_certain
+        owns, wildcards = (self._own, self._wildcards) if source in self._pools else self._count({source})
+        own, wildcard = owns[source], wildcards[len(source)]
+        in_use, certain, alive = (
+            len(mine | everywhere)
+            for mine, everywhere in (
+                (own.taken, wildcard.taken),
+                (own.certain, wildcard.certain),
+                (own.alive, wildcard.alive),
+            )
+        )
+        remaining = self._usable_count - in_use
+        least = max(0, remaining - self._may_lose_one)
+        most = self._usable_count - (0 if self._may_share else certain)
         return Pool(
             key=PoolKey(
                 netns=self.netns,
@@ -143,54 +166,69 @@ class AddressPools:
                 destination_port=None,
             ),
             taken_at=self._taken_at,
-            usable=usable,
+            usable=self._usable_count,
             blocked=0,
-            capacity=usable,
-            in_use=tally.in_use,
-            time_wait=tally.time_wait,
+            capacity=self._usable_count,
+            in_use=in_use,
+            time_wait=in_use - alive,
             reusable=0,
             remaining=remaining,
-            remaining_min=remaining,
+            remaining_min=least,
             remaining_max=most,
-            exact=remaining == most and not self._is_blind,
+            exact=least == most and not self._is_blind,
             failure_errno=FAILURE_ERRNO[self.kind],
-            states=by_state_name(tally.states),
-            held=tally.in_use,
+            states=by_state_name(own.states + wildcard.states),
+            held=in_use,
         )
 
-    def _tally(self, source: bytes) -> _Tally:
-        taken: set[int] = set()
-        certain: set[int] = set()
-        alive: set[int] = set()
-        states: Counter[int] = Counter()
-        for table in self._tables:
-            overlapping = [group if overlaps(group, source) else None for group in table.groups]
-            for group, port in zip(map(overlapping.__getitem__, table.group_of), table.port_of, strict=True):
-                if group is None:
-                    continue
-                states[group.state] += 1
-                if not self._usable[port]:
-                    continue
-                taken.add(port)
-                if group.state != TcpState.TIME_WAIT:
-                    alive.add(port)
-                if certainly_overlaps(group, source):
-                    certain.add(port)
-        return _Tally(in_use=len(taken), in_use_certain=len(certain), time_wait=len(taken - alive), states=states)
+    def _count(self, sources: Collection[bytes]) -> tuple[dict[bytes, _Holders], dict[int, _Holders]]:
+        """Return what sockets hold against each source: by source alone, and for all sources of a family (by length).
+
+        One pass, however many sources there are: anybody on the host can bind to thousands of addresses.
+        """
+        own = {source: _Holders() for source in sources}
+        wildcards = {len(ANY_V4): _Holders(), len(ANY_V6): _Holders()}
+        for table in self._tables if own else ():
+            holders = [_holders_of(group, own, wildcards) for group in table.groups]
+            rows = zip(table.group_of, table.port_of, strict=True)
+            for index, port in compress(rows, map(holders.__getitem__, table.group_of)):
+                group = table.groups[index]
+                for holder, is_certain in holders[index]:
+                    self._hold(holder, group, port, is_certain=is_certain)
+        return own, wildcards
+
+    def _hold(self, holder: _Holders, group: SocketGroup, port: int, *, is_certain: bool) -> None:
+        holder.states[group.state] += 1
+        if not self._usable[port]:
+            return
+        holder.taken.add(port)
+        if is_certain:
+            holder.certain.add(port)
+        if group.state != TcpState.TIME_WAIT:
+            holder.alive.add(port)
 
 
-def overlaps(group: SocketGroup, source: bytes) -> bool:
-    """Tell whether a socket of the group keeps its port from a newcomer at `source`, packed; `::` takes IPv4 too."""
-    if source == ANY_V6:
-        return True
-    if source == ANY_V4:
-        return len(group.source) == len(ANY_V4) or group.dual_stack
-    if any(group.source):
-        return group.source == source
-    return len(group.source) == len(source) or group.dual_stack
+def _holders_of(
+    group: SocketGroup, own: dict[bytes, _Holders], wildcards: dict[int, _Holders]
+) -> list[tuple[_Holders, bool]]:
+    """Return against whom a socket of the group holds its port, and whether that is certain."""
+    found = []
+    is_wildcard = not any(group.source)
+    if is_wildcard:
+        found += [
+            (holders, True) for length, holders in wildcards.items() if length == len(group.source) or group.dual_stack
+        ]
+    elif group.source in own:
+        found.append((own[group.source], True))
+    # A newcomer at a wildcard meets the sockets of every address of the families that it is of.
+    if ANY_V4 in own and not is_wildcard and overlaps_any_v4(group):
+        assumed = len(group.source) == len(ANY_V6) and group.state not in _STATES_WITH_V6ONLY
+        found.append((own[ANY_V4], not assumed))
+    if ANY_V6 in own and (not is_wildcard or len(group.source) == len(ANY_V4)):
+        found.append((own[ANY_V6], True))
+    return found
 
 
-def certainly_overlaps(group: SocketGroup, source: bytes) -> bool:
-    """Tell the same, but not of an IPv6 socket of which it is only assumed that it takes IPv4 too."""
-    assumed = len(group.source) == len(ANY_V6) and group.state not in _STATES_WITH_V6ONLY
-    return overlaps(group, source) and not (source == ANY_V4 and assumed)
+def overlaps_any_v4(group: SocketGroup) -> bool:
+    """Tell whether a socket of the group keeps its port from a newcomer at the IPv4 wildcard."""
+    return len(group.source) == len(ANY_V4) or group.dual_stack

@@ -113,14 +113,14 @@ def weigh(
     _assign(classes, suspects, PortClass.SUSPECT)
     _assign(classes, blocked, PortClass.BLOCKED)
     _assign(classes, unusable, PortClass.UNUSABLE)
-    not_accepted = {port for port in (blocked | suspects) - blocking if not past[port] & Past.LISTENED_ON}
+    accepted = frozenset(port for port in held if past[port] & Past.LISTENED_ON) if any(past) else frozenset()
     evidence = Evidence(
         verdicts=bytes(verdicts),
         fingerprints=tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints,
         past=bytes(past),
-        binders=_binders(tcp, previous, not_accepted, answers, likely_binder_ports),
+        binders=_binders(tcp, previous, (blocked | suspects) - blocking - accepted, answers, likely_binder_ports),
     )
-    return TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers)), evidence
+    return TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers), accepted - blocking), evidence
 
 
 def _binders(

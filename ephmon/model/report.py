@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ephmon.model.listing import Listing, choose, remember
 from ephmon.model.pace import Costs, Pace, Watch, pace, watch
 from ephmon.model.pools import PoolKind
-from ephmon.model.snapshot import NO_SOCKETS, TcpSockets
+from ephmon.model.snapshot import NO_SOCKETS, Backend, Protocol, TcpSockets
 from ephmon.model.survey import NO_ANSWERS_AT_ALL, survey, worst_first
 from ephmon.model.tcp_connect import ConnectPools, own_key
 
@@ -52,7 +52,9 @@ class NamespaceReport:
     listed: Mapping[PoolKind, int]
     """How many of them are listed."""
     worst: Mapping[PoolKind, float]
-    """The highest utilisation ratio of the pools of each kind; absent where there is none."""
+    """The highest utilisation ratio of the pools of each kind, listed or not; absent where there is none."""
+    worst_unlisted: Mapping[PoolKind, float] = field(default_factory=dict)
+    """The same of the pools that are not listed, which narrow polls do not look at."""
     torn_pools: int = 0
     """Pools that seemed to hold more ports than there are, because sockets moved while they were read."""
 
@@ -125,6 +127,8 @@ class Report:
     """Protocol -> backend, for the protocols that could be read."""
     missing: Mapping[str, str]
     """Protocol -> one sentence why it could not be read."""
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
+    """Protocol -> one sentence why it is read by procfs."""
     namespaces: tuple[NamespaceReport, ...]
     listed: tuple[ListedPool, ...]
     """Worst utilisation first, then most ports held."""
@@ -211,6 +215,7 @@ def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: 
         duration_seconds=snapshot.duration_seconds,
         backends={protocol: backend for one in surveys for protocol, backend in one.namespace.backends.items()},
         missing={protocol: reason for one in surveys for protocol, reason in one.namespace.missing.items()},
+        fallbacks={protocol: reason for one in surveys for protocol, reason in one.namespace.fallbacks.items()},
         namespaces=tuple(_namespace_report(*one, pools) for one in zip(surveys, ranked, strict=True)),
         listed=tuple(ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak) for pool in pools),
         totals=previous.totals.counted(),
@@ -239,14 +244,14 @@ def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: Report) -> dic
 def refreshed_report(narrow: NarrowSnapshot, previous: Report, now: float) -> Report | None:
     """Return the report after a narrow poll: the listed pools toward the destinations that were read, and what follows.
 
-    What blocks ports is taken as the last full poll saw it. None if the sysctls have changed since, so that a full poll
-    is due.
+    What blocks ports is taken as the last full poll saw it, so no figure is exact. None if the sysctls have changed
+    since, so that a full poll is due.
     """
     remembered = previous.remembered.get(narrow.inode)
     if remembered is None or remembered.sysctls != narrow.sysctls:
         return None
     tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=narrow.connections)
-    pools = ConnectPools(narrow.netns, narrow.taken_at, narrow.sysctls, tcp, remembered.ports)
+    pools = ConnectPools(narrow.netns, narrow.taken_at, narrow.sysctls, tcp, remembered.ports, ports_are_current=False)
     fresh = {
         one.pool.key: pools.pool(own) for one in previous.listed if (own := _watched(one.pool.key, narrow)) is not None
     }
@@ -272,13 +277,13 @@ def _watched(key: PoolKey, narrow: NarrowSnapshot) -> Tuple | None:
 
 
 def _with_worst(namespace: NamespaceReport, listed: Iterable[ListedPool]) -> NamespaceReport:
-    """Return the namespace with the worst of its listed tcp_connect pools: the watched ones are among them."""
+    """Return the namespace with its worst tcp_connect pool: of the listed ones now, of the others when read last."""
+    kind = PoolKind.TCP_CONNECT
     ratios = [
-        one.pool.utilisation
-        for one in listed
-        if one.pool.key.netns == namespace.netns and one.pool.key.kind == PoolKind.TCP_CONNECT
+        one.pool.utilisation for one in listed if (one.pool.key.netns, one.pool.key.kind) == (namespace.netns, kind)
     ]
-    return replace(namespace, worst={**namespace.worst, PoolKind.TCP_CONNECT: max(ratios)}) if ratios else namespace
+    worst = max([*ratios, namespace.worst_unlisted.get(kind, 0.0)])
+    return replace(namespace, worst={**namespace.worst, kind: worst}) if ratios else namespace
 
 
 def watch_of(report: Report) -> Watch:
@@ -288,7 +293,10 @@ def watch_of(report: Report) -> Watch:
         for namespace in report.namespaces
         if namespace.blocked_ports and namespace.usable_ports
     ]
-    return watch([one.pool for one in report.listed], shares, report.rules.thresholds)
+    watched = watch([one.pool for one in report.listed], shares, report.rules.thresholds)
+    if watched.destinations and report.backends.get(Protocol.TCP) != Backend.INET_DIAG:
+        return Watch(everything=True)  # only inet_diag can read the sockets toward some destinations alone
+    return watched
 
 
 def paced(report: Report, costs: Costs) -> Report:
@@ -311,9 +319,13 @@ def failed_report(previous: Report, error: str, reason: str, duration_seconds: f
 def _namespace_report(one: NamespaceSurvey, ranked: Iterable[Ranked], listed: Iterable[Pool]) -> NamespaceReport:
     namespace, sysctls = one.namespace, one.namespace.sysctls
     low, high = sysctls.port_range
+    own_keys = {(pools.kind, pools.find(pool.key)) for pool in listed for pools in one.pool_sets}
     worst: dict[PoolKind, float] = {}
-    for utilisation, _, pools, _ in ranked:
+    worst_unlisted: dict[PoolKind, float] = {}
+    for utilisation, _, pools, key in ranked:
         worst[pools.kind] = max(worst.get(pools.kind, 0.0), utilisation)
+        if (pools.kind, key) not in own_keys:
+            worst_unlisted[pools.kind] = max(worst_unlisted.get(pools.kind, 0.0), utilisation)
     kinds = [pool.key.kind for pool in listed if pool.key.netns == namespace.netns]
     blind_to = {blindness for sockets in (namespace.tcp, namespace.udp) if sockets for blindness in sockets.blind_to}
     return NamespaceReport(
@@ -330,6 +342,7 @@ def _namespace_report(one: NamespaceSurvey, ranked: Iterable[Ranked], listed: It
         pools={pools.kind: len(pools) for pools in one.pool_sets},
         listed={pools.kind: kinds.count(pools.kind) for pools in one.pool_sets},
         worst=worst,
+        worst_unlisted=worst_unlisted,
         torn_pools=one.torn,
     )
 

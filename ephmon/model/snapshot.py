@@ -192,6 +192,8 @@ class NamespaceSnapshot:
     udp: UdpSockets | None
     backends: Mapping[Protocol, Backend]
     missing: Mapping[Protocol, str] = field(default_factory=dict)
+    fallbacks: Mapping[Protocol, str] = field(default_factory=dict)
+    """Why a protocol was read by procfs although inet_diag was wanted, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,9 +157,9 @@ def _survey(
         )
         connect = ConnectPools(namespace.netns, taken_at, namespace.sysctls, namespace.tcp, ports)
         torn = connect.torn
-        pool_sets += [connect, _tcp_bind(namespace, namespace.tcp, taken_at, usable, evidence.binders)]
+        pool_sets += [connect, _tcp_bind(namespace, namespace.tcp, taken_at, evidence.binders)]
     if namespace.udp is not None:
-        pool_sets += _udp(namespace, namespace.udp, taken_at, usable)
+        pool_sets += _udp(namespace, namespace.udp, taken_at)
     return NamespaceSurvey(
         namespace=namespace,
         usable=len(usable) - usable.count(0),
@@ -181,30 +181,26 @@ def worst_first(pool: Pool) -> tuple[float, int, PoolKey]:
     return -pool.utilisation, -pool.held, pool.key
 
 
-def _tcp_bind(
-    namespace: NamespaceSnapshot, tcp: TcpSockets, taken_at: float, usable: Sequence[int], sources: Iterable[bytes]
-) -> AddressPools:
+def _tcp_bind(namespace: NamespaceSnapshot, tcp: TcpSockets, taken_at: float, sources: Iterable[bytes]) -> AddressPools:
     return AddressPools(
         PoolKind.TCP_BIND,
         namespace.netns,
         taken_at=taken_at,
-        usable=usable,
+        sysctls=namespace.sysctls,
         tables=(tcp.bound, tcp.connections),
         sources=sources,
         is_blind=bool(tcp.blind_to),
     )
 
 
-def _udp(
-    namespace: NamespaceSnapshot, udp: UdpSockets, taken_at: float, usable: Sequence[int]
-) -> tuple[AddressPools, AddressPools]:
+def _udp(namespace: NamespaceSnapshot, udp: UdpSockets, taken_at: float) -> tuple[AddressPools, AddressPools]:
     sources = {PoolKind.UDP_CONNECT: _families(udp.sockets), PoolKind.UDP_BIND: udp.bound_to_any_port}
     connect, bind = (
         AddressPools(
             kind,
             namespace.netns,
             taken_at=taken_at,
-            usable=usable,
+            sysctls=namespace.sysctls,
             tables=(udp.sockets,),
             sources=addresses,
             is_blind=bool(udp.blind_to),

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.model.pools import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.snapshot import TcpState
-from ephmon.model.tcp_ports import OPEN_CLASSES, Listeners, PortClass, TcpPorts
+from ephmon.model.tcp_ports import OPEN_CLASSES, PORTS, Listeners, PortClass, TcpPorts
 from ephmon.model.time_wait import may_be_reused, on_loopback, reusable_below_ms
 
 if TYPE_CHECKING:
@@ -82,8 +82,19 @@ class ConnectPools:
 
     kind = PoolKind.TCP_CONNECT
 
-    def __init__(self, netns: str, taken_at: float, sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> None:
+    def __init__(
+        self,
+        netns: str,
+        taken_at: float,
+        sysctls: Sysctls,
+        tcp: TcpSockets,
+        ports: TcpPorts,
+        *,
+        ports_are_current: bool = True,
+    ) -> None:
+        """Count the connections; `ports` may be of an earlier reading, so that what blocks by now is not known."""
         self.netns = netns
+        self._ports_are_current = ports_are_current
         self._taken_at = taken_at
         self._ports = ports
         self._odd = sysctls.port_range.size % 2 == 1 and sysctls.port_range.size > 1
@@ -126,11 +137,7 @@ class ConnectPools:
         ports = self._ports
         capacity = ports.usable - ports.blocked
         remaining = max(0, capacity - tally.in_use + tally.reusable)
-        open_at_most = ports.usable - ports.certainly_blocked
-        most = max(remaining, open_at_most - tally.stopping_unbound)
-        open_at_least = open_at_most - ports.ambiguous
-        least = open_at_least - tally.in_use_certain + tally.reusable_certain - self._odd
-        least = min(remaining, max(0, least))
+        least, most = self._bounds(tally, remaining)
         return Pool(
             key=PoolKey(
                 netns=self.netns,
@@ -149,19 +156,28 @@ class ConnectPools:
             remaining=remaining,
             remaining_min=least,
             remaining_max=most,
-            exact=least == most and not ports.blind_to,
+            exact=least == most and self._ports_are_current and not ports.blind_to,
             failure_errno=FAILURE_ERRNO,
             states=by_state_name(tally.states),
             held=tally.held,
         )
+
+    def _bounds(self, tally: _Tally, remaining: int) -> tuple[int, int]:
+        """Return the least and the most that may remain."""
+        ports = self._ports
+        if not self._ports_are_current:
+            return 0, max(remaining, ports.usable - tally.stopping_unbound)
+        open_at_most = ports.usable - ports.certainly_blocked
+        least = open_at_most - ports.ambiguous - tally.in_use_certain + tally.reusable_certain - self._odd
+        return min(remaining, max(0, least)), max(remaining, open_at_most - tally.stopping_unbound)
 
 
 def _tally(sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> dict[Tuple, _Tally]:
     """Count the connections by pool."""
     table = tcp.connections
     counts = _count_by_class(table.group_of, table.port_of, ports.classes)
-    listeners = Listeners(tcp.bound)
-    _leave_out_accepted(counts, table, listeners, ports.classes)
+    accepted = _Accepted(tcp.bound, ports.left_by_listeners)
+    _leave_out_accepted(counts, table, accepted, ports.classes)
     reusable = _count_reusable(table, sysctls, ports.classes)
     tallies: defaultdict[Tuple, _Tally] = defaultdict(_Tally)
     on_devices = set()
@@ -174,7 +190,7 @@ def _tally(sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> dict[Tuple, _T
         _add_sockets(tallies[key], group, port_class, number, reusable[code])
         if group.device:
             on_devices.add(key)
-    for key, rows in _rows_of(on_devices, table, listeners).items():
+    for key, rows in _rows_of(on_devices, table, accepted).items():
         _recount_ports(tallies[key], rows, sysctls, ports.classes)
     return dict(tallies)
 
@@ -208,19 +224,32 @@ def _count_by_class(groups: Iterable[int], ports: Sequence[int], classes: bytes)
     return Counter(map(add, map(scaled.__getitem__, groups), map(classes.__getitem__, ports)))
 
 
-def _leave_out_accepted(counts: Counter[int], table: SocketTable, listeners: Listeners, classes: bytes) -> None:
-    """Take accepted sockets out of the counts; their ports are blocked by the listener, or reserved."""
-    if not listeners:
+def _leave_out_accepted(counts: Counter[int], table: SocketTable, accepted: _Accepted, classes: bytes) -> None:
+    """Take accepted sockets out of the counts."""
+    if not accepted.ports:
         return
-    unavailable = classes.translate(_UNAVAILABLE)
+    suspicious = bytearray(PORTS)
+    for port in accepted.ports:
+        suspicious[port] = 1
     rows = zip(table.group_of, table.port_of, strict=True)
-    for group, port in compress(rows, map(unavailable.__getitem__, table.port_of)):
-        if listeners.accepted(port, table.groups[group].source):
+    for group, port in compress(rows, map(suspicious.__getitem__, table.port_of)):
+        if accepted.is_accepted(port, table.groups[group].source):
             counts[group * _CLASSES + classes[port]] -= 1
 
 
+class _Accepted:
+    """Tells accepted sockets, which have no pool: by the listeners that there are, and by the ports of those gone."""
+
+    def __init__(self, bound: SocketTable, left_by_listeners: frozenset[int]) -> None:
+        self._listeners = Listeners(bound)
+        self._left = left_by_listeners
+        self.ports = self._listeners.ports | left_by_listeners
+
+    def is_accepted(self, port: int, source: bytes) -> bool:
+        return port in self._left or self._listeners.accepted(port, source)
+
+
 _NEVER_OPEN = (PortClass.UNUSABLE, PortClass.BLOCKED)
-_UNAVAILABLE = bytes(value in _NEVER_OPEN for value in range(256))
 
 
 def _count_reusable(table: SocketTable, sysctls: Sysctls, classes: bytes) -> Counter[int]:
@@ -240,7 +269,7 @@ _Row = tuple["SocketGroup", int, int]
 """Group, port, and milliseconds left."""
 
 
-def _rows_of(keys: set[Tuple], table: SocketTable, listeners: Listeners) -> dict[Tuple, list[_Row]]:
+def _rows_of(keys: set[Tuple], table: SocketTable, accepted: _Accepted) -> dict[Tuple, list[_Row]]:
     """Return all rows of some pools, accepted sockets left out."""
     rows: dict[Tuple, list[_Row]] = {}
     if not keys:
@@ -249,7 +278,7 @@ def _rows_of(keys: set[Tuple], table: SocketTable, listeners: Listeners) -> dict
     asked = [key in keys for key in key_of]
     all_rows = zip(table.group_of, table.port_of, table.time_wait_left_ms_of, strict=True)
     for index, port, left in compress(all_rows, map(asked.__getitem__, table.group_of)):
-        if not listeners.accepted(port, table.groups[index].source):
+        if not accepted.is_accepted(port, table.groups[index].source):
             rows.setdefault(key_of[index], []).append((table.groups[index], port, left))
     return rows
 

@@ -68,9 +68,13 @@ class TcpPorts:
     certainly_blocked: int
     blind_to: frozenset[Blindness]
     """What may make a port blocked without being seen."""
+    left_by_listeners: frozenset[int] = frozenset()
+    """Ports that had a listener earlier and have not been without sockets since: what is on them was accepted."""
 
     @classmethod
-    def of(cls, classes: bytes, blind_to: frozenset[Blindness]) -> TcpPorts:
+    def of(
+        cls, classes: bytes, blind_to: frozenset[Blindness], left_by_listeners: frozenset[int] = frozenset()
+    ) -> TcpPorts:
         """Count the classes."""
         suspect, blocked = classes.count(PortClass.SUSPECT), classes.count(PortClass.BLOCKED)
         return cls(
@@ -80,6 +84,7 @@ class TcpPorts:
             ambiguous=classes.count(PortClass.AMBIGUOUS) + suspect,
             certainly_blocked=blocked,
             blind_to=blind_to,
+            left_by_listeners=left_by_listeners,
         )
 
     def unanswered(self) -> list[int]:
@@ -114,9 +119,10 @@ class Listeners:
             if group.state == TcpState.LISTEN:
                 self._at.setdefault(port, []).append(group)
 
-    def __bool__(self) -> bool:
-        """Tell whether there are any."""
-        return bool(self._at)
+    @property
+    def ports(self) -> frozenset[int]:
+        """The ports that are listened on."""
+        return frozenset(self._at)
 
     def accepted(self, port: int, source: bytes) -> bool:
         """Tell whether a socket with this local port and packed local address came from a listener."""

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ephmon.model.address_pools import AddressPools
 from ephmon.model.pools import Pool, PoolKind
 from ephmon.model.snapshot import SocketGroup, TcpState
-from ephmon.model.tcp_ports import usable_ports
 from tests.model.facts import LOW, Sockets, connected, listening, make_sysctls, make_table, packed
 
 
-def pool_of(source: str, *rows: Sockets, kind: PoolKind = PoolKind.TCP_BIND, is_blind: bool = False) -> Pool:
+def pool_of(
+    source: str,
+    *rows: Sockets,
+    kind: PoolKind = PoolKind.TCP_BIND,
+    is_blind: bool = False,
+    high: int = LOW + 99,
+    autobind_reuse: int = 0,
+) -> Pool:
     """Return the pool of a source that nobody needs to draw from, in a range of 100 ports."""
     pools = AddressPools(
         kind,
         "own",
         taken_at=1.0,
-        usable=usable_ports(make_sysctls(reserved=[LOW + 99])),
+        sysctls=replace(make_sysctls(high=high, reserved=[LOW + 99]), ip_autobind_reuse=autobind_reuse),
         tables=(make_table(rows),),
         sources=(),
         is_blind=is_blind,
@@ -114,3 +122,42 @@ def test_a_listener_takes_its_port_from_its_address_alone() -> None:
         1,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [(PoolKind.TCP_BIND, 99), (PoolKind.UDP_BIND, 100), (PoolKind.UDP_CONNECT, 100)]
+)
+def test_a_range_of_odd_size_may_cost_tcp_bind_one_port(kind: PoolKind, least: int) -> None:
+    pool = pool_of("10.0.0.1", kind=kind, high=LOW + 100)
+
+    assert (pool.remaining_min, pool.remaining, pool.remaining_max) == (least, 100, 100)
+    assert pool.exact == (least == 100)
+
+
+def test_a_range_of_one_port_loses_none() -> None:
+    assert pool_of("10.0.0.1", high=LOW).exact
+
+
+def test_ports_that_may_be_shared_make_no_exact_number() -> None:
+    pool = pool_of("10.0.0.1", on("10.0.0.1"), autobind_reuse=1)
+
+    assert (pool.remaining, pool.remaining_max, pool.exact) == (98, 99, False)
+    assert pool_of("10.0.0.1", on("10.0.0.1"), kind=PoolKind.UDP_BIND, autobind_reuse=1).exact
+
+
+def test_many_addresses_are_counted_in_one_pass() -> None:
+    """Anybody can bind to thousands of addresses; the work must not grow with their number times the sockets."""
+    addresses = [f"127.{high}.{low}.1" for high in range(50) for low in range(200)]
+    rows = [on(address, LOW + number % 90) for number, address in enumerate(addresses)]
+    pools = AddressPools(
+        PoolKind.UDP_BIND,
+        "own",
+        taken_at=1.0,
+        sysctls=make_sysctls(),
+        tables=(make_table([*rows, on("0.0.0.0", LOW + 95)]),),
+        sources=[packed(address) for address in addresses],
+        is_blind=False,
+    )
+
+    assert len(pools) == 10_000
+    assert {pools.rank(source) for source in pools} == {(2, 2)}

@@ -406,3 +406,45 @@ def test_a_pool_above_its_warning_threshold_sets_the_pace() -> None:
     assert watch_of(full) == Watch(destinations=((packed("10.0.0.9"), 443),))
     assert paced(full, Costs(full=(0.01,))).pace == Pace(full=5.0, narrow=1.0)
     assert paced(blank(), Costs(full=(0.01,))).pace == Pace(full=5.0)
+
+
+def test_a_narrow_poll_claims_no_exactness_because_it_did_not_look_at_what_blocks() -> None:
+    full = build_report(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    report = refreshed_report(narrow(clients(80)), full, 101.0)
+    assert report is not None
+    (before,), (after,) = full.listed, report.listed
+
+    assert (before.pool.exact, before.pool.remaining_min, before.pool.remaining_max) == (True, 20, 20)
+    assert (after.pool.exact, after.pool.remaining_min, after.pool.remaining_max) == (False, 0, 20)
+
+
+def test_the_worst_of_the_unlisted_pools_stays_the_worst_between_full_polls() -> None:
+    tcp = make_tcp(clients(80), clients(95, host=8))
+    full = build_report(make_snapshot(make_namespace(tcp)), blank(ListingRules(top=1)), 100.0)
+    crowded_out = build_report(
+        make_snapshot(make_namespace(make_tcp(clients(80), clients(95, host=8), clients(99, host=7)))), full, 101.0
+    )
+    report = refreshed_report(narrow(clients(80)), crowded_out, 102.0)
+    assert report is not None
+
+    assert [one.pool.key.destination for one in crowded_out.listed] == ["10.0.0.7"]
+    assert report.namespaces[0].worst[CONNECT] == pytest.approx(0.99)
+
+
+def test_what_a_listener_accepted_is_no_destination_after_it_has_gone() -> None:
+    accepted = [connected("10.0.0.1", 40_000, f"10.0.0.{host}", 50_000) for host in range(7, 20)]
+    listening_now = make_tcp(*accepted, listening("10.0.0.1", 40_000))
+    before = build_report(make_snapshot(make_namespace(listening_now)), blank(), 100.0)
+    after = build_report(make_snapshot(make_namespace(make_tcp(*accepted))), before, 105.0)
+    gone = build_report(make_snapshot(make_namespace(make_tcp())), after, 110.0)
+    new = build_report(
+        make_snapshot(make_namespace(make_tcp(connected("10.0.0.1", 40_000, "10.0.0.9", 443)))), gone, 115.0
+    )
+
+    assert [report.namespaces[0].pools[CONNECT] for report in (before, after, gone, new)] == [0, 0, 0, 1]
+
+
+def test_without_inet_diag_there_are_no_narrow_polls() -> None:
+    full = build_report(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+
+    assert watch_of(replace(full, backends={"tcp": "procfs"})) == Watch(everything=True)
