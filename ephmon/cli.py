@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ephmon import __version__, signals
 from ephmon.config import LISTEN, Config, describe, load, pending
-from ephmon.endpoint import Address, parse_address, parse_endpoint
-from ephmon.errors import ConfigError, EphmonError, KernelError, UsageError
+from ephmon.endpoint import Address, parse_endpoint, parse_lone_address
+from ephmon.errors import ConfigError, EphmonError, KernelError, UsageError, shown
 from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.own_address import require_own
 from ephmon.kernel.probe import probe, require_probe
-from ephmon.kernel.route import source_toward
+from ephmon.kernel.route import group_of, source_toward
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools import PoolKind
 from ephmon.model.report import ReloadStatus, initial_report, report_of
 from ephmon.model.survey import every_pool, survey
 from ephmon.model.tcp_connect import Tuple
 from ephmon.outputs import api, headroom, log, table
+from ephmon.outputs.text import endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from ephmon.config import ListenAddress
     from ephmon.model.pools import Pool
     from ephmon.model.snapshot import Snapshot
+    from ephmon.model.survey import NamespaceSurvey
+    from ephmon.model.tcp_ports import TcpPorts
 
 T = TypeVar("T")
 
@@ -58,7 +62,9 @@ def entry_point() -> NoReturn:
 def main(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status. Errors are one plain sentence on standard error."""
     try:
-        options = _parser().parse_args(arguments)
+        options, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            options.refuse(f"unrecognized arguments: {' '.join(map(shown, unknown))}")
         status: int = options.command(options)
     except (UsageError, ConfigError) as error:
         return _complain(error, WRONG_USAGE)
@@ -129,9 +135,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ephmon {__version__}")
+    _add_config(parser, default=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     config = _Parser(add_help=False)
-    config.add_argument("--config", type=Path, metavar="FILE", help="the configuration file; it must exist")
+    # Without it, what stands before the command is to hold.
+    _add_config(config, default=argparse.SUPPRESS)
 
     run = _add(commands, "run", _run, "run the daemon in the foreground", [config])
     run.add_argument("--listen", type=_listen, metavar="HOST:PORT", help="serve HTTP here instead of at `listen`")
@@ -154,8 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     check = _add(
         commands, "check-config", _check_config, "check a configuration file and print what is in force", [config]
     )
-    check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the file to check instead of --config")
+    check.add_argument("file", nargs="?", type=_file, metavar="FILE", help="the file to check instead of --config")
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--config", type=_file, default=default, metavar="FILE", help="the configuration file; it must exist"
+    )
 
 
 def _add(
@@ -168,7 +182,7 @@ def _add(
     parser = commands.add_parser(
         name, help=summary, description=f"{summary.capitalize()}.", parents=parents, allow_abbrev=False
     )
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, refuse=parser.error)
     return parser
 
 
@@ -197,16 +211,20 @@ def _pools(options: argparse.Namespace) -> int:
     before = initial_report(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
     report = report_of(surveys, snapshot, before, time.monotonic())
     pools = every_pool(surveys, config.listing.ignore_destinations)
+    toward = None
     if options.destination:
         address, port = options.destination
+        toward = endpoint(address, port)
         pools = [pool for pool in pools if _is_toward(pool, address, port)]
     if options.json:
         _print(api.encode(api.pools_document(report, pools[: options.top])).decode())
         return DONE
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    shown = pools[: options.top or config.listing.top]
+    top = pools[: options.top or config.listing.top]
     width = shutil.get_terminal_size().columns if on_terminal else None
-    _print(table.render(report, shown, colour=on_terminal and not os.environ.get("NO_COLOR"), width=width))
+    colour = on_terminal and not os.environ.get("NO_COLOR")
+    selection = table.Selection(matching=len(pools), toward=toward)
+    _print(table.render(report, top, colour=colour, width=width, selection=selection))
     return DONE
 
 
@@ -220,12 +238,11 @@ def _headroom(options: argparse.Namespace) -> int:
     snapshot = _read(config)
     (one,) = survey(snapshot)
     method: str = one.namespace.backends.get(kind.protocol, "")
+    failure = None
     if options.probe and one.ports:
-        require_probe()
-        asked = one.ports.not_known_to_be_blocked() if one.ports.blind_to else one.ports.unanswered()
-        answers = probe(asked, Deadline(config.poll.deadline_seconds, time.monotonic))
-        (one,) = survey(snapshot, answers={one.namespace.inode: answers})
-        method = "probe"
+        unprobed = one
+        one, failure = _probed(snapshot, unprobed, one.ports, config.poll.deadline_seconds)
+        method = method if one is unprobed else "probe"
     pools = one.pools_of(kind)
     if pools is None:
         raise KernelError(one.namespace.missing[kind.protocol], reason="unavailable")
@@ -234,7 +251,24 @@ def _headroom(options: argparse.Namespace) -> int:
         _print(api.encode({"schema": api.SCHEMA, "method": method, **api.pool_object(pool)}).decode())
     else:
         _print(headroom.render(pool))
-    return DONE
+    return _complain(failure, FAILED) if failure else DONE
+
+
+def _probed(
+    snapshot: Snapshot, unprobed: NamespaceSurvey, ports: TcpPorts, seconds: float
+) -> tuple[NamespaceSurvey, KernelError | None]:
+    """Return the survey with what the probe found, or the unprobed one, and what kept it from all answers."""
+    asked = ports.not_known_to_be_blocked() if ports.blind_to else ports.unanswered()
+    try:
+        require_probe()
+        answers = probe(asked, Deadline(seconds, time.monotonic))
+    except KernelError as error:
+        return unprobed, error
+    (probed,) = survey(snapshot, answers={unprobed.namespace.inode: answers})
+    if len(answers) == len(asked):
+        return probed, None
+    what = f"The probe got to {len(answers)} of {len(asked)} ports before poll.deadline passed"
+    return probed, KernelError(f"{what}; the bounds allow for the rest, a longer deadline settles it.")
 
 
 def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] | None) -> Tuple | bytes:
@@ -246,6 +280,24 @@ def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] |
 
 def _asked_pool(options: argparse.Namespace) -> tuple[PoolKind, Address]:
     """Return the kind of pool that the arguments ask for, and its source."""
+    _check_question(options)
+    if options.bind:
+        _check_source("--bind", options.bind)
+        return (PoolKind.UDP_BIND if options.udp else PoolKind.TCP_BIND), options.bind
+    destination, port = options.destination
+    if options.source:
+        _check_source("--from", options.source)
+    if options.udp and options.source:
+        return PoolKind.UDP_BIND, options.source
+    if options.udp:
+        return PoolKind.UDP_CONNECT, ip_address(bytes(len(destination.packed)))
+    if group := group_of(destination):
+        raise UsageError(f"{destination} is a {group} address: connect() of a TCP socket fails there with ENETUNREACH.")
+    return PoolKind.TCP_CONNECT, options.source or source_toward(destination, port)
+
+
+def _check_question(options: argparse.Namespace) -> None:
+    """Raise UsageError if the arguments do not go together."""
     if (options.destination is None) == (options.bind is None):
         raise UsageError("headroom takes either DESTINATION:PORT or --bind SOURCE.")
     if options.probe and (options.udp or options.bind):
@@ -253,17 +305,19 @@ def _asked_pool(options: argparse.Namespace) -> tuple[PoolKind, Address]:
     if options.bind:
         if options.source:
             raise UsageError("--from goes with a destination; --bind names the source itself.")
-        return (PoolKind.UDP_BIND if options.udp else PoolKind.TCP_BIND), options.bind
+        return
     destination, _ = options.destination
     if options.source and options.source.version != destination.version:
         raise UsageError(f"--from {options.source} and {destination} are of different families.")
     if options.source and options.source.is_unspecified:
         raise UsageError(f"--from {options.source} is every address; name one, or leave it out.")
-    if not options.udp:
-        return PoolKind.TCP_CONNECT, options.source or source_toward(destination)
-    if options.source:
-        return PoolKind.UDP_BIND, options.source
-    return PoolKind.UDP_CONNECT, ip_address(bytes(len(destination.packed)))
+
+
+def _check_source(option: str, source: Address) -> None:
+    """Raise UsageError for a source that no host can have, KernelError for one that this host does not have."""
+    if group := group_of(source):
+        raise UsageError(f"{option} {source} is a {group} address, which nothing is sent from; name one of this host.")
+    require_own(source)
 
 
 def _check_config(options: argparse.Namespace) -> int:
@@ -306,7 +360,13 @@ def _destination_port(text: str) -> tuple[Address, int | None]:
 
 
 def _address(text: str) -> Address:
-    return _argument(parse_address, text)
+    return _argument(parse_lone_address, text)
+
+
+def _file(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the file is empty")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

@@ -21,7 +21,7 @@ from ephmon.config import Config, ListenAddress, ProbeChoice, TlsConfig
 from ephmon.errors import ConfigError, EphmonError, KernelError
 from ephmon.kernel import sysctl
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.probe import probe
+from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.source import SocketSource
 from ephmon.model.report import (
     FULL,
@@ -52,8 +52,10 @@ if TYPE_CHECKING:
 LONGEST_SLEEP_SECONDS = 10.0
 """The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
 MOST_PROBED_PORTS = 2_000
-"""So many ports in doubt are probed in one poll, some 15 microseconds each; answers are kept, so the rest follows."""
+"""So many ports in doubt are probed in one poll, 12 microseconds each, 22 if blocked; the rest has its turn later."""
 PROBE_SECONDS = 1.0
+"""How long the probe may take of a poll."""
+PROBE_CUT = f"The probe was cut after {PROBE_SECONDS:g} s; its answers count, and the next polls ask about the rest."
 EXPIRY_INTERVALS = 3
 """Data older than so many intervals is no longer served."""
 
@@ -87,6 +89,7 @@ class Daemon:
         self._clock = clock
         self._wall_clock = wall_clock
         self._source = self._open_source(config)
+        self._probe = ProbeByTurns(MOST_PROBED_PORTS)
         reload = ReloadStatus(successful=True, succeeded_at=wall_clock())
         self._report = initial_report(config.rules, reload)
         self._process = process_registry()
@@ -94,6 +97,7 @@ class Daemon:
             (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
         )
         self._said_what_is_not_seen = False
+        self._narrow_error: str | None = None
 
     def run(self) -> None:
         """Serve and poll until SIGTERM or SIGINT.
@@ -159,39 +163,60 @@ class Daemon:
         started = self._clock()
         try:
             snapshot = self._source.read(self._config.poll.deadline_seconds)
+            if not self._said_what_is_not_seen:
+                self._said_what_is_not_seen = True
+                self._say_what_is_not_seen(snapshot)
+            report = self._conclude(snapshot, previous)
         except KernelError as error:
             if error.reason == "stopped":
                 return previous
             return failed_report(previous, str(error), error.reason, self._clock() - started)
-        if not self._said_what_is_not_seen:
-            self._said_what_is_not_seen = True
-            self._say_what_is_not_seen(snapshot)
-        return self._conclude(snapshot, previous)
+        return replace(report, duration_seconds=self._clock() - started)
 
     def _poll_narrowly(self, previous: Report) -> Report:
-        """Read only what leads to the destinations that are watched; everything if the sysctls have changed."""
+        """Read only what leads to the destinations that are watched.
+
+        Everything if the sysctls have changed, or if the source has not read TCP by inet_diag (a reload may have
+        exchanged it since the pace was chosen).
+        """
+        if not self._source.reads_tcp_by_inet_diag:
+            return self._poll(previous)
         try:
             narrow = self._source.read_toward(watch_of(previous).destinations, self._config.poll.deadline_seconds)
         except KernelError as error:
             if error.reason == "stopped":
                 return previous
+            self._say_of_narrow_polls(str(error))
             return replace(previous, totals=previous.totals.counted(scope=NARROW, failure=error.reason))
+        self._say_of_narrow_polls(None)
         return refreshed_report(narrow, previous, self._clock()) or self._poll(previous)
+
+    def _say_of_narrow_polls(self, error: str | None) -> None:
+        """Log that narrow polls fail, for another reason than before, or succeed again."""
+        if error == self._narrow_error:
+            return
+        self._narrow_error = error
+        if error is None:
+            log.write(_log, Line(logging.INFO, "Urgent polls in between full polls succeed again."))
+        else:
+            log.write(_log, Line(logging.WARNING, f"Urgent polls in between full polls fail: {error}"))
 
     def _conclude(self, snapshot: Snapshot, previous: Report) -> Report:
         """Build the report, after asking the kernel about ports in doubt if the configuration wants it."""
         if self._config.poll.probe == ProbeChoice.NEVER:
             return replace(build_report(snapshot, previous, self._clock()), probe_error=None, probe_available=None)
+        in_doubt = ports_in_doubt(snapshot, previous)
+        deadline = Deadline(PROBE_SECONDS, self._clock, signals.not_told_to_stop)
         try:
-            answers = {
-                inode: probe(ports[:MOST_PROBED_PORTS], Deadline(PROBE_SECONDS, self._clock, signals.not_told_to_stop))
-                for inode, ports in ports_in_doubt(snapshot, previous).items()
-            }
+            answers = {inode: self._probe.ask(ports, deadline) for inode, ports in in_doubt.items()}
         except KernelError as error:
+            if error.reason == "stopped":
+                raise
             report = build_report(snapshot, previous, self._clock())
             return replace(report, probe_error=str(error), probe_available=False)
+        is_cut = any(len(answers[inode]) < min(len(ports), MOST_PROBED_PORTS) for inode, ports in in_doubt.items())
         report = build_report(snapshot, previous, self._clock(), answers)
-        return replace(report, probe_error=None, probe_available=True)
+        return replace(report, probe_error=PROBE_CUT if is_cut else None, probe_available=True)
 
     def _publish(self) -> None:
         taken = self._report.taken_at_monotonic

@@ -54,6 +54,18 @@ def parse_address(text: str) -> Address:
     return address if mapped is None else mapped
 
 
+def parse_lone_address(text: str) -> Address:
+    """Read an address literal where no port belongs, an IPv6 one with or without brackets.
+
+    Raises:
+        ValueError: One sentence.
+    """
+    address_text, port_text = _split(text)
+    if port_text is not None:
+        raise ValueError(f"{shown(text)}: no port belongs here; write the address alone")
+    return parse_address(address_text)
+
+
 def parse_network(text: str) -> Network:
     """Read `ADDRESS/LENGTH`, or an address, which is the network of that one address.
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from ephmon import __version__, cli
 from ephmon.config import Config, describe, load, parse, pending
-from ephmon.kernel.features import release_number
+from ephmon.kernel.sysctl import read_release
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import (
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 LOW, HIGH = 40_000, 40_999
 HERE, HERE_V6 = "127.0.0.1", "::1"
-SHOWS_ALL = release_number(os.uname().release) >= (6, 18)
-SHOWS_BOUND = release_number(os.uname().release) >= (6, 8)
+SHOWS_ALL = read_release(Path("/proc")) >= (6, 18)
+SHOWS_BOUND = read_release(Path("/proc")) >= (6, 8)
 
 
 @pytest.fixture(name="ns", scope="module")
@@ -156,14 +157,14 @@ def test_top_cuts_the_list_and_the_table_says_so(ns: Namespace, config: Path) ->
 
     total = document["pools_total"]
     assert total >= 3
-    assert table.stdout.splitlines()[-1] == f"Pools shown: 2 of {total}."
+    assert table.stdout.splitlines()[-1] == f"Pools shown: 2 of {total}; --top N shows more."
     assert (document["pools_listed"], connect_pools(document)) == (1, [(HERE, 80, 30)])
 
 
 def test_the_table_is_cut_at_pools_top_and_the_json_is_not(ns: Namespace, config: Path) -> None:
     write(config, "pools: {top: 1}\n")
 
-    assert pools(ns, config).stdout.splitlines()[-1].startswith("Pools shown: 1 of ")
+    assert re.fullmatch(r"Pools shown: 1 of \d+; --top N shows more\.", pools(ns, config).stdout.splitlines()[-1])
     assert len(connect_pools(json.loads(pools(ns, config, "--json").stdout))) == 3
 
 
@@ -192,7 +193,37 @@ def test_a_destination_without_a_pool_is_no_failure(ns: Namespace, config: Path)
     result = pools(ns, config, "--destination", "10.0.0.1:443")
 
     assert (result.returncode, result.stderr) == (0, "")
-    assert "No pool is shown." in result.stdout
+    assert re.search(
+        r"^No pool is shown\.\nPools shown: 0 of 0 toward 10\.0\.0\.1:443 \(\d+ in all\)\.$",
+        result.stdout,
+        re.MULTILINE,
+    )
+
+
+def test_with_a_destination_the_table_says_how_many_pools_lead_there(ns: Namespace, config: Path) -> None:
+    total = json.loads(pools(ns, config, "--json").stdout)["pools_total"]
+    last = [
+        pools(ns, config, *arguments).stdout.splitlines()[-1]
+        for arguments in (
+            ["--destination", HERE],
+            ["--destination", f"[{HERE_V6}]:80"],
+            ["--destination", HERE, "--top=1"],
+        )
+    ]
+
+    assert last == [
+        f"Pools shown: 2 of 2 toward {HERE} ({total} in all).",
+        f"Pools shown: 1 of 1 toward [{HERE_V6}]:80 ({total} in all).",
+        f"Pools shown: 1 of 2 toward {HERE} ({total} in all); --top N shows more.",
+    ]
+
+
+def test_the_table_says_which_pools_the_configuration_leaves_out(ns: Namespace, config: Path) -> None:
+    total = json.loads(pools(ns, config, "--json").stdout)["pools_total"]
+    write(config, f"pools: {{ignore_destinations: ['{HERE}:80']}}\n")
+
+    last = pools(ns, config).stdout.splitlines()[-1]
+    assert last == f"Pools shown: {total - 1} of {total}; pools.ignore_destinations leaves out 1."
 
 
 def test_the_configuration_decides_what_is_left_out_and_how_it_is_read(ns: Namespace, config: Path) -> None:
@@ -358,6 +389,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["pools", "--config", "/nonexistent/config.yaml"],
         "/nonexistent/config.yaml: the file cannot be read: No such file or directory",
     ),
+    "an empty file name": (["pools", "--config", ""], "argument --config: the name of the file is empty"),
+    "an empty file name to check": (["check-config", ""], "argument FILE: the name of the file is empty"),
     "a directory": (["check-config", "/"], "/: this is a directory; a configuration is a regular file"),
 }
 
@@ -372,6 +405,35 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert (status, printed.out) == (2, "")
     assert printed.err.startswith(f"ephmon: {sentence}")
     assert printed.err.count("\n") == 1
+
+
+UNKNOWN = {
+    "run": (["run", "foo"], "foo"),
+    "headroom": (["headroom", "127.0.0.1:80", "--bogus", "\x1b[2J"], r"--bogus '\x1b[2J'"),
+    "check-config": (["check-config", "a", "b"], "b"),
+}
+
+
+@pytest.mark.parametrize(("command", "arguments", "unknown"), [(name, *UNKNOWN[name]) for name in UNKNOWN])
+def test_what_a_command_does_not_know_leads_to_its_own_help(
+    command: str, arguments: list[str], unknown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == (
+        f"ephmon: unrecognized arguments: {unknown}; `ephmon {command} --help` says what can be written.\n"
+    )
+
+
+def test_the_configuration_may_stand_before_the_command(config: Path, tmp_path: Path) -> None:
+    """What stands behind it counts more."""
+    write(config, "pools: {top: 7}\n")
+    other = write(tmp_path / "other.yaml", "pools: {top: 8}\n")
+
+    before, behind = run(ephmon("--config", config, "check-config")), run(ephmon("check-config", "--config", config))
+    both = run(ephmon("--config", config, "check-config", "--config", other))
+
+    assert (before.returncode, before.stderr, before.stdout) == (0, "", behind.stdout)
+    assert parse(both.stdout, "printed").listing.top == 8
 
 
 def test_a_mistake_ends_the_process_with_its_status() -> None:

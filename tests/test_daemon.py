@@ -15,9 +15,13 @@ import pytest
 from ephmon import daemon as daemon_module
 from ephmon.config import load
 from ephmon.daemon import Daemon
+from ephmon.errors import KernelError
+from ephmon.kernel import deadline
 from ephmon.kernel.source import SocketSource
+from ephmon.model import report as report_module
 from ephmon.outputs import log, rendering
 from tests import sockets
+from tests.kernel.seccomp import refuse_netlink
 from tests.namespaces import Namespace
 from tests.outputs.certificates import make_certificate
 from tests.processes import (
@@ -37,16 +41,24 @@ from tests.processes import (
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from typing import Any
 
-    from ephmon.model.snapshot import Snapshot
+    from ephmon.model.snapshot import NarrowSnapshot, Snapshot
 
 RANGE = "40000 40999"
 HERE, PORT = "127.0.0.1", 80
 QUICK = "poll: {interval: 100ms, cpu_budget: 1}\n"
 SLOW = "poll: {interval: 1h}\n"
 """Between two polls of this one only signals wake the daemon."""
+URGENT = (
+    "poll: {{interval: 1h, urgent_interval: 100ms, urgent_cpu_budget: 1, backend: {}}}\n"
+    "thresholds: {{warning: {{utilisation: 0.02, clear: 0.01}}}}\n"
+)
+"""The pool of the clients is above its warning threshold."""
+POLLS, NARROW_POLLS = 'ephmon_polls_total{scope="full"}', 'ephmon_polls_total{scope="narrow"}'
+AMBIGUOUS = 'ephmon_ambiguous_ports{netns="own"}'
+NO_SOCKET = "The socket for inet_diag cannot be opened: Address family not supported by protocol (EAFNOSUPPORT)."
 UNREADABLE = 'ephmon_poll_failures_total{reason="sysctl"}'
 DEFECTS = 'ephmon_poll_failures_total{reason="defect"}'
 
@@ -208,6 +220,17 @@ def test_it_stops_at_once_while_it_polls(ns: Namespace, tmp_path: Path, config: 
     assert not [line for line in daemon.lines if "level=error" in line]
 
 
+def test_it_stops_while_it_probes_and_says_nothing_of_it(ns: Namespace, tmp_path: Path, config: Path) -> None:
+    put(config, "poll: {probe: auto}\n")
+    make_proc(tmp_path)
+    (tmp_path / "stop while it probes").touch()
+    with Running(ns, with_faults(tmp_path)) as daemon:
+        assert daemon.wait() == 0
+
+    assert daemon.lines[-1].endswith("level=info msg=Stopped.")
+    assert not [line for line in daemon.lines if "level=warning" in line]
+
+
 # --- reload -------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +321,21 @@ def test_another_backend_holds_from_the_reload_on(ns: Namespace, config: Path) -
         daemon.wait_for(**{'backend_info{backend="procfs",protocol="tcp"}': 1})
 
 
+def test_another_backend_holds_from_the_reload_on_for_urgent_polls_too(ns: Namespace, config: Path) -> None:
+    """Those in between full polls go through netlink, so procfs has none of them."""
+    put(config, URGENT.format("inet_diag"))
+    with started(ns, "--config", config) as daemon:
+        before = eventually(daemon.metrics, lambda metrics: metrics.get(NARROW_POLLS, 0) >= 3)
+        put(config, URGENT.format("procfs"))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for(**{'backend_info{backend="procfs",protocol="tcp"}': 1})
+        at_first = daemon.wait_for_polls(1)
+        later = daemon.wait_for_polls(3)
+
+    assert before[POLLS] == 1
+    assert at_first[NARROW_POLLS] == later[NARROW_POLLS]
+
+
 def test_a_hundred_reloads_in_a_row_lose_nothing(ns: Namespace, config: Path) -> None:
     """The last file is in force, polls went on, and the stop that comes right behind them is heard."""
     with started(ns, "--config", config) as daemon:
@@ -347,6 +385,82 @@ def in_its_mounts(ns: Namespace, daemon: Running, *command: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("backend", ["auto", "procfs"])
+def test_while_procfs_is_read_no_poll_goes_through_netlink(
+    ns: Namespace, tmp_path: Path, config: Path, backend: str
+) -> None:
+    put(config, URGENT.format(backend))
+    (tmp_path / "no netlink").touch()
+    make_proc(tmp_path)
+    with Running(ns, with_faults(tmp_path)) as daemon:
+        daemon.wait_for(poll_success=1)
+        metrics = daemon.wait_for_polls(3)
+        daemon.stop()
+
+    assert metrics[pool("in_use_ports")] == 30
+    assert [series for series in metrics if series.startswith("ephmon_poll_failures_total")] == []
+    assert metrics.get(NARROW_POLLS, 0) == 0
+    assert [line.partition(" level=")[2] for line in daemon.lines if "Sockets of tcp" in line] == [
+        {
+            "auto": f'warning msg="Sockets of tcp are read by procfs: {NO_SOCKET}"',
+            "procfs": 'info msg="Sockets of tcp are read by procfs."',
+        }[backend]
+    ]
+
+
+def test_urgent_polls_that_fail_are_told_once_and_so_is_that_they_succeed_again(
+    ns: Namespace, tmp_path: Path, config: Path
+) -> None:
+    put(config, URGENT.format("auto"))
+    make_proc(tmp_path)
+    fault = tmp_path / "refusal of narrow polls"
+    refused = 'ephmon_poll_failures_total{reason="netlink"}'
+    with Running(ns, with_faults(tmp_path)) as daemon:
+        eventually(daemon.metrics, lambda metrics: metrics.get(NARROW_POLLS, 0) >= 1)
+        fault.touch()
+        failing = eventually(daemon.metrics, lambda metrics: metrics.get(refused, 0) >= 3)
+        fault.unlink()
+        daemon.wait_for_line("succeed again.")
+        daemon.stop()
+
+    assert failing["ephmon_poll_success"] == 1
+    assert [line.partition(" level=")[2] for line in daemon.lines if "Urgent polls" in line] == [
+        'warning msg="Urgent polls in between full polls fail: It is refused."',
+        'info msg="Urgent polls in between full polls succeed again."',
+    ]
+
+
+def test_a_poll_lasts_until_its_report_is_there(ns: Namespace, tmp_path: Path, config: Path) -> None:
+    put(config, SLOW)
+    make_proc(tmp_path)
+    (tmp_path / "slow conclusion").touch()
+    with Running(ns, with_faults(tmp_path)) as daemon:
+        metrics = daemon.wait_for(poll_success=1)
+
+    assert 7 <= metrics["ephmon_poll_duration_seconds"] < 14
+
+
+def test_a_probe_that_is_cut_is_told_and_does_not_fail_the_poll(ns: Namespace, tmp_path: Path, config: Path) -> None:
+    put(config, "poll: {interval: 100ms, cpu_budget: 1, probe: auto}\n")
+    make_proc(tmp_path)
+    no_time = tmp_path / "no time to probe"
+    no_time.touch()
+    with Running(ns, with_faults(tmp_path)) as daemon:
+        cut = daemon.wait_for(**{'collector_available{collector="probe"}': 1, "poll_success": 1})
+        daemon.wait_for_polls(2)
+        no_time.unlink()
+        answered = daemon.wait_for(**{AMBIGUOUS.removeprefix("ephmon_"): 0})
+        daemon.stop()
+
+    assert cut[AMBIGUOUS] >= 30
+    (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ports in doubt" in line]
+    assert said == (
+        'warning msg="Ports in doubt are not all probed: The probe was cut after 1 s; its answers count, and the next '
+        'polls ask about the rest."'
+    )
+    assert answered[pool("in_use_ports")] == 30
+
+
 def with_faults(folder: Path) -> list[str]:
     """Return the command line of a daemon that reads config.yaml of this folder and has the faults that lie in it."""
     return python("-c", "import sys; from tests.test_daemon import serve; serve(sys.argv[1])", str(folder))
@@ -355,10 +469,16 @@ def with_faults(folder: Path) -> list[str]:
 def serve(folder: str) -> None:
     """Run a daemon on the procfs, the clock and with the defects that `folder` holds."""
     here = Path(folder)
+    make_it_fail(here)
+    make_it_slow(here)
+    if (here / "no netlink").exists():
+        refuse_netlink()
+    log.set_up("info", "logfmt")
+    Daemon(lambda: load(here / "config.yaml"), proc=here / "proc", clock=lambda: time.monotonic() + shift(here)).run()
 
-    def clock() -> float:
-        shift = here / "shift"
-        return time.monotonic() + (float(shift.read_text(encoding="ascii")) if shift.exists() else 0.0)
+
+def make_it_fail(here: Path) -> None:
+    """Let the daemon fail at what the files of the folder name, for as long as they are there."""
 
     class Source(SocketSource):
         def read(self, deadline_seconds: float) -> Snapshot:
@@ -366,14 +486,41 @@ def serve(folder: str) -> None:
             raise_if(here / "defect of reading")
             return snapshot
 
+        def read_toward(self, destinations: Collection[tuple[bytes, int]], deadline_seconds: float) -> NarrowSnapshot:
+            if (here / "refusal of narrow polls").exists():
+                raise KernelError("It is refused.", reason="netlink")
+            return super().read_toward(destinations, deadline_seconds)
+
     def publication_of(*arguments: Any, **options: Any) -> Any:
         raise_if(here / "defect of rendering")
         return rendering.publication_of(*arguments, **options)
 
     daemon_module.SocketSource = Source  # type: ignore[attr-defined]  # the daemon's own name for it
     daemon_module.publication_of = publication_of  # type: ignore[attr-defined]  # likewise
-    log.set_up("info", "logfmt")
-    Daemon(lambda: load(here / "config.yaml"), proc=here / "proc", clock=clock).run()
+
+
+def make_it_slow(here: Path) -> None:
+    """Let conclusions take 7 seconds of the daemon's clock, and the probe all of its time or be cut short."""
+
+    def build_report(*arguments: Any) -> Any:
+        if (here / "slow conclusion").exists():
+            put(here / "shift", str(shift(here) + 7))
+        return report_module.build_report(*arguments)
+
+    class Deadline(deadline.Deadline):
+        def has_passed(self) -> bool:
+            if (here / "stop while it probes").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().has_passed() or (here / "no time to probe").exists()
+
+    daemon_module.build_report = build_report  # type: ignore[assignment, attr-defined]  # the daemon's own name for it
+    daemon_module.Deadline = Deadline  # type: ignore[attr-defined]  # likewise
+
+
+def shift(folder: Path) -> float:
+    """Return how many seconds the daemon's clock is ahead."""
+    file = folder / "shift"
+    return float(file.read_text(encoding="ascii")) if file.exists() else 0.0
 
 
 def raise_if(defect: Path) -> None:

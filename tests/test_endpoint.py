@@ -14,6 +14,7 @@ from ephmon.endpoint import (
     format_network_endpoint,
     parse_address,
     parse_endpoint,
+    parse_lone_address,
     parse_network,
     parse_network_endpoint,
     parse_port,
@@ -109,6 +110,36 @@ def test_a_port_can_be_required(text: str, sentence: str) -> None:
     assert str(refusal.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.0.0.1", IPv4Address("10.0.0.1")),
+        ("::1", IPv6Address("::1")),
+        ("[::1]", IPv6Address("::1")),
+        ("[::ffff:10.0.0.1]", IPv4Address("10.0.0.1")),
+    ],
+)
+def test_a_lone_address_may_stand_in_brackets(text: str, expected: Address) -> None:
+    assert parse_lone_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("127.0.0.1:5", "127.0.0.1:5: no port belongs here; write the address alone"),
+        ("[::1]:5", "[::1]:5: no port belongs here; write the address alone"),
+        ("10.0.0.1:", "10.0.0.1:: no port belongs here; write the address alone"),
+        ("[10.0.0.1]", "[10.0.0.1]: brackets are for IPv6 addresses; write the address without them"),
+        ("", "'' is no address; write one, such as 10.0.0.1 or 2001:db8::1"),
+    ],
+)
+def test_a_lone_address_has_no_port(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011  # the whole message is held below
+        parse_lone_address(text)
+
+    assert str(refusal.value) == sentence
+
+
 def test_port_0_is_read_only_where_the_kernel_may_choose() -> None:
     assert parse_endpoint("127.0.0.1:0", lowest_port=0) == (IPv4Address("127.0.0.1"), 0)
     assert parse_port("0", lowest=0) == 0
@@ -198,7 +229,7 @@ def test_a_network_is_read_back_as_it_was_written(address: Address, length: int,
 @settings(deadline=None)
 @given(st.text() | st.text("0123456789abcdef:.[]/%"))
 def test_whatever_the_text_there_is_a_value_or_one_sentence(text: str) -> None:
-    for parse in (parse_endpoint, parse_network_endpoint):
+    for parse in (parse_endpoint, parse_lone_address, parse_network_endpoint):
         try:
             parse(text)
         except ValueError as refusal:

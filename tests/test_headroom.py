@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from ephmon import cli
 from ephmon.cli import main
+from ephmon.kernel.deadline import Deadline
 from tests import sockets
 from tests.kernel_truth.experiment import leave_time_wait
 from tests.namespaces import Agent, Namespace
@@ -46,6 +49,13 @@ def headroom(*arguments: str) -> Answer:
     with redirect_stdout(out), redirect_stderr(err):
         status = main(["headroom", *arguments])
     return Answer(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
+def headroom_with_a_late_probe(*arguments: str) -> Answer:
+    """Run `ephmon headroom --probe` with no time left once the sockets have been read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "Deadline", lambda _seconds, clock: Deadline(0.0, clock))
+        return headroom(*arguments, "--probe")
 
 
 @pytest.fixture(name="agent", scope="module")
@@ -117,7 +127,32 @@ FORMS = {
     "a source to bind": (["--bind", OWN], f"1000 more TCP sockets bound to {OWN} and any port.", TCP_BIND),
     "any source to bind": (["--bind", "0.0.0.0"], "1000 more TCP sockets bound to 0.0.0.0 and any port.", TCP_BIND),
     "UDP": ([f"{HERE}:53", "--udp"], "1000 more UDP sockets from 0.0.0.0 to any destination.", UDP_CONNECT),
-    "UDP over IPv6": ([f"[{V6}]:53", "--udp"], "1000 more UDP sockets from :: to any destination.", UDP_CONNECT),
+    "UDP over IPv6": (
+        [f"[{V6}]:53", "--udp"],
+        "1000 more dual-stack UDP sockets from :: to any destination.",
+        UDP_CONNECT,
+    ),
+    "any IPv6 source to bind": (
+        ["--bind", "::"],
+        "1000 more dual-stack TCP sockets bound to :: and any port.",
+        TCP_BIND,
+    ),
+    "any IPv6 source to bind for UDP": (
+        ["--bind", "::", "--udp"],
+        "1000 more dual-stack UDP sockets bound to :: and any port.",
+        UDP_BIND,
+    ),
+    "an IPv6 source to bind": (["--bind", V6], f"1000 more TCP sockets bound to {V6} and any port.", TCP_BIND),
+    "a source in brackets": (
+        [f"[{V6}]:80", "--from", f"[{V6}]"],
+        f"1000 more connections from {V6} to [{V6}]:80.",
+        FAILS,
+    ),
+    "a source to bind in brackets": (
+        ["--bind", f"[{V6}]"],
+        f"1000 more TCP sockets bound to {V6} and any port.",
+        TCP_BIND,
+    ),
     "a UDP source": (
         [f"{HERE}:53", "--udp", "--from", OWN],
         f"1000 more UDP sockets bound to {OWN} and any port.",
@@ -274,6 +309,8 @@ def test_with_no_port_left_for_any_purpose_every_form_answers(ask: Ask) -> None:
 
 NOT_A_QUESTION = "headroom takes either DESTINATION:PORT or --bind SOURCE."
 HELP = "; `ephmon headroom --help` says what can be written."
+NOT_SENT_FROM = "address, which nothing is sent from; name one of this host."
+FAILS_THERE = "address: connect() of a TCP socket fails there with ENETUNREACH."
 A_NAME = "is a name; write an address, since a name may be many and looking it up takes a port"
 WRONG = {
     "nothing": ([], NOT_A_QUESTION),
@@ -312,7 +349,31 @@ WRONG = {
     ),
     "an unknown option": (
         [f"{HERE}:80", "--fast"],
-        "unrecognized arguments: --fast; `ephmon --help` says what can be written.",
+        f"unrecognized arguments: --fast{HELP}",
+    ),
+    "a source with a port": (
+        [f"{HERE}:80", "--from", f"{HERE}:5"],
+        f"argument --from: {HERE}:5: no port belongs here; write the address alone{HELP}",
+    ),
+    "a multicast source": (
+        [f"{HERE}:80", "--from", "224.0.0.1"],
+        f"--from 224.0.0.1 is a multicast {NOT_SENT_FROM}",
+    ),
+    "a multicast source to bind": (["--bind", "ff02::1"], f"--bind ff02::1 is a multicast {NOT_SENT_FROM}"),
+    "a broadcast source to bind": (
+        ["--bind", "255.255.255.255"],
+        f"--bind 255.255.255.255 is a broadcast {NOT_SENT_FROM}",
+    ),
+    "the broadcast address of a network": (
+        [f"{HERE}:80", "--udp", "--from", "127.255.255.255"],
+        f"--from 127.255.255.255 is a broadcast {NOT_SENT_FROM}",
+    ),
+    "a multicast destination": (["224.0.0.1:80"], f"224.0.0.1 is a multicast {FAILS_THERE}"),
+    "an IPv6 multicast destination": (["[ff0e::1]:80"], f"ff0e::1 is a multicast {FAILS_THERE}"),
+    "a broadcast destination": (["255.255.255.255:80"], f"255.255.255.255 is a broadcast {FAILS_THERE}"),
+    "a broadcast destination from a source": (
+        ["127.255.255.255:80", "--from", HERE],
+        f"127.255.255.255 is a broadcast {FAILS_THERE}",
     ),
 }
 
@@ -338,17 +399,67 @@ def test_a_destination_without_a_route_is_status_1(ask: Ask) -> None:
     assert ask("10.50.0.1:80", "--from", HERE).status == 0
 
 
+FOREIGN = {
+    "a source": ([f"{HERE}:80", "--from", "10.99.0.1"], "10.99.0.1", "net.ipv4.ip_nonlocal_bind or IP_FREEBIND"),
+    "a source to bind": (["--bind", "10.99.0.1"], "10.99.0.1", "net.ipv4.ip_nonlocal_bind or IP_FREEBIND"),
+    "a UDP source": (["--bind", "10.99.0.1", "--udp"], "10.99.0.1", "net.ipv4.ip_nonlocal_bind or IP_FREEBIND"),
+    "an IPv6 source": (["--bind", "fd99::1"], "fd99::1", "net.ipv6.ip_nonlocal_bind or IPV6_FREEBIND"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "address", "exceptions"), FOREIGN.values(), ids=FOREIGN)
+def test_an_address_that_the_host_does_not_have_is_status_1(
+    ask: Ask, arguments: list[str], address: str, exceptions: str
+) -> None:
+    """It may come a moment later, so it is no wrong usage."""
+    assert ask.open(Recipe(bind=(address, 0)), 1) == FillResult(0, errno.EADDRNOTAVAIL)
+    sentence = f"This host does not have the address {address}: bind() to it fails with EADDRNOTAVAIL without"
+    assert ask(*arguments) == (1, "", f"ephmon: {sentence} {exceptions}.\n")
+
+
+def test_an_address_that_bind_takes_all_the_same_is_a_source(config: Path) -> None:
+    with host() as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_nonlocal_bind", 1)
+
+        assert Ask(ns, config)("--bind", "10.99.0.1").out.startswith("1000 more TCP sockets bound to 10.99.0.1 ")
+
+
 @pytest.mark.parametrize("clients", [0, 5])
-def test_without_privilege_the_probe_says_what_it_needs_and_is_status_1(ask: Ask, clients: int) -> None:
+def test_without_privilege_the_probe_says_what_it_needs_after_the_bounds_and_is_status_1(
+    ask: Ask, clients: int
+) -> None:
     """Whether there is a port in doubt just now does not matter."""
     ask.open(Recipe(connect=(HERE, 81)), clients)
     prefix = ask.agent.command("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--")
     with closing(Agent(prefix)) as unprivileged:
         refused = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe")
+        as_json = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe", "--json")
         plain = unprivileged.call(headroom, *ask.config, f"{HERE}:80")
 
-    assert refused == (1, "", "ephmon: The probe needs CAP_NET_ADMIN; run it as root, or grant that capability.\n")
-    assert (plain.status, plain.err) == (0, "")
+    assert refused == (
+        1,
+        plain.out,
+        "ephmon: The probe needs CAP_NET_ADMIN; run it as root, or grant that capability.\n",
+    )
+    assert (plain.status, plain.err, plain.out.count("\n")) == (0, "", 3)
+    assert (f" by estimate, at least {1000 - clients} and at most 1000." in plain.out) is (clients > 0)
+    assert (as_json.status, as_json.err) == (1, refused.err)
+    document = json.loads(as_json.out)
+    assert (document["method"], document["remaining_ports_min"]) == ("inet_diag", 1000 - clients)
+
+
+def test_a_probe_that_is_cut_short_says_how_far_it_came_and_is_status_1(ask: Ask) -> None:
+    ask.open(Recipe(connect=(HERE, 81)), 20)
+    answer = ask.agent.call(headroom_with_a_late_probe, *ask.config, f"{HERE}:80")
+
+    assert answer.status == 1
+    assert answer.err == (
+        "ephmon: The probe got to 0 of 20 ports before poll.deadline passed; the bounds allow for the rest, a longer "
+        "deadline settles it.\n"
+    )
+    assert answer.out.startswith(
+        f"1000 more connections from {HERE} to {HERE}:80 by estimate, at least 980 and at most 1000."
+    )
 
 
 def test_as_a_process_it_prints_the_same_and_ends_with_the_same_status(ask: Ask) -> None:

@@ -35,11 +35,19 @@ class Deadline:
         """Seconds that are left, never negative."""
         return max(0.0, self._at - self._clock())
 
-    def check(self) -> None:
-        """Raise KernelError (reason `deadline` or `stopped`) if the read must end."""
+    def has_passed(self) -> bool:
+        """Tell whether the time is up.
+
+        Raises:
+            KernelError: With reason `stopped`; nobody waits for the answer any more.
+        """
         if not self._wanted():
             raise KernelError("The poll was given up because ephmon was told to stop.", reason="stopped")
-        if self._clock() >= self._at:
+        return self._clock() >= self._at
+
+    def check(self) -> None:
+        """Raise KernelError (reason `deadline` or `stopped`) if the read must end."""
+        if self.has_passed():
             raise KernelError(
                 f"The poll took longer than poll.deadline ({self.seconds:g} s) and was cut; raise poll.deadline.",
                 reason="deadline",

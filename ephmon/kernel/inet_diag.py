@@ -269,7 +269,12 @@ def _share_layout(block: bytearray, length: int, offsets: dict[int, int]) -> boo
 
 
 def _cookies(block: bytearray, length: int) -> list[int]:
-    """Return the lower half of the cookies of all records; they are counted up from 1 in each namespace."""
+    """Return the lower half of the cookies of all records.
+
+    A socket gets its cookie when it is first asked for, and each CPU counts cookies up in batches of its own
+    (sock_gen_cookie() in net/core/sock_diag.c, include/linux/cookie.h), so sockets that stand side by side in a dump
+    have neighbouring ones.
+    """
     return memoryview(block).cast("I")[_COOKIE // 4 :: length // 4].tolist()
 
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import socket
 import struct
 from bisect import bisect_right
+from secrets import randbelow
 from typing import TYPE_CHECKING
 
 from ephmon.errors import KernelError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
 _TCP_REPAIR = 19  # include/uapi/linux/tcp.h
 _RANGE = struct.Struct("=I")
-_LOWEST_OF_DUMMIES, _HIGHEST_PORT = 1_024, 65_535
+_LOWEST_OF_DUMMIES, _PORTS = 1_024, 65_536
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 
 
@@ -50,7 +50,7 @@ class ProbeUnavailableError(KernelError):
 
 def unlikely_destination() -> tuple[str, int]:
     """Return an address and port that no socket of this namespace leads to, as likely as can be."""
-    return unlikely_address(), random.randint(_LOWEST_OF_DUMMIES, _HIGHEST_PORT)
+    return unlikely_address(), _LOWEST_OF_DUMMIES + randbelow(_PORTS - _LOWEST_OF_DUMMIES)
 
 
 def probe(

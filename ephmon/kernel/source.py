@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ephmon.errors import KernelError
 from ephmon.kernel import dumps, features, procnet, sysctl
@@ -53,6 +53,15 @@ _UNAVAILABLE = frozenset(
 _FATAL_REASONS = frozenset({"deadline", "stopped"})
 
 _Sockets = TypeVar("_Sockets", TcpSockets, UdpSockets)
+
+
+class _Reading(NamedTuple, Generic[_Sockets]):
+    """The sockets of one protocol, and by which backend they were read."""
+
+    sockets: _Sockets
+    backend: Backend
+    fallback: str | None = None
+    """Why procfs was read in the mode `auto`, as one sentence."""
 
 
 class SocketSource:
@@ -115,8 +124,13 @@ class SocketSource:
             reason="sysctl",
         )
 
+    @property
+    def reads_tcp_by_inet_diag(self) -> bool:
+        """Whether TCP was read by inet_diag when it was last read: not before that, nor while procfs stands in."""
+        return self._tcp.backend == Backend.INET_DIAG
+
     def read_toward(self, destinations: Collection[tuple[bytes, int]], deadline_seconds: float) -> NarrowSnapshot:
-        """Read the TCP connections toward some destinations (packed address, port) by inet_diag.
+        """Read the TCP connections toward some destinations (packed address, port) by inet_diag, whatever the mode.
 
         Raises:
             KernelError: They could not be read, or the deadline passed.
@@ -137,39 +151,43 @@ class SocketSource:
         )
 
     def _read_namespace(self, sysctls: Sysctls, deadline: Deadline) -> NamespaceSnapshot:
-        backends: dict[Protocol, Backend] = {}
         missing: dict[Protocol, str] = {}
         tcp = udp = None
         try:
-            tcp, backends[Protocol.TCP] = self._tcp.read(sysctls.port_range, deadline)
+            tcp = self._tcp.read(sysctls.port_range, deadline)
         except KernelError as error:
             missing[Protocol.TCP] = _survivable(error)
         try:
-            udp, backends[Protocol.UDP] = self._udp.read(sysctls.port_range, deadline)
+            udp = self._udp.read(sysctls.port_range, deadline)
         except KernelError as error:
             missing[Protocol.UDP] = _survivable(error)
         if tcp is None and udp is None:
             raise KernelError(" ".join(dict.fromkeys(missing.values())), reason="unavailable")
+        readings = {protocol: one for protocol, one in ((Protocol.TCP, tcp), (Protocol.UDP, udp)) if one}
         return NamespaceSnapshot(
             netns=OWN_NETNS,
             inode=sysctl.read_netns_inode(self._proc),
             sysctls=sysctls,
-            tcp=tcp,
-            udp=udp,
-            backends=backends,
+            tcp=tcp.sockets if tcp else None,
+            udp=udp.sockets if udp else None,
+            backends={protocol: one.backend for protocol, one in readings.items()},
             missing=missing,
+            fallbacks={protocol: one.fallback for protocol, one in readings.items() if one.fallback},
         )
 
     def _tcp_by_diag(self, port_range: PortRange, deadline: Deadline) -> TcpSockets:
+        release = sysctl.read_release(self._proc)
         with self._open_diag() as diag:
             if self._shows_bound_unconnected is None:
-                self._shows_bound_unconnected = features.shows_bound_unconnected(diag, port_range, deadline)
+                self._shows_bound_unconnected = features.shows_bound_unconnected(
+                    diag, port_range, deadline, release=release
+                )
             return dumps.read_tcp(
                 diag,
                 port_range,
                 deadline,
                 shows_bound_unconnected=self._shows_bound_unconnected,
-                ports_recover=features.ports_recover(),
+                ports_recover=features.ports_recover(release),
             )
 
     def _udp_by_diag(self, port_range: PortRange, deadline: Deadline) -> UdpSockets:
@@ -178,7 +196,7 @@ class SocketSource:
 
     def _tcp_by_procfs(self, port_range: PortRange, deadline: Deadline) -> TcpSockets:
         sockets = procnet.read_tcp(self._proc, port_range, deadline)
-        return replace(sockets, ports_recover=features.ports_recover())
+        return replace(sockets, ports_recover=features.ports_recover(sysctl.read_release(self._proc)))
 
     def _udp_by_procfs(self, port_range: PortRange, deadline: Deadline) -> UdpSockets:
         return procnet.read_udp(self._proc, port_range, deadline)
@@ -205,11 +223,19 @@ class _ProtocolReader(Generic[_Sockets]):
         self._by_procfs: Callable[[PortRange, Deadline], _Sockets] = by_procfs
         self._count_sockets = count_sockets
         self._good_tries = GOOD_TRIES_BEFORE_RETURN
+        self._refusal = ""
+        self.backend: Backend | None = None
+        """By which the last reading that succeeded was made; None before the first."""
 
-    def read(self, port_range: PortRange, deadline: Deadline) -> tuple[_Sockets, Backend]:
+    def read(self, port_range: PortRange, deadline: Deadline) -> _Reading[_Sockets]:
         """Return the sockets, and by which backend they were read."""
+        reading = self._read(port_range, deadline)
+        self.backend = reading.backend
+        return reading
+
+    def _read(self, port_range: PortRange, deadline: Deadline) -> _Reading[_Sockets]:
         if self._mode == Backend.PROCFS:
-            return self._by_procfs(port_range, deadline), Backend.PROCFS
+            return _Reading(self._by_procfs(port_range, deadline), Backend.PROCFS)
         try:
             sockets = self._dump(port_range, deadline)
         except NetlinkError as error:
@@ -222,11 +248,12 @@ class _ProtocolReader(Generic[_Sockets]):
                     reason="unavailable",
                 ) from error
             self._good_tries = 0
-            return self._fall_back(port_range, deadline, error), Backend.PROCFS
+            self._refusal = str(error)
+            return _Reading(self._fall_back(port_range, deadline, error), Backend.PROCFS, self._refusal)
         self._good_tries += 1
         if self._good_tries < GOOD_TRIES_BEFORE_RETURN and self._is_small():
-            return self._by_procfs(port_range, deadline), Backend.PROCFS
-        return sockets, Backend.INET_DIAG
+            return _Reading(self._by_procfs(port_range, deadline), Backend.PROCFS, self._refusal)
+        return _Reading(sockets, Backend.INET_DIAG)
 
     def _dump(self, port_range: PortRange, deadline: Deadline) -> _Sockets:
         try:

@@ -66,6 +66,8 @@ class Sockstat(NamedTuple):
 def read_sysctls(proc: Path) -> Sysctls:
     """Read the sysctls that decide how ports are allocated (Documentation/networking/ip-sysctl.rst).
 
+    Those that every kernel with IPv4 has must be there: that one of them is absent means that something hides them.
+
     Raises:
         KernelError: With reason `sysctl`; a file cannot be read, is missing from a kernel that should have it, or holds
             what the kernel does not write.
@@ -80,6 +82,18 @@ def read_sysctls(proc: Path) -> Sysctls:
         ip_autobind_reuse=_read_number_since(proc, "ip_autobind_reuse", release=(5, 7), before=0),
         tcp_max_tw_buckets=parse_number(*_read_ipv4(proc, "tcp_max_tw_buckets")),
     )
+
+
+def read_release(proc: Path) -> tuple[int, int]:
+    """Return the first two numbers of the kernel's release.
+
+    uname() would tell but for the personality UNAME26 (man 2 personality), and it does not follow `proc`.
+
+    Raises:
+        KernelError: With reason `sysctl`.
+    """
+    name = "sys/kernel/osrelease"
+    return parse_release(read_file(proc, name, reason="sysctl"), proc / name)
 
 
 def read_netns_inode(proc: Path) -> int:
@@ -158,7 +172,7 @@ def parse_ports(content: bytes, where: Path) -> frozenset[int]:
         match = _PORTS.fullmatch(item)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= _HIGHEST_PORT:
-            raise _malformed(where, item, "a port or a range of ports")
+            raise _malformed(where, item or line, "a port or a range of ports")
         ports.update(range(first, last + 1))
     return frozenset(ports)
 
@@ -214,24 +228,25 @@ def _read_number_since(proc: Path, sysctl: str, *, release: tuple[int, int], bef
     content = read_file_if_present(proc, name, reason="sysctl")
     if content is not None:
         return parse_number(content, proc / name)
-    if _read_release(proc) < release:
+    if read_release(proc) < release:
         return before
     return parse_number(*_read_ipv4(proc, sysctl))
-
-
-def _read_release(proc: Path) -> tuple[int, int]:
-    # uname() would do but for the personality UNAME26 (man 2 personality), and it does not follow `proc`.
-    name = "sys/kernel/osrelease"
-    return parse_release(read_file(proc, name, reason="sysctl"), proc / name)
 
 
 def _counts(line: re.Pattern[bytes], content: bytes, where: Path) -> tuple[int, ...]:
     """Return the numbers of the one line of `content` that starts with what `line` matches."""
     match = line.search(content)
     if match is None:
-        raise KernelError(f"{where} holds {quoted(content)}, which lacks a line of socket counts.", reason="procfs")
+        raise KernelError(f"{where} {_odd(content, 'lacks a line of socket counts')}.", reason="procfs")
     return tuple(map(int, match.groups()))
 
 
 def _malformed(where: Path, content: bytes, expected: str) -> KernelError:
-    return KernelError(f"{where} holds {quoted(content)}, which is not {expected}.", reason="sysctl")
+    return KernelError(f"{where} {_odd(content, f'is not {expected}')}.", reason="sysctl")
+
+
+def _odd(content: bytes, fault: str) -> str:
+    """Return what a file holds and what is wrong with it; runc masks files by /dev/null, which reads as empty."""
+    if not content:
+        return "is empty: a container or sandbox probably masks it; do not mask it"
+    return f"holds {quoted(content)}, which {fault}"

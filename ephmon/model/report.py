@@ -144,7 +144,7 @@ class Report:
     probe_available: bool | None = None
     """Whether ports in doubt could be probed; None if that was not asked for."""
     probe_error: str | None = None
-    """Why they could not, as one sentence."""
+    """Why they could not, or not all, be probed, as one sentence."""
 
 
 def initial_report(rules: Rules, reload: ReloadStatus) -> Report:

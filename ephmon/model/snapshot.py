@@ -158,7 +158,7 @@ class TcpSockets:
     """By port, 65,536 numbers that stay as long as the port's sockets do (typecode "Q"); None if not visible.
 
     Each is the exclusive or of the cookies of all sockets of both tables on the port, each cookie mixed first, because
-    cookies are counted up and a pair of neighbours would look like the next pair.
+    neighbouring sockets get neighbouring cookies and a pair of neighbours would look like the next pair.
     """
     ports_recover: bool = True
     """A port is free for connect() once the last socket that blocks it is gone; before Linux 6.18, once all are."""

@@ -20,6 +20,10 @@ _WHAT_FAILS = {
 }
 
 
+_DUAL_STACK = "::"
+"""The source that takes IPv4 too, unless the socket is IPV6_V6ONLY."""
+
+
 def render(pool: Pool) -> str:
     """Return the three lines, each ended by a newline."""
     return "\n".join([_number(pool), _sum(pool), _WHAT_FAILS[pool.key.kind].format(errno=pool.failure_errno)]) + "\n"
@@ -28,11 +32,12 @@ def render(pool: Pool) -> str:
 def _number(pool: Pool) -> str:
     key = pool.key
     source = endpoint(key.source, None)
+    dual_stack = "dual-stack " if key.source == _DUAL_STACK else ""
     target = {
         PoolKind.TCP_CONNECT: f"connections from {source} to {endpoint(key.destination, key.destination_port)}",
-        PoolKind.TCP_BIND: f"TCP sockets bound to {source} and any port",
-        PoolKind.UDP_CONNECT: f"UDP sockets from {source} to any destination",
-        PoolKind.UDP_BIND: f"UDP sockets bound to {source} and any port",
+        PoolKind.TCP_BIND: f"{dual_stack}TCP sockets bound to {source} and any port",
+        PoolKind.UDP_CONNECT: f"{dual_stack}UDP sockets from {source} to any destination",
+        PoolKind.UDP_BIND: f"{dual_stack}UDP sockets bound to {source} and any port",
     }[key.kind]
     return f"{pool.remaining} more {target}{_certainty(pool)}."
 

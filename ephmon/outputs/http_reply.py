@@ -5,7 +5,6 @@ Nothing that a client sent appears in a reply, and none of its words chooses mor
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -13,6 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_request_start_line
+
+from ephmon.outputs import api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -153,8 +154,8 @@ def _metrics(request: Request, state: ServerState) -> Reply:
 
 def _pools(request: Request, state: ServerState) -> Reply:
     if state.publication is None or not state.live:
-        error = json.dumps({"schema": 1, "error": _why_not_live(state)})
-        return Reply(HTTPStatus.SERVICE_UNAVAILABLE, JSON, error.encode() + b"\n", (("Vary", "Accept-Encoding"),))
+        error = api.encode(api.error_document(_why_not_live(state)))
+        return Reply(HTTPStatus.SERVICE_UNAVAILABLE, JSON, error, (("Vary", "Accept-Encoding"),))
     return _encoded(state.publication.pools, JSON, request, vary="Accept-Encoding")
 
 

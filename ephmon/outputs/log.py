@@ -166,15 +166,17 @@ def changes(previous: Report, report: Report) -> Iterator[Line]:
     if previous.error is not None:
         yield Line(logging.INFO, "Polls succeed again.", {"failed": sum(report.totals.failures.values())})
     for protocol, backend in report.backends.items():
-        before = previous.backends.get(protocol)
-        if before != backend:
-            level = logging.INFO if before is None else logging.WARNING
-            yield Line(level, f"Sockets of {protocol} are read by {backend}.", {"before": before})
+        before, reason = previous.backends.get(protocol), report.fallbacks.get(protocol)
+        if before != backend or (reason is not None and reason != previous.fallbacks.get(protocol)):
+            level = logging.INFO if before is None and reason is None else logging.WARNING
+            because = "." if reason is None else f": {reason}"
+            yield Line(level, f"Sockets of {protocol} are read by {backend}{because}", {"before": before})
     for protocol, reason in report.missing.items():
         if previous.missing.get(protocol) != reason:
             yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", {"protocol": protocol})
     if report.probe_error is not None and report.probe_error != previous.probe_error:
-        yield Line(logging.WARNING, f"Ports in doubt are not probed: {report.probe_error}")
+        probed = "not all probed" if report.probe_available else "not probed"
+        yield Line(logging.WARNING, f"Ports in doubt are {probed}: {report.probe_error}")
     yield from _pace_changes(previous, report)
     yield from _namespace_changes(previous, report)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ephmon import __version__
 from ephmon.outputs.text import (
+    exhaustion,
     existing_pools,
     explanations,
     facts,
@@ -35,8 +36,8 @@ _STYLE = (
     ".figure{text-align:right}"
     ".trouble{border-left:.4em solid #c60;padding:.3em .8em;margin:.4em 0;overflow-wrap:anywhere}"
     ".scroll{overflow-x:auto}"
-    "tr.warning td{background:#fc03}"
-    "tr.critical td{background:#f004}"
+    "p.warning,tr.warning td{background:#fc03}"
+    "p.critical,tr.critical td{background:#f004}"
 )
 
 _LINKS = (
@@ -89,14 +90,16 @@ def _paragraphs(sentences: Iterable[str], css_class: str | None = None) -> list[
 
 def _troubles(report: Report, *, expired: bool) -> tuple[str, ...]:
     if not expired or report.taken_at is None:
-        return (*failures(report), *gaps(report))
+        return (*failures(report), *exhaustion(report), *gaps(report))
     age = f"The figures have expired and are not shown: the kernel was last read at {utc_time(report.taken_at)}."
     return (*failures(report), age)
 
 
 def _facts(report: Report) -> list[str]:
     listing = f"Pools listed, the worst first: {len(report.listed)} of {existing_pools(report)}."
-    return [*_paragraphs([*facts(report), listing]), *_table(report)]
+    sentences = (*facts(report), (listing, None))
+    paragraphs = [line for sentence, severity in sentences for line in _paragraphs([sentence], severity)]
+    return [*paragraphs, *_table(report)]
 
 
 def _table(report: Report) -> list[str]:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from ephmon.model.report import Report
 
-TEXT_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS_CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
 LABEL_VALUE_LENGTH = 128
 """In characters. Prometheus fails a whole scrape over one value longer than its `label_value_length_limit`."""
 
@@ -50,7 +47,6 @@ class Exposition:
     full: bytes
     expired: bytes
     """To send once the facts of the report are too old: ephmon's own metrics only, with `ephmon_poll_success` 0."""
-    content_type: str
 
 
 class _Families(Collector):
@@ -84,11 +80,7 @@ def render(report: Report, *, kernel_release: str, process_registry: Collector |
         subject = Subject(report, kernel_release, expired)
         return generate(_Families((*_families(subject), *process)))
 
-    return Exposition(
-        full=body(expired=False),
-        expired=body(expired=True),
-        content_type=OPENMETRICS_CONTENT_TYPE if openmetrics else TEXT_CONTENT_TYPE,
-    )
+    return Exposition(full=body(expired=False), expired=body(expired=True))
 
 
 def _families(subject: Subject) -> Iterable[Family]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ephmon.model.rules import Severity
-from ephmon.outputs.text import existing_pools, explanations, facts, failures, gaps, grid
+from ephmon.outputs.text import exhaustion, existing_pools, explanations, facts, failures, gaps, grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,20 +25,38 @@ _ELLIPSIS = "..."
 """In ASCII, as a terminal need not know more."""
 
 
-def render(report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What the pools of a table were chosen from."""
+
+    matching: int
+    """How many pools there would be to show without a limit."""
+    toward: str | None = None
+    """The destination that was asked for."""
+
+
+def render(
+    report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None, selection: Selection | None = None
+) -> str:
     """Return the head and the table of `pools`, in the order given, with a newline at the end.
 
     A line whose pool has reached a threshold of `report.rules` is red or yellow if `colour`. Only the last column is
-    ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end.
+    ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end. Without
+    a `selection` the pools are chosen from all that exist.
     """
+    chosen_from = selection or Selection(matching=existing_pools(report))
     table = _table_lines(report, pools, colour=colour, width=width) if pools else [_no_pools(report)]
-    return "\n".join([*_head_lines(report, colour=colour), "", *table, *_foot_lines(report, pools)]) + "\n"
+    foot = [*explanations(pools), *_hidden(existing_pools(report), len(pools), chosen_from)]
+    return "\n".join([*_head_lines(report, colour=colour), "", *table, *foot]) + "\n"
 
 
 def _head_lines(report: Report, *, colour: bool) -> list[str]:
-    lines = [_painted(sentence, _RED if colour else None) for sentence in failures(report)]
-    lines += [_painted(sentence, _YELLOW if colour else None) for sentence in gaps(report)]
-    return [*lines, *facts(report)]
+    sentences = [
+        *((sentence, Severity.CRITICAL) for sentence in (*failures(report), *exhaustion(report))),
+        *((sentence, Severity.WARNING) for sentence in gaps(report)),
+        *facts(report),
+    ]
+    return [_painted(sentence, severity if colour else None) for sentence, severity in sentences]
 
 
 def _table_lines(report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None) -> list[str]:
@@ -47,8 +66,7 @@ def _table_lines(report: Report, pools: Sequence[Pool], *, colour: bool, width: 
         return lines
     thresholds = report.rules.thresholds
     severities = (thresholds.severity_at(pool.key, pool.utilisation) for pool in pools)
-    colours = (None if severity is None else _COLOUR_OF[severity] for severity in severities)
-    return [lines[0], *(_painted(line, code) for line, code in zip(lines[1:], colours, strict=True))]
+    return [lines[0], *map(_painted, lines[1:], severities)]
 
 
 def _aligned(headings: tuple[str, ...], grid: list[tuple[str, ...]], width: int | None) -> list[str]:
@@ -78,12 +96,20 @@ def _no_pools(report: Report) -> str:
     return "No pool is shown."
 
 
-def _foot_lines(report: Report, pools: Sequence[Pool]) -> list[str]:
-    """Return what may need an explanation, and how many pools are not shown."""
-    existing = existing_pools(report)
-    hidden = [f"Pools shown: {len(pools)} of {existing}."] if existing > len(pools) else []
-    return [*explanations(pools), *hidden]
+def _hidden(existing: int, shown: int, chosen_from: Selection) -> list[str]:
+    """Return how many pools are shown and why not all, as one sentence; nothing if all are."""
+    matching, toward = chosen_from.matching, chosen_from.toward
+    if toward is None and shown == existing:
+        return []
+    parts = [f"Pools shown: {shown} of {existing}"]
+    if toward is not None:
+        parts = [f"Pools shown: {shown} of {matching} toward {toward} ({existing} in all)"]
+    elif matching < existing:
+        parts.append(f"pools.ignore_destinations leaves out {existing - matching}")
+    if shown < matching:
+        parts.append("--top N shows more")
+    return ["; ".join(parts) + "."]
 
 
-def _painted(line: str, code: str | None) -> str:
-    return line if code is None else f"{code}{line}{_RESET}"
+def _painted(line: str, severity: Severity | None) -> str:
+    return line if severity is None else f"{_COLOUR_OF[severity]}{line}{_RESET}"

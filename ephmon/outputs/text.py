@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ephmon.model.pools import PoolKind
+from ephmon.model.rules import Severity
 from ephmon.model.snapshot import OWN_NETNS, Blindness
 
 if TYPE_CHECKING:
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
 
     from ephmon.model.pools import Pool
     from ephmon.model.report import NamespaceReport, Report
+
+_WHO_BLOCKS = "As root, `ss -tlnp` lists who listens, and `ss -tanp state all` who else holds a port."
+_ESTIMATE = "~ is an estimate: not all that decides can be seen."
+_PROBE = " `ephmon headroom DESTINATION:PORT --probe` asks the kernel, which settles most doubts."
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -72,11 +78,9 @@ def remaining(pool: Pool) -> str:
 def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
     """Return what a reader of a table of the pools may need to know, one sentence each."""
     sentences = []
-    if not all(pool.exact for pool in pools):
-        sentences.append(
-            "~ is an estimate: not every socket tells how it got its port. "
-            "`ephmon headroom DESTINATION:PORT --probe` asks the kernel and is exact."
-        )
+    inexact = {pool.key.kind for pool in pools if not pool.exact}
+    if inexact:
+        sentences.append(_ESTIMATE + (_PROBE if PoolKind.TCP_CONNECT in inexact else ""))
     if any(pool.reusable for pool in pools):
         sentences.append("REUSABLE ports are TIME_WAITs that the kernel hands out again right now: they remain.")
     exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
@@ -126,6 +130,15 @@ def failures(report: Report) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def exhaustion(report: Report) -> tuple[str, ...]:
+    """Return a sentence for each namespace in which no connect() gets a port, whatever its destination."""
+    return tuple(
+        f"No port{_of(namespace)} is left for any connect(): all {namespace.usable_ports} usable ports are blocked."
+        for namespace in report.namespaces
+        if _is_exhausted(namespace)
+    )
+
+
 def gaps(report: Report) -> tuple[str, ...]:
     """Return what the figures lack, one sentence each: what could not be read, then what cannot be seen."""
     missing = (f"{one_line(protocol)} is missing: {one_line(reason)}" for protocol, reason in report.missing.items())
@@ -133,19 +146,43 @@ def gaps(report: Report) -> tuple[str, ...]:
     return (*missing, *(_BLINDNESS.get(word, f"Not seen: {one_line(word)}.") for word in blind_to))
 
 
-def facts(report: Report) -> tuple[str, ...]:
-    """Return the port range of each namespace, then when and through what it was read, one sentence each."""
-    ranges = tuple(_range_sentence(namespace) for namespace in report.namespaces)
-    if report.taken_at is None:
-        return ranges
-    backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
-    return (*ranges, f"Read at {utc_time(report.taken_at)}: {', '.join(backends) or 'no protocol'}.")
+def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
+    """Return the port range of each namespace, then when and through what it was read, one sentence each.
+
+    With a sentence stands which of the general thresholds the blocked share of the range has reached.
+    """
+    ranges = [(_range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
+    if any(severity for _, severity in ranges):
+        ranges.append((_WHO_BLOCKS, None))
+    if report.taken_at is not None:
+        backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
+        ranges.append((f"Read at {utc_time(report.taken_at)}: {', '.join(backends) or 'no protocol'}.", None))
+    return tuple(ranges)
+
+
+def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:
+    """Return how urgent it is that ports are blocked; with none left it is, whatever the thresholds."""
+    if not namespace.blocked_ports or not namespace.usable_ports:
+        return None
+    if _is_exhausted(namespace):
+        return Severity.CRITICAL
+    share, thresholds = namespace.blocked_ports / namespace.usable_ports, report.rules.thresholds
+    if share >= thresholds.critical.utilisation:
+        return Severity.CRITICAL
+    return Severity.WARNING if share >= thresholds.warning.utilisation else None
+
+
+def _is_exhausted(namespace: NamespaceReport) -> bool:
+    return namespace.usable_ports > 0 and namespace.blocked_ports == namespace.usable_ports
+
+
+def _of(namespace: NamespaceReport) -> str:
+    return "" if namespace.netns == OWN_NETNS else f" of {printable(namespace.netns)}"
 
 
 def _range_sentence(namespace: NamespaceReport) -> str:
-    where = "" if namespace.netns == OWN_NETNS else f" of {printable(namespace.netns)}"
     return (
-        f"Ports{where} {namespace.port_range_low}-{namespace.port_range_high}: {namespace.usable_ports} usable"
+        f"Ports{_of(namespace)} {namespace.port_range_low}-{namespace.port_range_high}: {namespace.usable_ports} usable"
         f" ({namespace.reserved_ports} reserved), {_count(namespace.blocked_ports)} blocked for connect(),"
         f" {_count(namespace.ambiguous_ports)} ambiguous."
     )

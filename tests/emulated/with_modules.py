@@ -5,12 +5,12 @@ Run in an emulated machine whose modules have just been put in place, and none l
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.kernel.features import release_number
+from ephmon.kernel.sysctl import read_release
 from tests.emulated.reading import HANDLERS, handlers_loaded, pools, prepare
 from tests.namespaces import Namespace
 
@@ -40,4 +40,4 @@ def test_the_first_reading_loads_the_handlers_without_any_privilege(ns: Namespac
 def test_what_the_kernel_does_not_show_is_named(ns: Namespace) -> None:
     (namespace,) = pools(ns)["namespaces"]
 
-    assert namespace["blind_to"] == NOT_SHOWN[release_number(os.uname().release)]
+    assert namespace["blind_to"] == NOT_SHOWN[read_release(Path("/proc"))]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ephmon.kernel import dumps
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.features import release_number
 from ephmon.kernel.netlink import SockDiag
+from ephmon.kernel.sysctl import read_release
 from ephmon.model.snapshot import Blindness, PortRange, SocketTable, TcpSockets, TcpState, UdpSockets
 from tests import sockets
 from tests.namespaces import Namespace
@@ -91,7 +91,7 @@ def test_ports_that_were_named_are_told_from_those_that_were_drawn(ns: Namespace
     assert len(tcp.connections) == 3
 
 
-@pytest.mark.skipif(release_number(os.uname().release) < (6, 8), reason="this kernel does not show bound sockets")
+@pytest.mark.skipif(read_release(Path("/proc")) < (6, 8), reason="this kernel does not show bound sockets")
 def test_bound_sockets_are_read_beside_listeners_unless_they_have_no_port_yet(ns: Namespace) -> None:
     hold(ns, Recipe(bind=(HERE, 41_007)), Recipe(bind=(HERE_V6, 41_008)), Recipe(bind=(HERE, 41_009), listen=1))
     hold(ns, Recipe(bind=(HERE, 0), no_port=True))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import re
 import time
 from contextlib import closing
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +17,9 @@ import pytest
 
 from ephmon.errors import KernelError
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.probe import ProbeUnavailableError, probe, require_probe
+from ephmon.kernel.probe import ProbeByTurns, ProbeUnavailableError, probe, require_probe, unlikely_destination
 from tests import sockets
+from tests.kernel.seccomp import refuse_to_connect
 from tests.namespaces import Agent, Namespace, ip
 from tests.sockets import FillResult, Recipe
 
@@ -25,7 +30,11 @@ LOW, HIGH = 40_000, 40_099
 PORT = LOW + 10
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.9"
 NO_CAPABILITY = "The probe needs CAP_NET_ADMIN; run it as root, or grant that capability."
-LOOPBACK_NEVER_UP = "The probe cannot connect to 127.0.0.1 (Network is unreachable): set the device lo up."
+LOOPBACK_NEVER_UP = "The probe cannot connect to loopback (Network is unreachable): set the device lo up."
+FORBIDDEN = (
+    "The probe cannot connect to loopback ({}): a security module (SELinux, AppArmor, Landlock) or a BPF program of "
+    "the cgroup forbids it; allow ephmon to connect to 127.0.0.0/8."
+)
 OTHER_RANGE = "ip_local_port_range changed during the probe; try again."
 
 TO_SERVER = (HERE, 80)
@@ -87,6 +96,41 @@ def test_a_port_that_blocks_everybody_may_not(ns: Namespace, recipe: Recipe) -> 
 
     assert ns.call(sockets.ports_of, "one") == [PORT]
     assert ns.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
+
+
+def test_a_socket_to_any_destination_blocks_nobody(ns: Namespace) -> None:
+    """Port 9 of 127.0.0.1 is nobody's, and a client may well lead to it."""
+    ns.call(sockets.listen, HERE, 9, tag="discard")
+    ns.call(sockets.fill, HERE, 9, tag="clients", limit=20)
+
+    assert ns.call(ask, range(LOW, HIGH + 1)) == dict.fromkeys(range(LOW, HIGH + 1), True)
+
+
+def ask_toward(ports: Sequence[int], *dummies: tuple[str, int]) -> dict[int, bool]:
+    """Ask with these dummies, and with destinations that nobody leads to after them."""
+    drawn = itertools.chain(dummies, ((f"127.9.9.{number}", 9) for number in itertools.count(1)))
+    return probe(ports, Deadline(10.0, time.monotonic), drawn.__next__)
+
+
+def test_a_dummy_that_a_socket_leads_to_is_told_by_a_second_one(ns: Namespace) -> None:
+    clients, bound = Recipe(connect=TO_SERVER, port_range=(LOW, PORT)), Recipe(bind=(ELSEWHERE, 0))
+    ns.call(sockets.open_sockets, clients, tag="clients", limit=5)
+    ns.call(sockets.open_sockets, replace(bound, port_range=(PORT + 1, HIGH)), tag="bound", limit=5)
+    held, blocked = ns.call(sockets.ports_of, "clients"), ns.call(sockets.ports_of, "bound")
+
+    assert ns.call(ask_toward, held, TO_SERVER) == dict.fromkeys(held, True)
+    assert ns.call(ask_toward, blocked, TO_SERVER) == dict.fromkeys(blocked, False)
+
+
+def test_dummies_differ_and_are_none_of_the_addresses_that_people_choose() -> None:
+    drawn = [unlikely_destination() for _ in range(1_000)]
+    addresses = [IPv4Address(address) for address, _ in drawn]
+
+    assert len(set(drawn)) == 1_000
+    assert all(address in IPv4Network("127.0.0.0/8") for address in addresses)
+    assert not any(address in IPv4Network("127.0.0.0/16") for address in addresses)
+    assert IPv4Address("127.255.255.255") not in addresses
+    assert all(1_024 <= port <= 65_535 for _, port in drawn)
 
 
 def test_the_ports_that_were_asked_about_are_free_afterwards(ns: Namespace) -> None:
@@ -168,11 +212,70 @@ def test_a_port_that_has_left_the_range_is_no_verdict(ns: Namespace) -> None:
     assert (str(raised.value), raised.value.reason) == (OTHER_RANGE, "sysctl")
 
 
-def test_it_ends_with_its_deadline(ns: Namespace) -> None:
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_where_connect_is_forbidden_it_says_so(ns: Namespace, number: int) -> None:
+    sandboxed = ns.another_agent()
+    sandboxed.call(refuse_to_connect, number)
+
+    with pytest.raises(ProbeUnavailableError) as raised:
+        sandboxed.call(ask, [PORT])
+    assert str(raised.value) == FORBIDDEN.format(os.strerror(number))
+
+
+def ask_with_ticks(ports: Sequence[int], seconds: int) -> dict[int, bool]:
+    """Ask while each look at the clock takes a second."""
+    return probe(ports, Deadline(seconds, itertools.count().__next__))
+
+
+def test_what_was_answered_when_the_time_is_up_counts(ns: Namespace) -> None:
+    ns.call(sockets.listen, HERE, PORT, tag="blocking")
+
+    assert ns.call(ask_with_ticks, range(PORT, HIGH), 1) == {}
+    assert ns.call(ask_with_ticks, range(PORT, HIGH), 3) == {PORT: False, PORT + 1: True}
+
+
+def test_it_ends_when_it_is_told_to_stop(ns: Namespace) -> None:
     with pytest.raises(KernelError) as raised:
-        ns.call(ask_too_late)
-    assert raised.value.reason == "deadline"
+        ns.call(ask_unwanted)
+    assert raised.value.reason == "stopped"
 
 
-def ask_too_late() -> None:
-    probe([PORT], Deadline(0.0, time.monotonic))
+def ask_unwanted() -> None:
+    probe([PORT], Deadline(10.0, time.monotonic, lambda: False))
+
+
+# --- by turns -----------------------------------------------------------------------------------------------------
+
+
+def ask_by_turns(most: int, *turns: tuple[Sequence[int], int]) -> list[list[int]]:
+    """Ask about each of these lists of ports, with so many seconds, a port a second; return which were answered."""
+    by_turns = ProbeByTurns(most)
+    return [list(by_turns.ask(ports, Deadline(seconds + 1, itertools.count().__next__))) for ports, seconds in turns]
+
+
+def test_every_port_has_its_turn(ns: Namespace) -> None:
+    five = [LOW + 1, LOW + 3, LOW + 5, LOW + 7, LOW + 9]
+
+    assert ns.call(ask_by_turns, 2, *[(five, 9)] * 4) == [
+        [LOW + 1, LOW + 3],
+        [LOW + 5, LOW + 7],
+        [LOW + 9, LOW + 1],
+        [LOW + 3, LOW + 5],
+    ]
+    assert ns.call(ask_by_turns, 9, *[(five, 9)] * 2) == [five, five]
+    assert ns.call(ask_by_turns, 2, (five, 9), ([LOW + 2], 9), ([LOW + 1, LOW + 2, LOW + 4], 9)) == [
+        [LOW + 1, LOW + 3],
+        [LOW + 2],
+        [LOW + 4, LOW + 1],
+    ]
+
+
+def test_a_turn_that_was_cut_goes_on_where_it_ended(ns: Namespace) -> None:
+    ports = range(LOW, LOW + 10)
+
+    assert ns.call(ask_by_turns, 5, (ports, 2), (ports, 0), ([], 2), (ports, 2)) == [
+        [LOW, LOW + 1],
+        [],
+        [],
+        [LOW + 2, LOW + 3],
+    ]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
-import os
-import platform
 import socket
-import struct
 import subprocess
 import time
 from collections import Counter
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +23,9 @@ from ephmon.model.snapshot import Backend, Blindness, PortRange, Protocol, Socke
 from tests import sockets
 from tests.kernel import every_socket
 from tests.kernel.every_socket import PORT_RANGE
+from tests.kernel.seccomp import refuse_netlink
 from tests.namespaces import Namespace
+from tests.processes import make_proc
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ MINUTE = 60.0
 TCP, UDP = Protocol.TCP, Protocol.UDP
 DIAG, PROCFS = Backend.INET_DIAG, Backend.PROCFS
 NO_HANDLER = "The kernel has no inet_diag handler for the protocol."
+NO_SOCKET = "The socket for inet_diag cannot be opened: Address family not supported by protocol (EAFNOSUPPORT)."
 WHAT_HELPS = "Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: auto."
 
 Row = tuple[str, str, int, str, int]
@@ -188,7 +188,16 @@ class LacksUdp(LacksBoth):
 def read_by_turns(
     turns: Sequence[type[SockDiag]], proc: Path = PROC, socket_counts: Sequence[int] = ()
 ) -> list[tuple[Backend, Backend]]:
-    """Read with each kind of socket in turn, and return the backends of TCP and UDP each time.
+    """Return the backends of TCP and UDP each time; see `fall_back_by_turns`."""
+    return [(backends[TCP], backends[UDP]) for backends, _, _ in fall_back_by_turns(turns, proc, socket_counts)]
+
+
+def fall_back_by_turns(
+    turns: Sequence[type[SockDiag]], proc: Path = PROC, socket_counts: Sequence[int] = ()
+) -> list[tuple[dict[Protocol, Backend], dict[Protocol, str], bool]]:
+    """Read with each kind of socket in turn.
+
+    Return the backends, why they are not others, and whether narrow polls would do, each time.
 
     `proc` says that there are so many sockets of each protocol, if a number is given for the turn.
     """
@@ -199,7 +208,7 @@ def read_by_turns(
         if count is not None:
             say_count(proc, tcp=count, udp=count)
         (namespace,) = reader.read(MINUTE).namespaces
-        found.append((namespace.backends[TCP], namespace.backends[UDP]))
+        found.append((dict(namespace.backends), dict(namespace.fallbacks), reader.reads_tcp_by_inet_diag))
     return found
 
 
@@ -209,6 +218,35 @@ def test_a_protocol_without_a_handler_is_read_by_procfs_until_three_tries_in_a_r
     found = [backends[0] for backends in ns.call(read_by_turns, turns)]
 
     assert found == [DIAG, PROCFS, PROCFS, PROCFS, PROCFS, PROCFS, PROCFS, DIAG, DIAG]
+
+
+def test_why_procfs_is_read_is_told_for_as_long_as_it_is(ns: Namespace) -> None:
+    found = ns.call(fall_back_by_turns, [SockDiag, LacksTcp, LacksBoth, SockDiag, SockDiag, SockDiag])
+
+    both = {TCP: NO_HANDLER, UDP: NO_HANDLER}
+    assert [fallbacks for _, fallbacks, _ in found] == [{}, {TCP: NO_HANDLER}, both, both, both, {}]
+
+
+def test_procfs_that_was_chosen_stands_in_for_nothing(ns: Namespace) -> None:
+    assert ns.call(read, "procfs").fallbacks == {}
+
+
+def test_narrow_polls_would_do_while_tcp_is_read_by_inet_diag(ns: Namespace) -> None:
+    found = ns.call(fall_back_by_turns, [LacksUdp, LacksTcp, SockDiag, SockDiag, SockDiag])
+
+    assert [narrow for _, _, narrow in found] == [True, False, False, False, True]
+    assert ns.call(would_read_narrowly) == [False, True, True]
+
+
+def would_read_narrowly() -> list[bool]:
+    """Return whether narrow polls would do before a reading, after it, and after one that failed."""
+    reader = source()
+    told = [reader.reads_tcp_by_inet_diag]
+    for seconds in (MINUTE, 1e-9):
+        with suppress(KernelError):
+            reader.read(seconds)
+        told.append(reader.reads_tcp_by_inet_diag)
+    return told
 
 
 def test_each_protocol_has_a_backend_of_its_own(ns: Namespace) -> None:
@@ -224,37 +262,16 @@ def test_what_is_read_instead_is_what_there_is(ns: Namespace) -> None:
     assert rows(namespace.tcp.bound) == Counter([("LISTEN", "127.0.0.1", 40_007, "0.0.0.0", 0)])
 
 
-def refuse_netlink() -> None:
-    """Let this process open no AF_NETLINK socket, as RestrictAddressFamilies= does (man 5 systemd.exec)."""
-    number = {"x86_64": 41, "aarch64": 198}[platform.machine()]  # of socket()
-    program = [
-        (0x20, 0, 0, 0),  # load the number of the system call (struct seccomp_data)
-        (0x15, 0, 3, number),
-        (0x20, 0, 0, 16),  # load its first argument
-        (0x15, 0, 1, socket.AF_NETLINK),
-        (0x06, 0, 0, 0x00050000 | errno.EAFNOSUPPORT),  # SECCOMP_RET_ERRNO
-        (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
-    ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *operation) for operation in program))
-    filter_ = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    no_new_privileges, seccomp, by_filter = 38, 22, 2  # include/uapi/linux/prctl.h
-    for arguments in ((no_new_privileges, 1, 0, 0, 0), (seccomp, by_filter, filter_, 0, 0)):
-        if libc.prctl(*arguments) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
 def test_a_sandbox_without_netlink_is_read_by_procfs(ns: Namespace) -> None:
     sandboxed = ns.another_agent()
     sandboxed.call(refuse_netlink)
 
-    assert sandboxed.call(read, "auto").backends == {TCP: PROCFS, UDP: PROCFS}
+    reading = sandboxed.call(read, "auto")
+    assert reading.backends == {TCP: PROCFS, UDP: PROCFS}
+    assert reading.fallbacks == {TCP: NO_SOCKET, UDP: NO_SOCKET}
     with pytest.raises(KernelError) as caught:
         sandboxed.call(read, "inet_diag")
-    assert str(caught.value) == (
-        "The socket for inet_diag cannot be opened: Address family not supported by protocol (EAFNOSUPPORT). "
-        f"{WHAT_HELPS}"
-    )
+    assert str(caught.value) == f"{NO_SOCKET} {WHAT_HELPS}"
 
 
 def proc_that_counts(folder: Path, *, tcp: int, udp: int) -> Path:
@@ -300,6 +317,23 @@ def test_with_50000_sockets_the_first_good_try_is_enough_to_return(ns: Namespace
     found = ns.call(read_by_turns, [LacksBoth, SockDiag], proc, [49_999, 50_000])
 
     assert found == [(PROCFS, PROCFS), (DIAG, DIAG)]
+
+
+@pytest.mark.parametrize("mode", ["inet_diag", "procfs"])
+def test_whether_ports_recover_is_told_by_the_release_that_procfs_shows(
+    ns: Namespace, tmp_path: Path, mode: str
+) -> None:
+    """And not by that of uname(), which the personality UNAME26 changes."""
+    proc = make_proc(tmp_path)
+    release = proc / "sys/kernel/osrelease"
+    found = []
+    for text in ("6.17.9\n", "6.18.0\n"):
+        release.unlink()
+        release.write_text(text, encoding="ascii")
+        tcp = ns.call(read, mode, proc=proc).tcp
+        found.append(tcp and tcp.ports_recover)
+
+    assert found == [False, True]
 
 
 # --- what fails ---------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ephmon.kernel.sysctl import (
     parse_release,
     parse_sockstat,
     read_netns_inode,
+    read_release,
     read_sockstat,
     read_sysctls,
 )
@@ -165,7 +166,7 @@ def test_a_sysctl_that_may_not_be_read_is_an_error_also_where_it_is_optional(
 
 
 @pytest.mark.parametrize("name", sorted(IPV4_SYSCTLS))
-@pytest.mark.parametrize("content", ["", "1", "one\n", "1 2 3\n", "99999999999\n", "\N{ARABIC-INDIC DIGIT ONE}\n"])
+@pytest.mark.parametrize("content", ["1", "one\n", "1 2 3\n", "99999999999\n", "\N{ARABIC-INDIC DIGIT ONE}\n"])
 def test_content_that_the_kernel_does_not_write_is_quoted_with_its_file(proc: Path, name: str, content: str) -> None:
     sysctl(proc, name).write_text(content, encoding="utf-8")
 
@@ -173,6 +174,37 @@ def test_content_that_the_kernel_does_not_write_is_quoted_with_its_file(proc: Pa
         read_sysctls(proc)
 
     assert caught.value.reason == "sysctl"
+
+
+@pytest.mark.parametrize("name", sorted(IPV4_SYSCTLS))
+def test_an_empty_file_is_told_as_masked(proc: Path, name: str) -> None:
+    """As by /dev/null, which container runtimes put over what they mask."""
+    sysctl(proc, name).unlink()
+    sysctl(proc, name).symlink_to("/dev/null")
+
+    with pytest.raises(KernelError) as caught:
+        read_sysctls(proc)
+
+    assert str(caught.value) == (
+        f"{sysctl(proc, name)} is empty: a container or sandbox probably masks it; do not mask it."
+    )
+    assert caught.value.reason == "sysctl"
+
+
+def test_an_empty_item_of_a_list_does_not_make_the_file_an_empty_one() -> None:
+    with pytest.raises(KernelError, match=r"x holds 8080,,9000, which is not a port or a range of ports\.$"):
+        parse_ports(b"8080,,9000\n", WHERE)
+
+
+def test_an_empty_sockstat_is_told_as_masked() -> None:
+    with pytest.raises(KernelError, match=r"^/proc/net/sockstat is empty: a container or sandbox probably masks it"):
+        parse_sockstat(b"", None, Path("/proc/net"))
+
+
+def test_the_release_is_read_from_the_procfs_that_is_given(proc: Path) -> None:
+    set_release(proc, "5.19.1-generic")
+
+    assert read_release(proc) == (5, 19)
 
 
 def test_the_error_shows_the_content() -> None:

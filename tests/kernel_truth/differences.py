@@ -8,13 +8,13 @@ was blocked once stays so until every socket has left it.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon.kernel import features
+from ephmon.kernel.sysctl import read_release
 from ephmon.model.snapshot import Blindness, TcpState
 from tests import sockets
 from tests.kernel_truth.prediction import look
@@ -22,8 +22,8 @@ from tests.kernel_truth.prediction import look
 if TYPE_CHECKING:
     from ephmon.model.survey import NamespaceSurvey
 
-PORTS_RECOVER = features.ports_recover()
-OWN_RANGE_IS_SEARCHED_WHOLE = features.release_number(os.uname().release) >= (6, 8)
+PORTS_RECOVER = features.ports_recover(read_release(Path("/proc")))
+OWN_RANGE_IS_SEARCHED_WHOLE = read_release(Path("/proc")) >= (6, 8)
 """With IP_LOCAL_PORT_RANGE the search does not go by parity; to find that out by trying takes luck."""
 HAS_REUSE_DELAY = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists()
 _FIXED_DELAY_MS = 1000

@@ -22,6 +22,7 @@ from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
 from ephmon.kernel.source import SocketSource
+from ephmon.kernel.sysctl import read_release
 from ephmon.model.pools import Pool, PoolKind
 from ephmon.model.snapshot import Blindness
 from ephmon.model.survey import NamespaceSurvey, survey
@@ -429,9 +430,15 @@ def _pool(one: NamespaceSurvey, kind: PoolKind, key: Any) -> Pool:
     return pools.pool(key)
 
 
+def shows_every_socket() -> bool:
+    """Tell whether this kernel shows all sockets that hold a port, so that the bounds are held against it."""
+    return Blindness.BOUND_UNCONNECTED not in (read().ports or _nothing()).blind_to
+
+
 def shows_everything() -> bool:
     """Tell whether this kernel shows all that blocks a port, so that predictions are held to the number."""
-    return features.ports_recover() and Blindness.BOUND_UNCONNECTED not in (read().ports or _nothing()).blind_to
+    recover = features.ports_recover(read_release(Path("/proc")))
+    return recover and shows_every_socket()
 
 
 def _nothing() -> Any:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.outputs.api import encode, error_document
 from ephmon.outputs.http_reply import (
     METRICS_TEXT,
     OPENMETRICS_TEXT,
@@ -95,6 +96,12 @@ def test_the_pools_are_refused_in_json_while_there_are_no_current_ones(state: Se
     assert reply.status == HTTPStatus.SERVICE_UNAVAILABLE
     assert reply.content_type == "application/json"
     assert json.loads(reply.body) == {"schema": 1, "error": error}
+    assert reply.body == encode(error_document(error))
+
+
+def test_the_content_types_of_metrics_are_those_that_prometheus_demands() -> None:
+    assert METRICS_TEXT == "text/plain; version=0.0.4; charset=utf-8"
+    assert OPENMETRICS_TEXT == "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"])

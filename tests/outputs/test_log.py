@@ -255,6 +255,7 @@ GOOD = make_report()
 NOTHING_YET = make_report(success=False, taken_at=None, backends={}, namespaces=(), listed=())
 FAILED = make_report(success=False, error="The table is cut.")
 PROCFS = {"tcp": "procfs", "udp": "inet_diag"}
+FALLEN_BACK = replace(make_report(backends=PROCFS), fallbacks={"tcp": "No handler."})
 BLIND = make_namespace(blind_to=("bound_unconnected", "v6only"))
 BLIND_TO = "netns=own blind_to=bound_unconnected,v6only"
 TORN = (
@@ -289,6 +290,39 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         GOOD,
         make_report(backends=PROCFS),
         [("warning", "Sockets of tcp are read by procfs. before=inet_diag")],
+    ),
+    "another backend, with the reason": (
+        GOOD,
+        FALLEN_BACK,
+        [("warning", "Sockets of tcp are read by procfs: No handler. before=inet_diag")],
+    ),
+    "another reason for a backend": (
+        FALLEN_BACK,
+        replace(FALLEN_BACK, fallbacks={"tcp": "No socket."}),
+        [("warning", "Sockets of tcp are read by procfs: No socket. before=procfs")],
+    ),
+    "a first poll that falls back": (
+        replace(NOTHING_YET, namespaces=GOOD.namespaces),
+        FALLEN_BACK,
+        [
+            ("warning", "Sockets of tcp are read by procfs: No handler. before=None"),
+            ("info", "Sockets of udp are read by inet_diag. before=None"),
+        ],
+    ),
+    "the backend that is wanted again": (
+        FALLEN_BACK,
+        GOOD,
+        [("warning", "Sockets of tcp are read by inet_diag. before=procfs")],
+    ),
+    "a probe that is refused": (
+        GOOD,
+        replace(GOOD, probe_error="No capability.", probe_available=False),
+        [("warning", "Ports in doubt are not probed: No capability.")],
+    ),
+    "a probe that was cut": (
+        GOOD,
+        replace(GOOD, probe_error="It was cut.", probe_available=True),
+        [("warning", "Ports in doubt are not all probed: It was cut.")],
     ),
     "a protocol that is missing": (
         GOOD,

@@ -100,6 +100,17 @@ def test_rows_carry_the_severity_they_have_reached() -> None:
     ]
 
 
+def test_with_every_port_blocked_the_page_says_so_and_marks_the_range() -> None:
+    namespace = make_namespace(usable_ports=1000, blocked_ports=1000)
+    page = render(make_report(namespaces=[namespace]), expired=False).decode("utf-8")
+    expired = render(make_report(namespaces=[namespace]), expired=True).decode("utf-8")
+
+    assert '<p class="trouble">No port is left for any connect(): all 1000 usable ports are blocked.</p>' in page
+    assert '<p class="critical">Ports 32768-60999: 1000 usable' in page
+    assert "<p>As root, `ss -tlnp` lists who listens" in page
+    assert "No port is left" not in expired
+
+
 def test_peak_stands_beside_the_utilisation() -> None:
     page = render(busy(), expired=False).decode("utf-8")
 

@@ -166,15 +166,6 @@ def test_openmetrics_holds_the_same_samples_as_text() -> None:
     }
 
 
-def test_content_types_are_those_that_prometheus_demands() -> None:
-    report = make_report()
-
-    assert exposed(report).content_type == "text/plain; version=0.0.4; charset=utf-8"
-    assert exposed(report, openmetrics=True).content_type == (
-        "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    )
-
-
 @pytest.mark.parametrize("body", ["full", "expired"])
 def test_promtool_finds_nothing_to_complain_about(body: str) -> None:
     text = getattr(exposed(everything(), process=True), body)

@@ -6,13 +6,14 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.model.pools import Pool, PoolKind
 from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules, Threshold, ThresholdOverride, Thresholds
-from ephmon.outputs.table import render
+from ephmon.outputs.table import Selection, render
 from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
 
 if TYPE_CHECKING:
@@ -127,6 +128,65 @@ def test_what_is_wrong_comes_first_and_in_red() -> None:
     ]
 
 
+BLOCKED = {
+    "all, without a pool": (1000, RED),
+    "critical": (900, RED),
+    "warning": (700, YELLOW),
+    "few": (699, ""),
+}
+
+
+@pytest.mark.parametrize(("blocked", "colour"), BLOCKED.values(), ids=BLOCKED)
+def test_the_range_has_the_colour_of_its_blocked_share(blocked: int, colour: str) -> None:
+    namespace = make_namespace(usable_ports=1000, blocked_ports=blocked, pools={})
+    lines = render(make_report(namespaces=[namespace]), [], colour=True, width=None).splitlines()
+    (place,) = [place for place, line in enumerate(lines) if " usable (" in line]
+
+    assert lines[place].startswith(f"{colour}Ports 32768-60999: 1000 usable")
+    assert lines[place + 1].startswith("As root, `ss -tlnp` lists who listens") is bool(colour)
+
+
+def test_with_every_port_blocked_the_first_line_says_in_red_that_no_connect_gets_one() -> None:
+    namespaces = [
+        make_namespace(usable_ports=1000, blocked_ports=1000),
+        make_namespace(netns="blue", usable_ports=0, blocked_ports=0),
+        make_namespace(netns="green", blocked_ports=None),
+    ]
+    lines = render(make_report(namespaces=namespaces), [], colour=True, width=None).splitlines()
+
+    assert lines[0] == f"{RED}No port is left for any connect(): all 1000 usable ports are blocked.{RESET}"
+    assert sum("No port" in line for line in lines) == 1
+
+
+def test_the_last_line_says_what_the_pools_were_chosen_from() -> None:
+    report = make_report(namespaces=[make_namespace(pools={PoolKind.TCP_CONNECT: 7})])
+
+    def last(shown: int, selection: Selection | None = None) -> str:
+        pools = [make_pool()] * shown
+        return render(report, pools, colour=False, width=None, selection=selection).splitlines()[-1]
+
+    assert last(7).startswith("tcp_connect")
+    assert last(7, Selection(matching=7)).startswith("tcp_connect")
+    assert last(2) == "Pools shown: 2 of 7; --top N shows more."
+    assert last(6, Selection(matching=6)) == "Pools shown: 6 of 7; pools.ignore_destinations leaves out 1."
+    assert last(2, Selection(matching=6)) == (
+        "Pools shown: 2 of 7; pools.ignore_destinations leaves out 1; --top N shows more."
+    )
+    assert last(1, Selection(matching=1, toward="10.8.0.1")) == "Pools shown: 1 of 1 toward 10.8.0.1 (7 in all)."
+    assert last(1, Selection(matching=2, toward="10.8.0.1")) == (
+        "Pools shown: 1 of 2 toward 10.8.0.1 (7 in all); --top N shows more."
+    )
+
+
+def test_the_probe_is_named_where_it_can_help() -> None:
+    inexact = make_pool(exact=False), make_pool(kind=PoolKind.UDP_BIND, destination=None, exact=False)
+    texts = [render(make_report(), [pool], colour=False, width=None) for pool in (*inexact, make_pool())]
+
+    assert ["~ is an estimate" in text for text in texts] == [True, True, False]
+    assert ["--probe" in text for text in texts] == [True, False, False]
+    assert not any("exact" in text for text in texts)
+
+
 def test_exhausted_pool_says_what_the_application_sees() -> None:
     text = render(
         make_report(), [make_pool(in_use=28229), make_pool(in_use=28229), make_bind_pool()], colour=False, width=None
@@ -164,7 +224,9 @@ def test_empty_table_is_one_sentence() -> None:
     assert render(nobody, [], colour=False, width=80).endswith(
         "\n\nThere are no pools: nothing that could be read draws from the port range.\n"
     )
-    assert render(make_report(), [], colour=False, width=80).endswith("\n\nNo pool is shown.\nPools shown: 0 of 1.\n")
+    assert render(make_report(), [], colour=False, width=80).endswith(
+        "\n\nNo pool is shown.\nPools shown: 0 of 1; --top N shows more.\n"
+    )
     assert render(make_first_failure(), [], colour=False, width=80).endswith("\n\nNo pool is known yet.\n")
 
 

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
 from ephmon.model.snapshot import Blindness
 from ephmon.outputs.text import (
     COLUMNS,
     cells,
     endpoint,
+    exhaustion,
     facts,
     failures,
     gaps,
@@ -116,6 +118,37 @@ def test_all_well_means_no_failures_and_no_gaps() -> None:
     assert gaps(make_report()) == ()
 
 
+@pytest.mark.parametrize(
+    ("usable", "blocked", "severity"),
+    [
+        (1000, 1000, Severity.CRITICAL),
+        (1000, 900, Severity.CRITICAL),
+        (1000, 899, Severity.WARNING),
+        (1000, 700, Severity.WARNING),
+        (1000, 699, None),
+        (1000, None, None),
+        (0, 0, None),
+    ],
+)
+def test_the_blocked_share_is_held_against_the_general_thresholds(
+    usable: int, blocked: int | None, severity: Severity | None
+) -> None:
+    report = make_report(namespaces=[make_namespace(usable_ports=usable, blocked_ports=blocked)])
+
+    assert facts(report)[0][1] is severity
+    assert (facts(report)[1][0].startswith("As root, `ss -tlnp` lists")) is (severity is not None)
+    assert (exhaustion(report) != ()) is (blocked == 1000)
+
+
+def test_no_threshold_keeps_it_quiet_that_no_port_is_left() -> None:
+    never = Threshold(utilisation=2.0, for_seconds=0.0, clear=1.9)
+    namespace = make_namespace(netns="blue", usable_ports=5, blocked_ports=5)
+    report = make_report(namespaces=[namespace], rules=Rules(thresholds=Thresholds(warning=never, critical=never)))
+
+    assert facts(report)[0][1] is Severity.CRITICAL
+    assert exhaustion(report) == ("No port of blue is left for any connect(): all 5 usable ports are blocked.",)
+
+
 def test_first_failure_says_why_there_are_no_figures() -> None:
     assert failures(make_first_failure("netlink is not allowed here.")) == (
         "The last poll failed: netlink is not allowed here.",
@@ -128,7 +161,10 @@ def test_facts_say_unknown_rather_than_zero() -> None:
     namespaces = [make_namespace(), make_namespace(netns="blue", blocked_ports=None, ambiguous_ports=None)]
 
     assert facts(make_report(namespaces=namespaces, backends={"udp": "procfs"})) == (
-        "Ports 32768-60999: 28232 usable (0 reserved), 3 blocked for connect(), 120 ambiguous.",
-        "Ports of blue 32768-60999: 28232 usable (0 reserved), unknown blocked for connect(), unknown ambiguous.",
-        "Read at 2026-01-02T03:04:05.006Z: udp through procfs.",
+        ("Ports 32768-60999: 28232 usable (0 reserved), 3 blocked for connect(), 120 ambiguous.", None),
+        (
+            "Ports of blue 32768-60999: 28232 usable (0 reserved), unknown blocked for connect(), unknown ambiguous.",
+            None,
+        ),
+        ("Read at 2026-01-02T03:04:05.006Z: udp through procfs.", None),
     )
