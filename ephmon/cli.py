@@ -46,6 +46,8 @@ T = TypeVar("T")
 DEFAULT_CONFIG = Path("/etc/ephmon/config.yaml")
 PROC = Path("/proc")
 
+IPV6 = 6
+
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 _INTERRUPTED = 130
 
@@ -356,6 +358,8 @@ def _destination_port(text: str) -> tuple[Address, int | None]:
     address, port = _argument(lambda given: parse_endpoint(given, port_required=True), text)
     if address.is_unspecified:
         raise argparse.ArgumentTypeError(f"connect() takes {address} for loopback; write 127.0.0.1 or ::1")
+    if address.version == IPV6 and address.is_link_local:
+        raise argparse.ArgumentTypeError(f"connect() to {address} needs a device too, and devices have no pools")
     return address, port
 
 

@@ -330,6 +330,10 @@ WRONG = {
         ["[::]:80"],
         f"argument DESTINATION:PORT: connect() takes :: for loopback; write 127.0.0.1 or ::1{HELP}",
     ),
+    "a link-local destination": (
+        ["[fe80::1]:80"],
+        f"argument DESTINATION:PORT: connect() to fe80::1 needs a device too, and devices have no pools{HELP}",
+    ),
     "two families": ([f"{HERE}:80", "--from", V6], f"--from {V6} and {HERE} are of different families."),
     "any source": (
         [f"{HERE}:80", "--from", "0.0.0.0"],
