@@ -135,14 +135,12 @@ class SocketSource:
         Raises:
             KernelError: They could not be read, or the deadline passed.
         """
-        started = self._clock()
         deadline = Deadline(deadline_seconds, self._clock, self._wanted)
         sysctls = sysctl.read_sysctls(self._proc)
         with self._open_diag() as diag:
             connections = dumps.read_connections(diag, sysctls.port_range, destinations, deadline)
         return NarrowSnapshot(
             taken_at=self._wall_clock(),
-            duration_seconds=self._clock() - started,
             netns=OWN_NETNS,
             inode=sysctl.read_netns_inode(self._proc),
             sysctls=sysctls,

@@ -109,8 +109,7 @@ class AddressPools:
         self._usable_count = len(self._usable) - self._usable.count(0)
         self._tables = tables
         self._is_blind = is_blind
-        size = sysctls.port_range.size
-        self._may_lose_one = kind == PoolKind.TCP_BIND and size % 2 == 1 and size > 1
+        self._may_lose_one = kind == PoolKind.TCP_BIND and sysctls.port_range.may_lose_one
         self._may_share = kind == PoolKind.TCP_BIND and bool(sysctls.ip_autobind_reuse)
         self._pools = frozenset(sources)
         self._own, self._wildcards = self._count(self._pools)
@@ -221,7 +220,7 @@ def _holders_of(
     elif group.source in own:
         found.append((own[group.source], True))
     # A newcomer at a wildcard meets the sockets of every address of the families that it is of.
-    if ANY_V4 in own and not is_wildcard and overlaps_any_v4(group):
+    if ANY_V4 in own and not is_wildcard and _overlaps_any_v4(group):
         assumed = len(group.source) == len(ANY_V6) and group.state not in _STATES_WITH_V6ONLY
         found.append((own[ANY_V4], not assumed))
     if ANY_V6 in own and (not is_wildcard or len(group.source) == len(ANY_V4)):
@@ -229,6 +228,6 @@ def _holders_of(
     return found
 
 
-def overlaps_any_v4(group: SocketGroup) -> bool:
+def _overlaps_any_v4(group: SocketGroup) -> bool:
     """Tell whether a socket of the group keeps its port from a newcomer at the IPv4 wildcard."""
     return len(group.source) == len(ANY_V4) or group.dual_stack

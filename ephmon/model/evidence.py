@@ -55,7 +55,6 @@ _UNCERTAIN = (Verdict.NONE, Verdict.SUSPECT)
 class Past(IntEnum):
     """What a port has been since it was last seen without a socket: bits, in plain integers."""
 
-    NOTHING = 0
     LISTENED_ON = 1
     BLOCKED = 2
 

@@ -72,6 +72,11 @@ class PortRange(NamedTuple):
         """How many ports the range has."""
         return self.high - self.low + 1
 
+    @property
+    def may_lose_one(self) -> bool:
+        """Whether a TCP search may pass over one port: it walks the ports by parity and rounds their number down."""
+        return self.size > 1 and self.size % 2 == 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctls:
@@ -212,7 +217,6 @@ class NarrowSnapshot:
 
     taken_at: float
     """Seconds since the epoch."""
-    duration_seconds: float
     netns: str
     inode: int
     sysctls: Sysctls

@@ -97,7 +97,7 @@ class ConnectPools:
         self._ports_are_current = ports_are_current
         self._taken_at = taken_at
         self._ports = ports
-        self._odd = sysctls.port_range.size % 2 == 1 and sysctls.port_range.size > 1
+        self._may_lose_one = sysctls.port_range.may_lose_one
         self._tallies = _tally(sysctls, tcp, ports)
 
     def __len__(self) -> int:
@@ -168,7 +168,7 @@ class ConnectPools:
         if not self._ports_are_current:
             return 0, max(remaining, ports.usable - tally.stopping_unbound)
         open_at_most = ports.usable - ports.certainly_blocked
-        least = open_at_most - ports.ambiguous - tally.in_use_certain + tally.reusable_certain - self._odd
+        least = open_at_most - ports.ambiguous - tally.in_use_certain + tally.reusable_certain - self._may_lose_one
         return min(remaining, max(0, least)), max(remaining, open_at_most - tally.stopping_unbound)
 
 

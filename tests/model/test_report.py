@@ -352,7 +352,6 @@ def narrow(*rows: Sockets, taken_at: float = TAKEN_AT + 1, reserved: tuple[int, 
     """Return what a narrow poll read of the destination 10.0.0.9:443."""
     return NarrowSnapshot(
         taken_at=taken_at,
-        duration_seconds=0.001,
         netns=OWN_NETNS,
         inode=make_namespace(make_tcp()).inode,
         sysctls=make_sysctls(reserved=reserved),
