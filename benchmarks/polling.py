@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.measurement import Cost, memory, spent
 from ephmon.kernel.netlink import Request, SockDiag
 from ephmon.kernel.source import SocketSource
-from ephmon.model.report import ReloadStatus, build_report, initial_report
+from ephmon.model.next_report import build_report
+from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.rules import Rules
 from ephmon.outputs.prometheus import process_registry
 from ephmon.outputs.rendering import publication_of
@@ -45,6 +46,7 @@ class Stages(NamedTuple):
 
 READINGS: Mapping[PollKind, Callable[[SocketSource], Snapshot]] = {
     PollKind.EVIDENCE: lambda source: source.read(_DEADLINE_SECONDS),
+    PollKind.COUNTING: lambda source: source.read(_DEADLINE_SECONDS, evidence=False),
 }
 """How a poll of each kind reads the kernel; a kind that is not here is not measured."""
 

@@ -28,9 +28,18 @@ MOST_LISTENERS_LEFT_OUT = 64
 
 
 def read_tcp(
-    diag: SockDiag, port_range: PortRange, deadline: Deadline, *, shows_bound_unconnected: bool, ports_recover: bool
+    diag: SockDiag,
+    port_range: PortRange,
+    deadline: Deadline,
+    *,
+    shows_bound_unconnected: bool,
+    ports_recover: bool,
+    evidence: bool = True,
 ) -> TcpSockets:
     """Read the TCP sockets of both families: first what can block ports, then the connections.
+
+    Without `evidence` two walks over all sockets are left out, those for bound and for port-naming ones, and no
+    fingerprints are made.
 
     A socket that appears between two of the dumps is seen by one of them only; the error is as large as the churn
     within one poll.
@@ -39,18 +48,23 @@ def read_tcp(
         KernelError: inet_diag is not available, or its reply cannot be trusted.
     """
     inside = _inside(port_range)
-    fingerprints = array("Q", bytes(8 * _PORTS))
-    bound = _table(diag, [inet_diag.tcp_request(inet_diag.BOUND_STATES, inside)], deadline, fingerprints=fingerprints)
+    fingerprints = array("Q", bytes(8 * _PORTS)) if evidence else None
+    states = inet_diag.BOUND_STATES if evidence else 1 << TcpState.LISTEN
+    bound = _table(diag, [inet_diag.tcp_request(states, inside)], deadline, fingerprints=fingerprints)
     named = inet_diag.tcp_request(inet_diag.FULL_SOCKET_STATES, [*inside, inet_diag.port_named_in_bind()])
-    explicit = _table(diag, [named], deadline)
+    explicit_ports = frozenset(_table(diag, [named], deadline).port_of) if evidence else frozenset[int]()
+    everywhere = inet_diag.tcp_request(1 << TcpState.LISTEN, [])
+    listening_ports = _table(diag, [everywhere], deadline).ports if evidence else None
     not_accepted = islice(_not_accepted(bound), MOST_LISTENERS_LEFT_OUT)
     connections = inet_diag.tcp_request(inet_diag.CONNECTION_STATES, [*inside, *not_accepted])
     return TcpSockets(
         bound=bound,
-        explicit_ports=frozenset(explicit.port_of),
-        connections=_table(diag, [connections], deadline, fingerprints=fingerprints),
+        explicit_ports=explicit_ports,
+        connections=_table(diag, [connections], deadline, with_options=evidence, fingerprints=fingerprints),
         bound_to_any_port=_tcp_bound_to_any_port(diag, bound, inside, deadline),
+        listening_ports=listening_ports,
         fingerprints=fingerprints,
+        has_evidence=evidence,
         ports_recover=ports_recover,
         blind_to=frozenset() if shows_bound_unconnected else frozenset({Blindness.BOUND_UNCONNECTED}),
     )
@@ -121,9 +135,10 @@ def _table(
     deadline: Deadline,
     *,
     with_peer: bool = True,
+    with_options: bool = True,
     fingerprints: array[int] | None = None,
 ) -> SocketTable:
-    tabulator = inet_diag.Tabulator(with_peer=with_peer, fingerprints=fingerprints)
+    tabulator = inet_diag.Tabulator(with_peer=with_peer, with_options=with_options, fingerprints=fingerprints)
     for request in requests:
         diag.dump(request, tabulator.add, deadline)
     return tabulator.table()

@@ -17,11 +17,11 @@ import struct
 import sys
 from array import array
 from collections import defaultdict
-from itertools import count
+from itertools import chain, compress, count, starmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.kernel.netlink import MalformedReplyError, Request
-from ephmon.model.snapshot import Protocol, SocketGroup, SocketTable, TcpState
+from ephmon.model.snapshot import Protocol, SocketGroups, SocketTable, TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -157,7 +157,7 @@ _INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT = 11, 22
 _READ_ATTRIBUTES = (_INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT)
 
 # What the byte at _FLAGS (retrans, which nobody needs) is overwritten with.
-_NO_PORT, _V6ONLY = 1, 2
+_NO_PORT, _V6ONLY = SocketGroups.NO_PORT, 0x80
 _LITTLE = sys.byteorder == "little"
 # struct inet_diag_sockopt is two bytes of one-bit fields; bind_address_no_port is the first of the second byte.
 _NO_PORT_OF_SOCKOPT = bytes(_NO_PORT if value & (1 if _LITTLE else 0x80) else 0 for value in range(256))
@@ -169,7 +169,9 @@ _LONGEST_LEFT = 0xFFFF
 # Knuth's multiplicative hash: 2**64 divided by the golden ratio.
 _MIXER, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
-_TCP_KEY = struct.Struct("=BBBB2x2s16s16sI")
+_V4_BYTES, _V6_BYTES = 4, 16
+_LENGTH_OF_FAMILY = bytes(_V6_BYTES if family == socket.AF_INET6 else _V4_BYTES for family in range(256))
+_IS_V6 = bytes(family == socket.AF_INET6 for family in range(256))
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -179,13 +181,15 @@ class Tabulator:
     Args:
         with_peer: Whether the groups tell destinations apart. UDP ports do not care for them, and a proxy may have a
             destination for each socket.
+        with_options: Whether the groups tell socket options apart.
         fingerprints: By port, what the cookie of each socket is mixed into; see `TcpSockets.fingerprints`.
 
     Memory: eight bytes a socket, and a dictionary entry a group.
     """
 
-    def __init__(self, *, with_peer: bool, fingerprints: array[int] | None = None) -> None:
+    def __init__(self, *, with_peer: bool, with_options: bool = True, fingerprints: array[int] | None = None) -> None:
         self._with_peer = with_peer
+        self._with_options = with_options
         self._fingerprints = fingerprints
         self._index: defaultdict[tuple[bytes, ...], int] = defaultdict(count().__next__)
         self._group_of = array("I")
@@ -201,7 +205,7 @@ class Tabulator:
         """
         if length < _ATTRIBUTES or length % 4 or len(block) % length:
             raise MalformedReplyError(f"An inet_diag record of {length} bytes is too short, or not whole words.")
-        offsets = _attributes(block, 0, length)
+        offsets = _attributes(block, 0, length) if self._with_options else {}
         if _share_layout(block, length, offsets):
             self._add_columns(length, block, offsets)
             return
@@ -211,9 +215,9 @@ class Tabulator:
 
     def table(self) -> SocketTable:
         """Return what was collected."""
-        decode = _tcp_group if self._with_peer else _udp_group
+        keys = self._index if self._with_peer else starmap(_without_peer, self._index)
         return SocketTable(
-            groups=tuple(map(decode, self._index)),
+            groups=_groups(keys),
             group_of=self._group_of,
             port_of=self._port_of,
             time_wait_left_ms_of=self._left_of,
@@ -308,39 +312,33 @@ def _flags(block: bytearray, length: int, offsets: dict[int, int]) -> bytes | by
     return bytes(len(block) // length)
 
 
-def _tcp_group(key: tuple[bytes, ...]) -> SocketGroup:
-    family, state, minisock, flags, port, source, destination, device = _TCP_KEY.unpack(key[0])
-    is_v6 = family == socket.AF_INET6
-    source = _address(source) if is_v6 else source[:4]
-    # A socket without a peer has the address :: there, also one that is bound to an IPv4-mapped address.
-    destination = (_address(destination) if is_v6 else destination[:4]) if any(destination) else bytes(len(source))
-    # By position, in the order of the fields: there may be as many groups as sockets.
-    return SocketGroup(
-        state,
-        source,
-        destination,
-        port[0] << 8 | port[1],
-        device,
-        minisock == 1,
-        flags & _NO_PORT != 0,
-        is_v6 and not flags & _V6ONLY,
-    )
+def _without_peer(head: bytes, source: bytes, device: bytes) -> tuple[bytes, ...]:
+    """Return the key of a UDP socket with zeros where a peer would stand."""
+    return head, bytes(4), source, bytes(16), device
 
 
-def _udp_group(key: tuple[bytes, ...]) -> SocketGroup:
-    (family, state, _, flags), source, device = key[0], key[1], key[2]
-    source = _address(source) if family == socket.AF_INET6 else source[:4]
-    return SocketGroup(
-        state=state,
-        source=source,
-        destination=bytes(len(source)),
-        destination_port=0,
-        device=int.from_bytes(device, sys.byteorder),
-        bind_address_no_port=bool(flags & _NO_PORT),
-        dual_stack=family == socket.AF_INET6 and not flags & _V6ONLY,
-    )
+def _groups(keys: Iterable[tuple[bytes, ...]]) -> SocketGroups:
+    """Return the groups of keys that were cut out of records, in the order of the keys.
+
+    A key is laid out as `SocketGroups` wants it but for the lengths of addresses, so nothing is done for each of the
+    groups but for those of the family AF_INET6, which may be IPv4-mapped.
+    """
+    packed = bytearray().join(chain.from_iterable(keys))
+    size = SocketGroups.PACKED.size
+    families = packed[::size]
+    packed[4::size] = families.translate(_LENGTH_OF_FAMILY)
+    for place in compress(count(), families.translate(_IS_V6)):
+        _fit_v6(packed, place * size)
+    return SocketGroups(packed)
 
 
-def _address(packed: bytes) -> bytes:
-    """Return the 16 bytes of an IPv6 address, or the 4 that an IPv4-mapped one stands for."""
-    return packed[12:] if packed.startswith(_V4_MAPPED) else packed
+def _fit_v6(packed: bytearray, start: int) -> None:
+    """Turn V6ONLY of a group of IPv6 sockets into its opposite, and IPv4-mapped addresses into IPv4."""
+    flags = packed[start + 3]
+    packed[start + 3] = flags & _NO_PORT | (0 if flags & _V6ONLY else SocketGroups.DUAL_STACK)
+    source, destination = start + 8, start + 24
+    if packed.startswith(_V4_MAPPED, source):
+        packed[start + 4] = _V4_BYTES
+        # A socket without a peer has the address :: there, which ends in zeros too.
+        for address in (source, destination):
+            packed[address : address + 16] = packed[address + 12 : address + 16] + bytes(12)

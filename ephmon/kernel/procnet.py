@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from ephmon.errors import KernelError
 from ephmon.kernel.file import quoted, unreadable
-from ephmon.model.snapshot import Blindness, SocketGroup, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.model.snapshot import Blindness, SocketGroup, SocketGroups, SocketTable, TcpSockets, TcpState, UdpSockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -178,7 +178,7 @@ class _Collector:
 
     def table(self) -> SocketTable:
         return SocketTable(
-            groups=tuple(self._index_of),
+            groups=SocketGroups.of(self._index_of),
             group_of=self._group_of,
             port_of=self._port_of,
             time_wait_left_ms_of=self._left_ms_of,

@@ -55,6 +55,14 @@ _FATAL_REASONS = frozenset({"deadline", "stopped"})
 _Sockets = TypeVar("_Sockets", TcpSockets, UdpSockets)
 
 
+class _Question(NamedTuple):
+    """What a reading asks of the kernel, and until when."""
+
+    port_range: PortRange
+    deadline: Deadline
+    evidence: bool
+
+
 class _Reading(NamedTuple, Generic[_Sockets]):
     """The sockets of one protocol, and by which backend they were read."""
 
@@ -99,8 +107,13 @@ class SocketSource:
             mode, self._udp_by_diag, self._udp_by_procfs, self._count_udp
         )
 
-    def read(self, deadline_seconds: float) -> Snapshot:
+    def read(self, deadline_seconds: float, *, evidence: bool = True) -> Snapshot:
         """Read the sysctls and sockets; twice if the port range or the reserved ports change meanwhile.
+
+        Args:
+            deadline_seconds: How long it may take.
+            evidence: Whether to gather what tells how ports were chosen. inet_diag has to be asked more for it;
+                procfs shows what it shows.
 
         Raises:
             KernelError: A sysctl or neither protocol could be read, the deadline passed, or the range keeps changing.
@@ -109,7 +122,7 @@ class SocketSource:
         deadline = Deadline(deadline_seconds, self._clock, self._wanted)
         sysctls = sysctl.read_sysctls(self._proc)
         for _ in range(2):
-            namespace = self._read_namespace(sysctls, deadline)
+            namespace = self._read_namespace(sysctls, _Question(sysctls.port_range, deadline, evidence))
             now = sysctl.read_sysctls(self._proc)
             if (now.port_range, now.reserved_ports) == (sysctls.port_range, sysctls.reserved_ports):
                 return Snapshot(
@@ -148,15 +161,15 @@ class SocketSource:
             connections=connections,
         )
 
-    def _read_namespace(self, sysctls: Sysctls, deadline: Deadline) -> NamespaceSnapshot:
+    def _read_namespace(self, sysctls: Sysctls, question: _Question) -> NamespaceSnapshot:
         missing: dict[Protocol, str] = {}
         tcp = udp = None
         try:
-            tcp = self._tcp.read(sysctls.port_range, deadline)
+            tcp = self._tcp.read(question)
         except KernelError as error:
             missing[Protocol.TCP] = _survivable(error)
         try:
-            udp = self._udp.read(sysctls.port_range, deadline)
+            udp = self._udp.read(question)
         except KernelError as error:
             missing[Protocol.UDP] = _survivable(error)
         if tcp is None and udp is None:
@@ -173,31 +186,32 @@ class SocketSource:
             fallbacks={protocol: one.fallback for protocol, one in readings.items() if one.fallback},
         )
 
-    def _tcp_by_diag(self, port_range: PortRange, deadline: Deadline) -> TcpSockets:
+    def _tcp_by_diag(self, question: _Question) -> TcpSockets:
         release = sysctl.read_release(self._proc)
         with self._open_diag() as diag:
             if self._shows_bound_unconnected is None:
                 self._shows_bound_unconnected = features.shows_bound_unconnected(
-                    diag, port_range, deadline, release=release
+                    diag, question.port_range, question.deadline, release=release
                 )
             return dumps.read_tcp(
                 diag,
-                port_range,
-                deadline,
+                question.port_range,
+                question.deadline,
                 shows_bound_unconnected=self._shows_bound_unconnected,
                 ports_recover=features.ports_recover(release),
+                evidence=question.evidence,
             )
 
-    def _udp_by_diag(self, port_range: PortRange, deadline: Deadline) -> UdpSockets:
+    def _udp_by_diag(self, question: _Question) -> UdpSockets:
         with self._open_diag() as diag:
-            return dumps.read_udp(diag, port_range, deadline)
+            return dumps.read_udp(diag, question.port_range, question.deadline)
 
-    def _tcp_by_procfs(self, port_range: PortRange, deadline: Deadline) -> TcpSockets:
-        sockets = procnet.read_tcp(self._proc, port_range, deadline)
+    def _tcp_by_procfs(self, question: _Question) -> TcpSockets:
+        sockets = procnet.read_tcp(self._proc, question.port_range, question.deadline)
         return replace(sockets, ports_recover=features.ports_recover(sysctl.read_release(self._proc)))
 
-    def _udp_by_procfs(self, port_range: PortRange, deadline: Deadline) -> UdpSockets:
-        return procnet.read_udp(self._proc, port_range, deadline)
+    def _udp_by_procfs(self, question: _Question) -> UdpSockets:
+        return procnet.read_udp(self._proc, question.port_range, question.deadline)
 
     def _count_tcp(self) -> int:
         return sysctl.read_sockstat(self._proc).tcp
@@ -212,30 +226,30 @@ class _ProtocolReader(Generic[_Sockets]):
     def __init__(
         self,
         mode: str,
-        by_diag: Callable[[PortRange, Deadline], _Sockets],
-        by_procfs: Callable[[PortRange, Deadline], _Sockets],
+        by_diag: Callable[[_Question], _Sockets],
+        by_procfs: Callable[[_Question], _Sockets],
         count_sockets: Callable[[], int],
     ) -> None:
         self._mode = mode
-        self._by_diag: Callable[[PortRange, Deadline], _Sockets] = by_diag
-        self._by_procfs: Callable[[PortRange, Deadline], _Sockets] = by_procfs
+        self._by_diag: Callable[[_Question], _Sockets] = by_diag
+        self._by_procfs: Callable[[_Question], _Sockets] = by_procfs
         self._count_sockets = count_sockets
         self._good_tries = GOOD_TRIES_BEFORE_RETURN
         self._refusal = ""
         self.backend: Backend | None = None
         """By which the last reading that succeeded was made; None before the first."""
 
-    def read(self, port_range: PortRange, deadline: Deadline) -> _Reading[_Sockets]:
+    def read(self, question: _Question) -> _Reading[_Sockets]:
         """Return the sockets, and by which backend they were read."""
-        reading = self._read(port_range, deadline)
+        reading = self._read(question)
         self.backend = reading.backend
         return reading
 
-    def _read(self, port_range: PortRange, deadline: Deadline) -> _Reading[_Sockets]:
+    def _read(self, question: _Question) -> _Reading[_Sockets]:
         if self._mode == Backend.PROCFS:
-            return _Reading(self._by_procfs(port_range, deadline), Backend.PROCFS)
+            return _Reading(self._by_procfs(question), Backend.PROCFS)
         try:
-            sockets = self._dump(port_range, deadline)
+            sockets = self._dump(question)
         except NetlinkError as error:
             if error.errno not in _UNAVAILABLE:
                 raise
@@ -247,26 +261,26 @@ class _ProtocolReader(Generic[_Sockets]):
                 ) from error
             self._good_tries = 0
             self._refusal = str(error)
-            return _Reading(self._fall_back(port_range, deadline, error), Backend.PROCFS, self._refusal)
+            return _Reading(self._fall_back(question, error), Backend.PROCFS, self._refusal)
         self._good_tries += 1
         if self._good_tries < GOOD_TRIES_BEFORE_RETURN and self._is_small():
-            return _Reading(self._by_procfs(port_range, deadline), Backend.PROCFS, self._refusal)
+            return _Reading(self._by_procfs(question), Backend.PROCFS, self._refusal)
         return _Reading(sockets, Backend.INET_DIAG)
 
-    def _dump(self, port_range: PortRange, deadline: Deadline) -> _Sockets:
+    def _dump(self, question: _Question) -> _Sockets:
         try:
-            return self._by_diag(port_range, deadline)
+            return self._by_diag(question)
         except InterruptedDumpError:
-            return self._by_diag(port_range, deadline)
+            return self._by_diag(question)
 
-    def _fall_back(self, port_range: PortRange, deadline: Deadline, error: NetlinkError) -> _Sockets:
+    def _fall_back(self, question: _Question, error: NetlinkError) -> _Sockets:
         if not self._is_small():
             raise KernelError(
                 f"{error} /proc/net is not read instead because there are {MOST_SOCKETS_BY_PROCFS:,} sockets or more: "
                 "load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs.",
                 reason="unavailable",
             ) from error
-        return self._by_procfs(port_range, deadline)
+        return self._by_procfs(question)
 
     def _is_small(self) -> bool:
         return self._count_sockets() < MOST_SOCKETS_BY_PROCFS

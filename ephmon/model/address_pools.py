@@ -120,6 +120,11 @@ class AddressPools:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._pools)
 
+    def most_lost_first(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield each pool with its `rank`, the greatest first."""
+        ranks = ((*self.rank(source), source) for source in self._pools)
+        return iter(sorted(ranks, reverse=True))
+
     def rank(self, source: bytes) -> tuple[int, int]:
         """Return what pools are ordered by, the worst greatest: usable ports it cannot get, twice."""
         in_use = self.held(source)

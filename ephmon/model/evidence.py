@@ -15,13 +15,17 @@ Where there is none, the likelier case is estimated. Most programs connect(), so
   the port toward several destinations, which bind(address, 0) never lets happen.
 
 From the same follows which addresses programs bind(address, 0) to: the *binders*.
+
+A reading without evidence (`TcpSockets.has_evidence`) only counts. It shows that ports are held or listened on, but not
+that the same sockets are on them as before, nor which are bound and unconnected. So every port in use is in doubt then,
+and those that were last judged blocked, or were bound when it was last looked for, are suspect.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import compress
 from types import MappingProxyType
@@ -31,9 +35,9 @@ from ephmon.model.snapshot import Blindness, TcpState
 from ephmon.model.tcp_ports import PORTS, PortClass, TcpPorts, usable_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-    from ephmon.model.snapshot import SocketGroup, SocketTable, Sysctls, TcpSockets
+    from ephmon.model.snapshot import SocketTable, Sysctls, TcpSockets
 
 OVERFLOWING_SHARE = 0.8
 """A destination that holds this share of the ports of the first parity may well have gone on to the other."""
@@ -50,6 +54,8 @@ class Verdict(IntEnum):
 
 
 _UNCERTAIN = (Verdict.NONE, Verdict.SUSPECT)
+_BLOCKING = (Verdict.BLOCKED, Verdict.SUSPECT)
+_NOT = bytes([1]) + bytes(255)
 
 
 class Past(IntEnum):
@@ -57,6 +63,8 @@ class Past(IntEnum):
 
     LISTENED_ON = 1
     BLOCKED = 2
+    BOUND = 4
+    """By a socket that was neither connected nor listening when it was last looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,8 @@ class Evidence:
     """`Past` by port."""
     binders: frozenset[bytes] = frozenset()
     """Packed local addresses that sockets let bind() choose a port for."""
+    settles_much: bool = True
+    """Whether of the ports in use at least as many were certainly shared as were in doubt."""
 
 
 NO_ANSWERS: Mapping[int, bool] = MappingProxyType({})
@@ -94,9 +104,11 @@ def weigh(
         likely_binder_ports: So many ports of an address that are likely to have come from bind(address, 0) make it a
             binder.
     """
-    held = set(tcp.connections.port_of)
-    blocking = tcp.explicit_ports.union(tcp.bound.port_of)
+    held = tcp.connections.ports
+    blocking = tcp.explicit_ports | tcp.bound.ports
     past = _past(tcp, previous, held)
+    if not tcp.has_evidence:
+        return _as_last_judged(sysctls, tcp, previous, held, past)
     uncertain = _uncertain_ports(tcp, past, held) - blocking
     verdicts = _verdicts(tcp, previous, uncertain, answers)
     _assign(verdicts, held - uncertain, Verdict.SHARED)
@@ -106,20 +118,49 @@ def weigh(
     suspects = _with_a_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
     suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked)
     _assign(verdicts, suspects, Verdict.SUSPECT)
-    classes = usable_ports(sysctls)
-    unusable = {port for port in held | blocking if not classes[port]}
-    _assign(classes, unanswered, PortClass.AMBIGUOUS)
-    _assign(classes, suspects, PortClass.SUSPECT)
-    _assign(classes, blocked, PortClass.BLOCKED)
-    _assign(classes, unusable, PortClass.UNUSABLE)
-    accepted = frozenset(port for port in held if past[port] & Past.LISTENED_ON) if any(past) else frozenset()
+    classes = _classes(sysctls, unanswered, suspects, blocked)
+    accepted = _left_by_listeners(past, held)
+    ports = TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers), accepted - blocking)
     evidence = Evidence(
         verdicts=bytes(verdicts),
         fingerprints=tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints,
         past=bytes(past),
         binders=_binders(tcp, previous, (blocked | suspects) - blocking - accepted, answers, likely_binder_ports),
+        settles_much=verdicts.count(Verdict.SHARED) >= ports.ambiguous,
     )
-    return TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers), accepted - blocking), evidence
+    return ports, evidence
+
+
+def _as_last_judged(
+    sysctls: Sysctls, tcp: TcpSockets, previous: Evidence, held: frozenset[int], past: bytearray
+) -> tuple[TcpPorts, Evidence]:
+    """Return the class of every port after a reading without evidence; the verdicts wait for the next one with it."""
+    blocking = tcp.bound.ports
+    in_doubt = held - blocking
+    suspects = _with_a_past(tcp, past, set(in_doubt)).union(_bound_before(previous)) - blocking
+    if any(map(previous.verdicts.count, _BLOCKING)):
+        suspects.update(port for port in in_doubt if previous.verdicts[port] in _BLOCKING)
+    accepted = _left_by_listeners(past, held)
+    evidence = replace(
+        previous, past=bytes(past), binders=_binders(tcp, previous, suspects - accepted, NO_ANSWERS, PORTS)
+    )
+    classes = _classes(sysctls, in_doubt, suspects, blocking)
+    blind_to = tcp.blind_to | {Blindness.BOUND_UNCONNECTED}
+    return TcpPorts.of(bytes(classes), blind_to, accepted - blocking), evidence
+
+
+def _classes(sysctls: Sysctls, ambiguous: Iterable[int], suspects: Iterable[int], blocked: Iterable[int]) -> bytearray:
+    """Return the class of every port; where a port is in two of the sets, the later one holds."""
+    usable = usable_ports(sysctls)
+    classes = bytearray(usable)
+    for ports, value in ((ambiguous, PortClass.AMBIGUOUS), (suspects, PortClass.SUSPECT), (blocked, PortClass.BLOCKED)):
+        _assign(classes, (port for port in ports if usable[port]), value)
+    return classes
+
+
+def _left_by_listeners(past: bytearray, held: Iterable[int]) -> frozenset[int]:
+    """Return the ports whose sockets were accepted: they had a listener and have not been without sockets since."""
+    return frozenset(port for port in held if past[port] & Past.LISTENED_ON) if any(past) else frozenset()
 
 
 def _binders(
@@ -147,16 +188,14 @@ def _by_source(connections: SocketTable, ports: set[int]) -> Counter[bytes]:
     """Count the sockets on some ports by local address."""
     if not ports:
         return Counter()
-    indices = compress(connections.group_of, map(_marked(ports).__getitem__, connections.port_of))
-    return Counter(connections.groups[index].source for index in indices)
-
-
-def certainly_from_connect(group: SocketGroup) -> bool:
-    """Tell whether the sockets of the group certainly got their ports from connect().
-
-    They carry IP_BIND_ADDRESS_NO_PORT, which structures of TIME_WAIT and of connection requests do not show.
-    """
-    return group.bind_address_no_port
+    marked = _marked(ports)
+    numbers: Counter[int] = Counter()
+    for rows in connections.pieces():
+        numbers.update(compress(rows.group_of, map(marked.__getitem__, rows.port_of)))
+    found: Counter[bytes] = Counter()
+    for index, number in numbers.items():
+        found[connections.groups[index].source] += number
+    return found
 
 
 def _assign(table: bytearray, ports: Iterable[int], value: int) -> None:
@@ -164,18 +203,19 @@ def _assign(table: bytearray, ports: Iterable[int], value: int) -> None:
         table[port] = value
 
 
-def _uncertain_ports(tcp: TcpSockets, past: bytearray, held: set[int]) -> set[int]:
+def _uncertain_ports(tcp: TcpSockets, past: bytearray, held: frozenset[int]) -> set[int]:
     """Return the ports held by connections of which one reading cannot tell whether connect() may share them.
 
-    An accepted socket inherits the options of its listener, so where one listened the flag means nothing. Before Linux
-    6.18 a port may be blocked by a socket that has gone.
+    Sockets that carry IP_BIND_ADDRESS_NO_PORT certainly got their ports from connect(); structures of TIME_WAIT and of
+    connection requests do not show it. An accepted socket inherits the options of its listener, so where one listened
+    the flag means nothing. Before Linux 6.18 a port may be blocked by a socket that has gone.
     """
     if not tcp.ports_recover:
         return set(held)
-    uncertain: Sequence[bool] = [not certainly_from_connect(group) for group in tcp.connections.groups]
-    if all(uncertain):
+    certain = tcp.connections.groups.no_port_flags
+    if not any(certain):
         return set(held)
-    rows = compress(tcp.connections.port_of, map(uncertain.__getitem__, tcp.connections.group_of))
+    rows = compress(tcp.connections.port_of, map(certain.translate(_NOT).__getitem__, tcp.connections.group_of))
     return set(rows).union(port for port in held if past[port] & Past.LISTENED_ON)
 
 
@@ -191,18 +231,25 @@ def _verdicts(tcp: TcpSockets, previous: Evidence, ports: Iterable[int], answers
     return verdicts
 
 
-def _past(tcp: TcpSockets, previous: Evidence, held: set[int]) -> bytearray:
+def _past(tcp: TcpSockets, previous: Evidence, held: frozenset[int]) -> bytearray:
     """Return what each port has been, which is forgotten when it is seen without a socket."""
     past = bytearray(PORTS)
     if any(previous.past):
         for port in held:
+            past[port] = previous.past[port] & ~Past.BOUND
+        for port in () if tcp.has_evidence else _bound_before(previous):
             past[port] = previous.past[port]
-    for port in tcp.explicit_ports.union(tcp.bound.port_of):
-        past[port] = previous.past[port] | Past.BLOCKED
+    for port in tcp.explicit_ports | tcp.bound.ports:
+        past[port] = previous.past[port] & ~Past.BOUND | Past.BLOCKED
+    states = tcp.bound.groups.states
     for index, port in zip(tcp.bound.group_of, tcp.bound.port_of, strict=True):
-        if tcp.bound.groups[index].state == TcpState.LISTEN:
-            past[port] |= Past.LISTENED_ON
+        past[port] |= Past.LISTENED_ON if states[index] == TcpState.LISTEN else Past.BOUND
     return past
+
+
+def _bound_before(previous: Evidence) -> list[int]:
+    """Return the ports that were bound and unconnected when that was last looked for."""
+    return [port for port, bits in enumerate(previous.past) if bits & Past.BOUND] if any(previous.past) else []
 
 
 def _with_a_past(tcp: TcpSockets, past: bytearray, ports: set[int]) -> set[int]:
@@ -219,18 +266,23 @@ def _of_wrong_parity(sysctls: Sysctls, connections: SocketTable, ports: set[int]
     second = {port for port in ports if port % 2 != sysctls.port_range.low % 2}
     if not second:
         return set()
-    peers = [(group.source, group.destination, group.destination_port) for group in connections.groups]
+    tuples, tuple_of = connections.groups.tuples, connections.groups.tuple_of
     first = _first_parity(sysctls, blocked)
     enough = OVERFLOWING_SHARE * first.count(1)
-    held = Counter(map(peers.__getitem__, compress(connections.group_of, map(first.__getitem__, connections.port_of))))
-    suspects: set[int] = set()
-    sharers: Counter[tuple[int, bytes]] = Counter()
+    held: Counter[int] = Counter()
+    for piece in connections.pieces():
+        rows_of_first = compress(piece.group_of, map(first.__getitem__, piece.port_of))
+        held.update(map(tuple_of.__getitem__, rows_of_first))
+    overflowing = {place for place, number in held.items() if number >= enough}
+    certain = connections.groups.no_port_flags
     asked = _marked(second)
-    rows = zip(connections.group_of, connections.port_of, strict=True)
-    for index, port in compress(rows, map(asked.__getitem__, connections.port_of)):
-        sharers[port, peers[index][0]] += 1
-        if held[peers[index]] < enough and not certainly_from_connect(connections.groups[index]):
-            suspects.add(port)
+    rows = [
+        row
+        for piece in connections.pieces()
+        for row in compress(zip(piece.group_of, piece.port_of, strict=True), map(asked.__getitem__, piece.port_of))
+    ]
+    suspects = {port for group, port in rows if not certain[group] and tuple_of[group] not in overflowing}
+    sharers = Counter((port, tuples[tuple_of[group]].source) for group, port in rows if port in suspects)
     return suspects - {port for (port, _), number in sharers.items() if number > 1}
 
 

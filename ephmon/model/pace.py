@@ -6,12 +6,17 @@ spent: half of it on full polls, half on *narrow* ones in between, which read th
 question alone. Where it is the blocked ports that are many, or a pool without a destination is what fills, there is no
 destination to look at, and full polls come at the urgent interval instead.
 
+A full poll gathers evidence of how each port was chosen, or it only counts, which is cheaper. While evidence at every
+poll fits into the budget it is gathered at every poll. Where it does not, it is gathered at every fourth, unless it
+settles most ports (then it would be missed) or something needs a closer look.
+
 The cost that counts is the middle one of the last three polls, so that one dear poll does not blind the daemon.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import ip_address
 from statistics import median
 from typing import TYPE_CHECKING
@@ -23,8 +28,26 @@ if TYPE_CHECKING:
     from ephmon.model.rules import PollingRules, Thresholds
 
 REMEMBERED_COSTS = 3
+POLLS_PER_EVIDENCE = 4
+"""Where evidence is dear, one poll out of so many gathers it."""
 MOST_WATCHED = 16
 """So many destinations are watched by narrow polls at once; each costs every socket a test in the kernel."""
+
+
+class Poll(StrEnum):
+    """The kinds of polls, which differ in what they ask of the kernel."""
+
+    FULL = "full"
+    """Everything, with evidence."""
+    COUNTING = "counting"
+    """Everything, without evidence."""
+    NARROW = "narrow"
+    """The sockets toward some destinations."""
+
+    @property
+    def scope(self) -> str:
+        """What polls are counted by: `full` or `narrow`."""
+        return "narrow" if self is Poll.NARROW else "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +62,19 @@ class Watch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """CPU seconds of the latest polls of each scope, at most REMEMBERED_COSTS."""
+    """CPU seconds of the latest polls of each kind, at most REMEMBERED_COSTS."""
 
     full: tuple[float, ...] = ()
+    """Of full polls that gathered evidence."""
+    counting: tuple[float, ...] = ()
+    """Of full polls that only counted."""
     narrow: tuple[float, ...] = ()
 
-    def after(self, scope: str, seconds: float) -> Costs:
+    def after(self, kind: Poll, seconds: float) -> Costs:
         """Return the costs with those of one more poll."""
-        costs = {"full": self.full, "narrow": self.narrow}
-        costs[scope] = (*costs[scope], seconds)[-REMEMBERED_COSTS:]
-        return Costs(**costs)
+        costs = {Poll.FULL: self.full, Poll.COUNTING: self.counting, Poll.NARROW: self.narrow}
+        costs[kind] = (*costs[kind], seconds)[-REMEMBERED_COSTS:]
+        return Costs(full=costs[Poll.FULL], counting=costs[Poll.COUNTING], narrow=costs[Poll.NARROW])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +84,8 @@ class Pace:
     full: float
     narrow: float | None = None
     """None: no narrow polls."""
+    polls_per_evidence: int = 1
+    """One full poll out of so many gathers evidence."""
     is_stretched: bool = False
     """The budget makes full polls rarer than the configuration asks for."""
 
@@ -82,16 +110,19 @@ def watch(pools: Sequence[Pool], blocked_shares: Sequence[float], thresholds: Th
     )
 
 
-def pace(rules: PollingRules, costs: Costs, watched: Watch) -> Pace:
-    """Return how often to poll, given what polls cost and what is watched."""
+def pace(rules: PollingRules, costs: Costs, watched: Watch, *, evidence_settles_much: bool = True) -> Pace:
+    """Return how often to poll, given what polls cost, what is watched, and whether evidence settles most ports."""
     full, narrow = _middle(costs.full), _middle(costs.narrow)
     if watched.everything:
         wanted = min(rules.interval_seconds, rules.urgent_interval_seconds)
         interval = max(wanted, full / rules.urgent_cpu_budget)
         return Pace(full=interval, is_stretched=interval > rules.interval_seconds)
     if not watched.destinations:
-        interval = max(rules.interval_seconds, full / rules.cpu_budget)
-        return Pace(full=interval, is_stretched=interval > rules.interval_seconds)
+        affordable = rules.cpu_budget * rules.interval_seconds
+        polls = 1 if evidence_settles_much or full <= affordable else POLLS_PER_EVIDENCE
+        counting = _middle(costs.counting) or full
+        interval = max(rules.interval_seconds, (full + (polls - 1) * counting) / polls / rules.cpu_budget)
+        return Pace(full=interval, polls_per_evidence=polls, is_stretched=interval > rules.interval_seconds)
     half = rules.urgent_cpu_budget / 2
     interval = max(rules.interval_seconds, full / half)
     between = max(rules.urgent_interval_seconds, narrow / half)

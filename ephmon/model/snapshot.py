@@ -6,13 +6,18 @@ names and keep unknown numbers as numbers.
 
 from __future__ import annotations
 
+import struct
 from array import array
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from itertools import chain, count
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 OWN_NETNS = "own"
 """The label of the network namespace that ephmon itself runs in."""
@@ -121,6 +126,139 @@ class SocketGroup(NamedTuple):
     """
 
 
+class Tuple(NamedTuple):
+    """A connection but for its local port; addresses packed."""
+
+    source: bytes
+    destination: bytes
+    destination_port: int
+
+
+class Tuples(Sequence[Tuple]):
+    """Distinct tuples in the order in which they were met, kept packed: there may be as many as sockets."""
+
+    def __init__(self, index: Mapping[tuple[bytes], int]) -> None:
+        """Take the place of each packed tuple: length of its addresses, a zero, port, addresses of 16 bytes."""
+        self._index = index
+        self._packed = [packed for (packed,) in index]
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @overload
+    def __getitem__(self, place: int) -> Tuple: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Tuple]: ...
+    def __getitem__(self, place: int | slice) -> Tuple | Sequence[Tuple]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        length, port, source, destination = _TUPLE.unpack(self._packed[place])
+        return Tuple(source[:length], destination[:length], port)
+
+    def find(self, wanted: Tuple) -> int | None:
+        """Return the place of a tuple, None if it is not there."""
+        source, destination, port = wanted
+        return self._index.get((_TUPLE.pack(len(source), port, source, destination),))
+
+
+class SocketGroups(Sequence[SocketGroup]):
+    """The groups of one dump, kept packed: there may be as many as sockets, and few of them are looked at.
+
+    `PACKED` is the layout of each: a byte that means nothing, the state, whether it is a minisock, flags, the tuple as
+    `Tuples` takes it, and the device.
+    """
+
+    PACKED = struct.Struct("=xBBB36sI")
+    NO_PORT, DUAL_STACK = 1, 2
+    """The flags: IP_BIND_ADDRESS_NO_PORT, and `SocketGroup.dual_stack`."""
+
+    def __init__(self, packed: bytes | bytearray) -> None:
+        self._packed = packed
+
+    @classmethod
+    def of(cls, groups: Iterable[SocketGroup]) -> SocketGroups:
+        """Pack some groups."""
+        return cls(b"".join(map(_pack, groups)))
+
+    def __len__(self) -> int:
+        return len(self._packed) // self.PACKED.size
+
+    @overload
+    def __getitem__(self, place: int) -> SocketGroup: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[SocketGroup]: ...
+    def __getitem__(self, place: int | slice) -> SocketGroup | Sequence[SocketGroup]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        state, minisock, flags, ends, device = self.PACKED.unpack_from(self._packed, place * self.PACKED.size)
+        length, port, source, destination = _TUPLE.unpack(ends)
+        # By position, in the order of the fields: there may be as many groups as sockets.
+        return SocketGroup(
+            state,
+            source[:length],
+            destination[:length],
+            port,
+            device,
+            minisock == 1,
+            flags & self.NO_PORT != 0,
+            flags & self.DUAL_STACK != 0,
+        )
+
+    @cached_property
+    def states(self) -> bytes:
+        """The state of each group."""
+        return bytes(self._packed[1 :: self.PACKED.size])
+
+    @cached_property
+    def no_port_flags(self) -> bytes:
+        """1 for each group whose sockets carry IP_BIND_ADDRESS_NO_PORT, else 0."""
+        return bytes(self._packed[3 :: self.PACKED.size]).translate(_IS_ODD)
+
+    @cached_property
+    def on_devices(self) -> Sequence[int]:
+        """The places of the groups whose sockets are bound to a device."""
+        devices = memoryview(self._packed).cast("I")[10 :: self.PACKED.size // 4].tolist()
+        return [place for place, device in enumerate(devices) if device] if any(devices) else []
+
+    @property
+    def tuples(self) -> Tuples:
+        """The distinct tuples of the groups."""
+        return self._tuples[0]
+
+    @property
+    def tuple_of(self) -> array[int]:
+        """Index into `tuples` of each group (typecode "I")."""
+        return self._tuples[1]
+
+    @cached_property
+    def _tuples(self) -> tuple[Tuples, array[int]]:
+        index: defaultdict[tuple[bytes], int] = defaultdict(count().__next__)
+        keys: Iterator[tuple[bytes]] = struct.Struct("=4x36s4x").iter_unpack(self._packed)
+        tuple_of = array("I", map(index.__getitem__, keys))
+        index.default_factory = None
+        return Tuples(index), tuple_of
+
+
+_TUPLE = struct.Struct(">BxH16s16s")
+_IS_ODD = bytes([0, 1] * 128)
+
+
+def _pack(group: SocketGroup) -> bytes:
+    flags = group.bind_address_no_port * SocketGroups.NO_PORT | group.dual_stack * SocketGroups.DUAL_STACK
+    ends = _TUPLE.pack(len(group.source), group.destination_port, group.source, group.destination)
+    return SocketGroups.PACKED.pack(group.state, group.minisock, flags, ends, group.device)
+
+
+class Rows(NamedTuple):
+    """Some rows of a SocketTable, as its columns."""
+
+    group_of: Sequence[int]
+    port_of: Sequence[int]
+    time_wait_left_ms_of: Sequence[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketTable:
     """One dump as three parallel arrays, one row a socket, and the groups that the rows fall into.
@@ -128,7 +266,7 @@ class SocketTable:
     Eight bytes a socket, held only for the length of a poll. Rows are in no particular order.
     """
 
-    groups: tuple[SocketGroup, ...]
+    groups: SocketGroups
     group_of: array[int]
     """Index into `groups` of each row (typecode "I")."""
     port_of: array[int]
@@ -138,12 +276,31 @@ class SocketTable:
 
     Means nothing in rows whose group is no minisock.
     """
+    ports: frozenset[int] = field(init=False)
+    """The local ports that there are."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ports", frozenset(chain.from_iterable(set(rows.port_of) for rows in self.pieces())))
 
     def __len__(self) -> int:
         return len(self.group_of)
 
+    def pieces(self) -> Iterator[Rows]:
+        """Yield all rows in pieces that one call into C gets through within a few milliseconds.
 
-NO_SOCKETS = SocketTable(groups=(), group_of=array("I"), port_of=array("H"), time_wait_left_ms_of=array("H"))
+        The interpreter lets other threads run between calls only, and one of them answers scrapes.
+        """
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            yield Rows(self.group_of[rows], self.port_of[rows], self.time_wait_left_ms_of[rows])
+
+
+_ROWS_AT_ONCE = 50_000
+
+
+NO_SOCKETS = SocketTable(
+    groups=SocketGroups(b""), group_of=array("I"), port_of=array("H"), time_wait_left_ms_of=array("H")
+)
 """The dump that found nothing."""
 
 
@@ -159,12 +316,16 @@ class TcpSockets:
     """All others, TIME_WAIT and SYN_RECV included. Sockets that a listener in `bound` accepted may be left out."""
     bound_to_any_port: frozenset[bytes] = frozenset()
     """Packed local addresses of bound, unconnected sockets that let bind() choose the port."""
+    listening_ports: frozenset[int] | None = None
+    """All ports that have a listener, inside the range or not; None if that was not asked for."""
     fingerprints: array[int] | None = None
     """By port, 65,536 numbers that stay as long as the port's sockets do (typecode "Q"); None if not visible.
 
     Each is the exclusive or of the cookies of all sockets of both tables on the port, each cookie mixed first, because
     neighbouring sockets get neighbouring cookies and a pair of neighbours would look like the next pair.
     """
+    has_evidence: bool = True
+    """Whether `explicit_ports` and `fingerprints` were asked for; without them a reading is cheaper."""
     ports_recover: bool = True
     """A port is free for connect() once the last socket that blocks it is gone; before Linux 6.18, once all are."""
     blind_to: frozenset[Blindness] = frozenset()

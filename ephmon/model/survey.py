@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from heapq import heappop, heappush, nsmallest
 from ipaddress import ip_address
 from itertools import chain
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -15,7 +18,7 @@ from ephmon.model.tcp_connect import ConnectPools
 from ephmon.model.tcp_ports import usable_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from ephmon.model.pools import Pool, PoolKey
     from ephmon.model.rules import DestinationPattern
@@ -28,8 +31,8 @@ Key = TypeVar("Key")
 class PoolSet(Protocol[Key]):
     """All pools of one kind in one namespace, under keys of the kind's own.
 
-    A host may have tens of thousands of pools and show fifty: what all of them are ranked by is counted, and a Pool is
-    built only for those that are asked for.
+    A host may have tens of thousands of pools and show fifty: all are put in order by what costs nothing to know, and
+    only as many are looked at more closely as that leaves in question.
     """
 
     kind: PoolKind
@@ -40,6 +43,9 @@ class PoolSet(Protocol[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         """The keys of the pools that exist."""
+
+    def most_lost_first(self) -> Iterator[tuple[int, int, Key]]:
+        """Yield each pool with the most that each part of its `rank` may be, the greatest first part first."""
 
     def rank(self, key: Key) -> tuple[int, int]:
         """Return what pools are ordered by, the worst greatest: usable ports it cannot get, then ports it holds."""
@@ -92,13 +98,69 @@ class NamespaceSurvey:
 
     def ranked(self, ignored: Sequence[DestinationPattern]) -> list[Ranked]:
         """Return all pools that are not ignored, in no order."""
-        return [
-            Ranked(lost / self.usable if self.usable else 1.0, held, pools, key)
-            for pools in self.pool_sets
-            for key in pools
-            if not (ignored and _is_ignored(pools.destination(key), ignored))
-            for lost, held in (pools.rank(key),)
-        ]
+        return [entry for pools in self.pool_sets for entry in self._most_utilised_first(pools, ignored)]
+
+    def worst(
+        self, ignored: Sequence[DestinationPattern], *, number: int, at_least: float = 0.0, held: int = 0
+    ) -> list[Ranked]:
+        """Return the worst pools, at most `number`, worst first.
+
+        Args:
+            ignored: These are left out.
+            number: How many at most.
+            at_least: The utilisation ratio that they have at least.
+            held: So many ports of the range do their sockets hold at least.
+        """
+        entries: list[Ranked] = []
+        best: list[float] = []  # the highest `number` utilisations so far, as a heap
+
+        def to_beat() -> float:
+            return max(at_least, best[0]) if len(best) == number else at_least
+
+        for pools in self.pool_sets:
+            for entry in self._most_utilised_first(pools, ignored, at_least=to_beat, held=held):
+                if entry.held >= held and entry.utilisation >= at_least:
+                    entries.append(entry)
+                    heappush(best, entry.utilisation)
+                    if len(best) > number:
+                        heappop(best)
+        return nsmallest(number, entries, key=attrgetter("worst_first"))
+
+    def worst_utilisation(
+        self, pools: PoolSet[Key], ignored: Sequence[DestinationPattern], but: Container[Key] = ()
+    ) -> float | None:
+        """Return the highest utilisation of pools that are not ignored, but some; None if there is no other."""
+        worst: float | None = None
+
+        def more() -> float:
+            return 0.0 if worst is None else math.nextafter(worst, 2.0)
+
+        for entry in self._most_utilised_first(pools, ignored, at_least=more):
+            if entry.key not in but:
+                worst = max(worst or 0.0, entry.utilisation)
+        return worst
+
+    def _most_utilised_first(
+        self,
+        pools: PoolSet[Any],
+        ignored: Sequence[DestinationPattern],
+        *,
+        at_least: Callable[[], float] = lambda: 0.0,
+        held: int = 0,
+    ) -> Iterator[Ranked]:
+        """Yield pools, at least those that may have the utilisation `at_least()` and hold so many ports.
+
+        What is asked for may grow meanwhile.
+        """
+        for lost, most_held, key in pools.most_lost_first():
+            if most_held < held or self._share(lost) < at_least():
+                return
+            if not (ignored and _is_ignored(pools.destination(key), ignored)):
+                lost_truly, held_truly = pools.rank(key)
+                yield Ranked(self._share(lost_truly), held_truly, pools, key)
+
+    def _share(self, ports: int) -> float:
+        return ports / self.usable if self.usable else 1.0
 
     def find(self, key: PoolKey, ignored: Sequence[DestinationPattern]) -> Pool | None:
         """Return a pool that exists and is not ignored, None for others."""

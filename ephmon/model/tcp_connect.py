@@ -19,15 +19,18 @@ remaining_min
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import ip_address
-from itertools import compress
-from operator import add
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain, compress, count, takewhile
+from operator import and_
+from typing import TYPE_CHECKING
 
 from ephmon.model.pools import Pool, PoolKey, PoolKind, by_state_name
-from ephmon.model.snapshot import TcpState
+from ephmon.model.snapshot import Rows, TcpState, Tuple
 from ephmon.model.tcp_ports import OPEN_CLASSES, PORTS, Listeners, PortClass, TcpPorts
 from ephmon.model.time_wait import may_be_reused, on_loopback, reusable_below_ms
 
@@ -38,16 +41,7 @@ if TYPE_CHECKING:
 
 FAILURE_ERRNO = "EADDRNOTAVAIL"
 
-# Rows are counted by group and by class of their port at once, as group * _CLASSES + class.
-_CLASSES = len(PortClass)
-
-
-class Tuple(NamedTuple):
-    """A pool's key within its namespace; addresses packed."""
-
-    source: bytes
-    destination: bytes
-    destination_port: int
+_IS_CLASS = [bytes(value == one for value in range(256)) for one in PortClass]
 
 
 def own_key(key: PoolKey) -> Tuple | None:
@@ -75,9 +69,10 @@ class _Tally:
 
 
 class ConnectPools:
-    """All tcp_connect pools of one namespace at one moment, counted; a Pool is built only for those that are asked for.
+    """All tcp_connect pools of one namespace at one moment. A pool's key in here is its tuple.
 
-    A host may have tens of thousands of destinations and list fifty of them.
+    A host may have tens of thousands of destinations and list fifty of them, so no more is done for all of them than to
+    count their sockets; the ports of a pool are counted when somebody asks for it.
     """
 
     kind = PoolKind.TCP_CONNECT
@@ -98,42 +93,56 @@ class ConnectPools:
         self._taken_at = taken_at
         self._ports = ports
         self._may_lose_one = sysctls.port_range.may_lose_one
-        self._tallies = _tally(sysctls, tcp, ports)
+        self._sockets = _Sockets(sysctls, tcp, ports)
 
     def __len__(self) -> int:
-        return len(self._tallies)
+        return sum(map(bool, self._sockets.number_of))
 
     def __iter__(self) -> Iterator[Tuple]:
-        return iter(self._tallies)
+        return (key for _, key in self.most_sockets_first())
 
     @property
     def torn(self) -> int:
         """How many pools hold more ports than there are: the sockets moved while they were being read."""
         capacity = self._ports.usable - self._ports.blocked
-        return sum(tally.in_use > capacity for tally in self._tallies.values())
+        large = takewhile(lambda entry: entry[0] > capacity, self.most_sockets_first())
+        return sum(self._tally(key).in_use > capacity for _, key in large)
+
+    def most_sockets_first(self) -> Iterator[tuple[int, Tuple]]:
+        """Yield each pool with the number of its sockets."""
+        sockets = self._sockets
+        return ((sockets.number_of[place], sockets.tuples[place]) for place in sockets.most_first)
+
+    def most_lost_first(self) -> Iterator[tuple[int, int, Tuple]]:
+        """Yield each pool with the most that its `rank` may be."""
+        usable, blocked = self._ports.usable, self._ports.blocked
+        return ((min(usable, blocked + number), number, key) for number, key in self.most_sockets_first())
 
     def rank(self, key: Tuple) -> tuple[int, int]:
         """Return what pools are ordered by, the worst greatest: usable ports it cannot get, then ports it holds."""
-        tally = self._tallies[key]
-        usable = self._ports.usable
-        return min(usable, self._ports.blocked + tally.in_use - tally.reusable), tally.held
+        lost, held = self._sockets.lost(key)
+        return min(self._ports.usable, self._ports.blocked + lost), held
 
     def find(self, key: PoolKey) -> Tuple | None:
         """Return the key within the namespace of a pool that exists, None for others."""
         own = own_key(key) if (key.netns, key.kind) == (self.netns, self.kind) else None
-        return own if own in self._tallies else None
+        place = None if own is None else self._sockets.tuples.find(own)
+        return own if place is not None and self._sockets.number_of[place] else None
 
     def destination(self, key: Tuple) -> tuple[bytes, int]:
         """Return the packed address and the port that the pool leads to."""
         return key.destination, key.destination_port
 
     def held(self, key: Tuple) -> int:
-        """Return how many ports of the range the pool's sockets hold, blocked ones included."""
-        return self._tallies[key].held
+        """Return how many ports of the range the pool's sockets hold."""
+        return self._tally(key).held
+
+    def _tally(self, key: Tuple) -> _Tally:
+        return self._sockets.tally(key)
 
     def pool(self, key: Tuple) -> Pool:
         """Return the pool of the key, also of one that has no socket yet."""
-        tally = self._tallies.get(key) or _Tally()
+        tally = self._tally(key)
         ports = self._ports
         capacity = ports.usable - ports.blocked
         remaining = max(0, capacity - tally.in_use + tally.reusable)
@@ -172,27 +181,75 @@ class ConnectPools:
         return min(remaining, max(0, least)), max(remaining, open_at_most - tally.stopping_unbound)
 
 
-def _tally(sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> dict[Tuple, _Tally]:
-    """Count the connections by pool."""
-    table = tcp.connections
-    counts = _count_by_class(table.group_of, table.port_of, ports.classes)
-    accepted = _Accepted(tcp.bound, ports.left_by_listeners)
-    _leave_out_accepted(counts, table, accepted, ports.classes)
-    reusable = _count_reusable(table, sysctls, ports.classes)
-    tallies: defaultdict[Tuple, _Tally] = defaultdict(_Tally)
-    on_devices = set()
-    for code, number in counts.items():
-        if not number:
-            continue  # all of them were accepted
-        index, port_class = divmod(code, _CLASSES)
-        group = table.groups[index]
-        key = Tuple(group.source, group.destination, group.destination_port)
-        _add_sockets(tallies[key], group, port_class, number, reusable[code])
-        if group.device:
-            on_devices.add(key)
-    for key, rows in _rows_of(on_devices, table, accepted).items():
-        _recount_ports(tallies[key], rows, sysctls, ports.classes)
-    return dict(tallies)
+class _Sockets:
+    """The connections of a reading, counted by tuple; ports are counted for the tuples that are asked for."""
+
+    def __init__(self, sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> None:
+        table = tcp.connections
+        self._groups = table.groups
+        self._counts = _count_by_class(table.pieces(), table.ports, ports.classes)
+        accepted = _Accepted(tcp.bound, ports.left_by_listeners)
+        _leave_out_accepted(self._counts, table, accepted, ports.classes)
+        self._reusable = _count_reusable(table, sysctls, ports.classes)
+        self.tuples = table.groups.tuples
+        self.number_of = [0] * len(self.tuples)
+        """How many sockets each tuple has; 0 if all of them were accepted."""
+        tuple_of = table.groups.tuple_of
+        for numbers in self._counts.values():
+            for index, number in numbers.items():
+                self.number_of[tuple_of[index]] += number
+        on_devices = {tuple_of[place] for place in table.groups.on_devices if self.number_of[tuple_of[place]]}
+        self._tallies = {
+            place: _recounted(self._sum(place), rows, sysctls, ports.classes)
+            for place, rows in _rows_of(on_devices, table, accepted).items()
+        }
+        # Then the number of sockets says it all, which is so on most hosts.
+        self._each_takes_one = not self._reusable and not on_devices and self._counts.keys() <= set(OPEN_CLASSES)
+
+    def lost(self, key: Tuple) -> tuple[int, int]:
+        """Return how many ports of the capacity a tuple cannot get, and how many it holds."""
+        place = self.tuples.find(key)
+        if place is not None and self._each_takes_one:
+            return self.number_of[place], self.number_of[place]
+        tally = self.tally(key)
+        return tally.in_use - tally.reusable, tally.held
+
+    def tally(self, key: Tuple) -> _Tally:
+        """Return what is counted of a tuple."""
+        place = self.tuples.find(key)
+        if place is None:
+            return _Tally()
+        tally = self._tallies.get(place)
+        if tally is None:
+            tally = self._tallies[place] = self._sum(place)
+        return tally
+
+    def _sum(self, place: int) -> _Tally:
+        tally = _Tally()
+        for index in self._groups_of(place):
+            group = self._groups[index]
+            for port_class, numbers in self._counts.items():
+                if number := numbers.get(index):
+                    _add_sockets(tally, group, port_class, number, self._reusable[port_class].get(index, 0))
+        return tally
+
+    def _groups_of(self, place: int) -> Iterator[int]:
+        """Yield the groups of a tuple."""
+        tuple_of, order = self._groups.tuple_of, self._groups_by_tuple
+        start = bisect_left(order, place, key=tuple_of.__getitem__)
+        candidates = map(order.__getitem__, range(start, len(order)))
+        return takewhile(lambda index: tuple_of[index] == place, candidates)
+
+    @cached_property
+    def _groups_by_tuple(self) -> Sequence[int]:
+        """The groups in the order of their tuples, which they mostly have: both are numbered as they are met."""
+        tuple_of = self._groups.tuple_of
+        return sorted(range(len(tuple_of)), key=tuple_of.__getitem__)
+
+    @cached_property
+    def most_first(self) -> Sequence[int]:
+        """The tuples that have sockets, those with the most first."""
+        return sorted(compress(count(), self.number_of), key=self.number_of.__getitem__, reverse=True)
 
 
 def _add_sockets(tally: _Tally, group: SocketGroup, port_class: int, number: int, reusable: int) -> None:
@@ -214,17 +271,25 @@ def _add_sockets(tally: _Tally, group: SocketGroup, port_class: int, number: int
             tally.reusable_certain += reusable
 
 
-def _count_by_class(groups: Iterable[int], ports: Sequence[int], classes: bytes) -> Counter[int]:
-    """Count rows by group and class of port, without running bytecode for each."""
-    held = {classes[port] for port in set(ports)}
-    if len(held) == 1:
-        (only,) = held
-        return Counter({group * _CLASSES + only: number for group, number in Counter(groups).items()})
-    scaled = range(0, _CLASSES << 32, _CLASSES)
-    return Counter(map(add, map(scaled.__getitem__, groups), map(classes.__getitem__, ports)))
+_ByClass = Mapping[int, Counter[int]]
+"""For each `PortClass` that occurs, the number of rows by group."""
 
 
-def _leave_out_accepted(counts: Counter[int], table: SocketTable, accepted: _Accepted, classes: bytes) -> None:
+def _count_by_class(pieces: Iterable[Rows], ports: Iterable[int], classes: bytes) -> _ByClass:
+    """Count rows on `ports` by group and by the class of their port, without running bytecode for each."""
+    counts: _ByClass = {port_class: Counter() for port_class in {classes[port] for port in ports}}
+    for rows in pieces:
+        if len(counts) == 1:
+            (numbers,) = counts.values()
+            numbers.update(rows.group_of)
+            continue
+        class_of = bytes(map(classes.__getitem__, rows.port_of))
+        for port_class, numbers in counts.items():
+            numbers.update(compress(rows.group_of, class_of.translate(_IS_CLASS[port_class])))
+    return counts
+
+
+def _leave_out_accepted(counts: _ByClass, table: SocketTable, accepted: _Accepted, classes: bytes) -> None:
     """Take accepted sockets out of the counts."""
     if not accepted.ports:
         return
@@ -234,7 +299,7 @@ def _leave_out_accepted(counts: Counter[int], table: SocketTable, accepted: _Acc
     rows = zip(table.group_of, table.port_of, strict=True)
     for group, port in compress(rows, map(suspicious.__getitem__, table.port_of)):
         if accepted.is_accepted(port, table.groups[group].source):
-            counts[group * _CLASSES + classes[port]] -= 1
+            counts[classes[port]][group] -= 1
 
 
 class _Accepted:
@@ -252,38 +317,47 @@ class _Accepted:
 _NEVER_OPEN = (PortClass.UNUSABLE, PortClass.BLOCKED)
 
 
-def _count_reusable(table: SocketTable, sysctls: Sysctls, classes: bytes) -> Counter[int]:
-    """Count the rows whose TIME_WAIT is handed out again right now, by group and class of port."""
-    eligible = [may_be_reused(group, sysctls) for group in table.groups]
+def _count_reusable(table: SocketTable, sysctls: Sysctls, classes: bytes) -> _ByClass:
+    """Count the rows whose TIME_WAIT is handed out again right now, by group and by class of port."""
+    reusable: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    states = table.groups.states
+    eligible = bytearray(len(states))
+    for index in compress(count(), map(TcpState.TIME_WAIT.__eq__, states)) if TcpState.TIME_WAIT in states else ():
+        eligible[index] = may_be_reused(table.groups[index], sysctls)
     if not any(eligible):
-        return Counter()
-    old_enough = map(reusable_below_ms(sysctls).__gt__, table.time_wait_left_ms_of)
-    rows = zip(table.group_of, table.port_of, old_enough, strict=True)
-    chosen = [(group, port) for group, port, old in compress(rows, map(eligible.__getitem__, table.group_of)) if old]
-    return (
-        _count_by_class([group for group, _ in chosen], [port for _, port in chosen], classes) if chosen else Counter()
-    )
+        return reusable
+    pieces = [_old_enough(rows, eligible, reusable_below_ms(sysctls)) for rows in table.pieces()]
+    reusable.update(_count_by_class(pieces, chain.from_iterable(rows.port_of for rows in pieces), classes))
+    return reusable
+
+
+def _old_enough(rows: Rows, eligible: bytearray, limit_ms: int) -> Rows:
+    """Return those of the rows that are of an eligible group and have less time left than the limit."""
+    is_old = map(limit_ms.__gt__, rows.time_wait_left_ms_of)
+    chosen = bytes(map(and_, map(eligible.__getitem__, rows.group_of), is_old))
+    return Rows(*(tuple(compress(column, chosen)) for column in rows))
 
 
 _Row = tuple["SocketGroup", int, int]
 """Group, port, and milliseconds left."""
 
 
-def _rows_of(keys: set[Tuple], table: SocketTable, accepted: _Accepted) -> dict[Tuple, list[_Row]]:
-    """Return all rows of some pools, accepted sockets left out."""
-    rows: dict[Tuple, list[_Row]] = {}
-    if not keys:
+def _rows_of(places: set[int], table: SocketTable, accepted: _Accepted) -> dict[int, list[_Row]]:
+    """Return all rows of some tuples, accepted sockets left out."""
+    rows: dict[int, list[_Row]] = {}
+    if not places:
         return rows
-    key_of = [Tuple(group.source, group.destination, group.destination_port) for group in table.groups]
-    asked = [key in keys for key in key_of]
+    tuple_of = table.groups.tuple_of
+    asked = [place in places for place in tuple_of]
     all_rows = zip(table.group_of, table.port_of, table.time_wait_left_ms_of, strict=True)
     for index, port, left in compress(all_rows, map(asked.__getitem__, table.group_of)):
-        if not accepted.is_accepted(port, table.groups[index].source):
-            rows.setdefault(key_of[index], []).append((table.groups[index], port, left))
+        group = table.groups[index]
+        if not accepted.is_accepted(port, group.source):
+            rows.setdefault(tuple_of[index], []).append((group, port, left))
     return rows
 
 
-def _recount_ports(tally: _Tally, rows: Iterable[_Row], sysctls: Sysctls, classes: bytes) -> None:
+def _recounted(tally: _Tally, rows: Iterable[_Row], sysctls: Sysctls, classes: bytes) -> _Tally:
     """Count the ports anew of a pool that has sockets on devices: one port may then have several sockets."""
     limit = reusable_below_ms(sysctls)
     holders: defaultdict[int, list[tuple[SocketGroup, bool]]] = defaultdict(list)
@@ -305,3 +379,4 @@ def _recount_ports(tally: _Tally, rows: Iterable[_Row], sysctls: Sysctls, classe
     tally.reusable_certain = sum(
         kind == PortClass.SHARED and all(on_loopback(group) for group, _ in sockets) for kind, sockets in again
     )
+    return tally

@@ -24,9 +24,8 @@ from ephmon.kernel.probe import probe
 from ephmon.kernel.source import SocketSource
 from ephmon.kernel.sysctl import read_release
 from ephmon.model.pools import Pool, PoolKind
-from ephmon.model.snapshot import Blindness
+from ephmon.model.snapshot import Blindness, Tuple
 from ephmon.model.survey import NamespaceSurvey, survey
-from ephmon.model.tcp_connect import Tuple
 from tests import sockets
 from tests.namespaces import ip
 from tests.sockets import Recipe
@@ -49,6 +48,8 @@ class Outcome:
     pool: Pool
     probed: Pool | None
     """The prediction with the probe."""
+    counted: Pool | None
+    """The prediction of a reading that only counts, made after one with evidence; for tcp_connect."""
     count: int
     errno: str
     ambiguous: int
@@ -70,6 +71,14 @@ def read() -> NamespaceSurvey:
     """Read the namespace once."""
     (one,) = survey(_source().read(_DEADLINE_SECONDS))
     return one
+
+
+def count_after(one: NamespaceSurvey) -> NamespaceSurvey:
+    """Read the namespace once more, without evidence, knowing what was remembered of a reading with it."""
+    assert one.evidence is not None
+    snapshot = _source().read(_DEADLINE_SECONDS, evidence=False)
+    (counted,) = survey(snapshot, evidence={one.namespace.inode: one.evidence})
+    return counted
 
 
 def read_with_probe() -> NamespaceSurvey:
@@ -368,6 +377,7 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_prob
     key = Tuple(ip_address(from_).packed, ip_address(destination).packed, port)
     one = read()
     probed = _pool(read_with_probe(), PoolKind.TCP_CONNECT, key) if with_probe else None
+    counted = _pool(count_after(one), PoolKind.TCP_CONNECT, key)
     filled = sockets.open_sockets(recipe, tag="fill", limit=sockets.ALL_PORTS)
     pool = _pool(one, PoolKind.TCP_CONNECT, key)
     assert one.ports is not None
@@ -376,6 +386,7 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_prob
         seed=seed,
         pool=pool,
         probed=probed,
+        counted=counted,
         count=filled.count,
         errno=errno.errorcode.get(filled.errno, ""),
         ambiguous=one.ports.ambiguous,
@@ -405,6 +416,7 @@ def _address_outcome(seed: int, kind: PoolKind) -> Outcome:
         seed=seed,
         pool=pool,
         probed=None,
+        counted=None,
         count=filled.count,
         errno=errno.errorcode.get(filled.errno, ""),
         ambiguous=0,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools import PoolKind
+from ephmon.model.snapshot import Tuple
 from ephmon.model.survey import NO_EVIDENCE, survey
-from ephmon.model.tcp_connect import Tuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

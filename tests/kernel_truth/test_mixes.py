@@ -65,6 +65,19 @@ def test_tcp_connect(ns: Namespace) -> None:
     assert [one for one in outcomes if one.pool.exact and one.pool.remaining != one.count] == []
     if is_bounded:
         assert [one for one in outcomes if one.count < one.pool.remaining_min] == []
+    check_counted(outcomes, is_bounded=is_bounded)
+
+
+def check_counted(outcomes: list[Outcome], *, is_bounded: bool) -> None:
+    """A reading that only counts estimates what the one with evidence before it did; it knows less, and says so."""
+    pairs = [(one.counted, one) for one in outcomes if one.counted]
+
+    assert len(pairs) == len(outcomes)
+    assert [one for counted, one in pairs if counted.remaining != one.pool.remaining] == []
+    assert [one for counted, one in pairs if counted.exact] == []
+    assert [one for counted, one in pairs if one.count > counted.remaining_max] == []
+    if is_bounded:
+        assert [one for counted, one in pairs if one.count < counted.remaining_min] == []
 
 
 def test_tcp_connect_without_doubt(ns: Namespace) -> None:

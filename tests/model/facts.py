@@ -27,13 +27,14 @@ from ephmon.model.snapshot import (
     Protocol,
     Snapshot,
     SocketGroup,
+    SocketGroups,
     SocketTable,
     Sysctls,
     TcpSockets,
     TcpState,
+    Tuple,
     UdpSockets,
 )
-from ephmon.model.tcp_connect import Tuple
 from ephmon.model.tcp_ports import PortClass, TcpPorts, usable_ports
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def make_table(rows: Iterable[Sockets]) -> SocketTable:
         group_of.extend([index] * len(row.ports))
         port_of.extend(row.ports)
         left_of.extend([row.left_ms] * len(row.ports))
-    return SocketTable(groups=tuple(groups), group_of=group_of, port_of=port_of, time_wait_left_ms_of=left_of)
+    return SocketTable(groups=SocketGroups.of(groups), group_of=group_of, port_of=port_of, time_wait_left_ms_of=left_of)
 
 
 def make_sysctls(

@@ -243,3 +243,56 @@ def test_what_a_listener_accepted_makes_no_binder() -> None:
     left = make_tcp(connected(HERE, [SECOND, SECOND + 2, SECOND + 4], "10.0.0.7", 50_000))
 
     assert binders(left, listened) == set()
+
+
+# --- readings that only count -------------------------------------------------------------------------------------
+
+
+def counted(*rows: Sockets) -> TcpSockets:
+    """Build what a reading without evidence shows: neither bound sockets nor who named its port."""
+    return replace(make_tcp(*rows), has_evidence=False)
+
+
+def test_without_evidence_every_port_in_use_is_in_doubt() -> None:
+    """Also one that was certain: other sockets may be on it by now."""
+    certain = connected(HERE, FIRST, THERE, 443, no_port=True)
+
+    assert classes(counted(certain), remembered(make_tcp(certain))) == {FIRST: PortClass.AMBIGUOUS}
+
+
+def test_without_evidence_what_was_judged_blocked_is_suspect() -> None:
+    before = remembered(make_tcp(plain([FIRST, FIRST + 2]), explicit=[FIRST]))
+
+    assert classes(counted(plain([FIRST, FIRST + 2])), before) == {
+        FIRST: PortClass.SUSPECT,
+        FIRST + 2: PortClass.AMBIGUOUS,
+    }
+    assert classes(counted(), before) == {}
+
+
+def test_without_evidence_bound_ports_are_taken_to_be_bound_still_and_listeners_are_seen() -> None:
+    before = remembered(make_tcp(bound(HERE, LOW + 2), listening(HERE, LOW + 4), listening(HERE, LOW + 6)))
+    now = counted(listening(HERE, LOW + 6), listening(HERE, LOW + 8))
+
+    assert classes(now, before) == {
+        LOW + 2: PortClass.SUSPECT,
+        LOW + 6: PortClass.BLOCKED,
+        LOW + 8: PortClass.BLOCKED,
+    }
+    assert classes(counted(), remembered(now, before)) == {LOW + 2: PortClass.SUSPECT}
+    assert classes(make_tcp(), remembered(now, before)) == {}
+
+
+def test_verdicts_wait_for_the_next_reading_with_evidence() -> None:
+    """The port was judged shared, then counted; the same sockets are on it still."""
+    certain = with_cookies(make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True)), {FIRST: 7})
+    after = remembered(counted(waiting(FIRST)), remembered(certain))
+
+    assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 7}), after) == {}
+    assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 8}), after) == {FIRST: PortClass.AMBIGUOUS}
+
+
+def test_a_reading_that_only_counts_never_claims_that_nothing_is_hidden() -> None:
+    ports, _ = weigh(make_sysctls(), counted(), Evidence())
+
+    assert ports.blind_to == {Blindness.BOUND_UNCONNECTED}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.pace import MOST_WATCHED, Costs, Pace, Watch, pace, watch
+from ephmon.model.pace import MOST_WATCHED, Costs, Pace, Poll, Watch, pace, watch
 from ephmon.model.rules import PollingRules, Threshold, ThresholdOverride, Thresholds
 from tests.builders import make_bind_pool, make_pool
 
@@ -29,10 +29,31 @@ def test_one_dear_poll_among_three_changes_nothing() -> None:
 def test_only_the_last_three_polls_count() -> None:
     costs = Costs()
     for seconds in (9.0, 9.0, 0.1, 0.2, 0.3):
-        costs = costs.after("full", seconds)
+        costs = costs.after(Poll.FULL, seconds)
 
     assert costs == Costs(full=(0.1, 0.2, 0.3))
-    assert costs.after("narrow", 0.01) == Costs(full=(0.1, 0.2, 0.3), narrow=(0.01,))
+    assert costs.after(Poll.NARROW, 0.01) == Costs(full=(0.1, 0.2, 0.3), narrow=(0.01,))
+
+
+def test_dear_evidence_that_settles_little_is_gathered_at_every_fourth_poll() -> None:
+    """A quarter of the polls cost 1.0 s and the others 0.6: 0.7 each on average."""
+    chosen = pace(RULES, Costs(full=(1.0,), counting=(0.6,)), Watch(), evidence_settles_much=False)
+
+    assert chosen.full == pytest.approx(35.0)
+    assert (chosen.polls_per_evidence, chosen.is_stretched) == (4, True)
+
+
+def test_before_the_first_poll_that_only_counts_it_is_taken_to_cost_as_much() -> None:
+    assert pace(RULES, Costs(full=(1.0,)), Watch(), evidence_settles_much=False).full == 50.0
+
+
+def test_evidence_is_gathered_at_every_poll_where_it_is_cheap_or_settles_much_or_is_urgent() -> None:
+    dear = Costs(full=(1.0,), counting=(0.6,))
+
+    assert pace(RULES, Costs(full=(0.1,)), Watch(), evidence_settles_much=False).polls_per_evidence == 1
+    assert pace(RULES, dear, Watch(), evidence_settles_much=True).polls_per_evidence == 1
+    assert pace(RULES, dear, NEAR, evidence_settles_much=False).polls_per_evidence == 1
+    assert pace(RULES, dear, Watch(everything=True), evidence_settles_much=False).polls_per_evidence == 1
 
 
 def test_a_pool_near_its_end_is_watched_in_between() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.model.snapshot import OWN_NETNS, TcpState
-from ephmon.model.tcp_connect import ConnectPools, Tuple
+from ephmon.model.snapshot import OWN_NETNS, TcpState, Tuple
+from ephmon.model.tcp_connect import ConnectPools
 from ephmon.model.time_wait import may_be_reused, on_loopback, reusable_below_ms
 from tests.model.facts import TAKEN_AT, connected, make_ports, make_sysctls, make_tcp, packed
 
