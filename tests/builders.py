@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.model.alerts import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
+from ephmon.model.forecast import Forecast
 from ephmon.model.pace import Pace
 from ephmon.model.pools import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
-from ephmon.model.rules import Rules
+from ephmon.model.rules import Rules, Severity
 from ephmon.model.snapshot import OWN_NETNS
 
 if TYPE_CHECKING:
@@ -74,6 +76,22 @@ def make_bind_pool(*, source: str = "10.0.0.1", in_use: int = 120) -> Pool:
     )
 
 
+def make_forecast(
+    *,
+    opens_per_second: float = 0.0,
+    growth_per_second: float = 0.0,
+    sustainable_opens_per_second: float | None = 470.5,
+    seconds_to_exhaustion: float | None = None,
+) -> Forecast:
+    """Build the forecast of a pool that is not heading for exhaustion unless the seconds are given."""
+    return Forecast(
+        opens_per_second=opens_per_second,
+        growth_per_second=growth_per_second,
+        sustainable_opens_per_second=sustainable_opens_per_second,
+        seconds_to_exhaustion=seconds_to_exhaustion,
+    )
+
+
 def make_namespace(
     *,
     netns: str = OWN_NETNS,
@@ -122,6 +140,7 @@ def make_report(
     totals: PollTotals | None = None,
     reload: ReloadStatus | None = None,
     rules: Rules | None = None,
+    alerts: Sequence[Alert] = (),
 ) -> Report:
     """Build the report of a good poll that found one pool; a bare Pool in `listed` has its utilisation as peak."""
     pools = [make_pool()] if listed is None else listed
@@ -139,6 +158,35 @@ def make_report(
         totals=PollTotals(polls={"full": 1}) if totals is None else totals,
         reload=ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60) if reload is None else reload,
         rules=Rules() if rules is None else rules,
+        alerts=Alerts(states={alert.key: alert for alert in alerts}),
+    )
+
+
+def make_alert(
+    pool: Pool | None = None,
+    *,
+    name: AlertName = AlertName.POOL_NEAR_EXHAUSTION,
+    netns: str = OWN_NETNS,
+    phase: Phase = Phase.FIRING,
+    severity: Severity = Severity.WARNING,
+    since: float = 0.0,
+    ended: float | None = None,
+    value: float | None = None,
+    named: Sequence[Pool] = (),
+    is_told: bool | None = None,
+) -> Alert:
+    """Build an alert of a pool, or of the namespace without one; times are seconds after TAKEN_AT."""
+    begun = Moment(1000.0 + since, TAKEN_AT + since)
+    return Alert(
+        key=AlertKey(name, netns if pool is None else pool.key.netns, None if pool is None else pool.key),
+        phase=phase,
+        severity=severity,
+        since=begun,
+        ended=None if ended is None else Moment(1000.0 + ended, TAKEN_AT + ended),
+        value=(0.0 if pool is None else pool.utilisation) if value is None else value,
+        pools=tuple(named) if pool is None else (pool,),
+        is_told=phase in (Phase.FIRING, Phase.RESOLVED) if is_told is None else is_told,
+        tracks={one: Track(phase if one is severity else Phase.INACTIVE, begun) for one in Severity},
     )
 
 

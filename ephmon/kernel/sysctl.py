@@ -17,7 +17,6 @@ from ephmon.kernel.file import quoted, read_file, read_file_if_present, unreadab
 from ephmon.model.snapshot import PortRange, Sysctls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 _IPV4 = "sys/net/ipv4"
@@ -175,17 +174,6 @@ def parse_ports(content: bytes, where: Path) -> frozenset[int]:
             raise _malformed(where, item or line, "a port or a range of ports")
         ports.update(range(first, last + 1))
     return frozenset(ports)
-
-
-def format_ports(ports: Iterable[int]) -> str:
-    """Return the line that `parse_ports` reads back: ports in order, neighbours as a range."""
-    ranges: list[list[int]] = []
-    for port in sorted(ports):
-        if ranges and port == ranges[-1][1] + 1:
-            ranges[-1][1] = port
-        else:
-            ranges.append([port, port])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def parse_sockstat(ipv4: bytes, ipv6: bytes | None, where: Path) -> Sockstat:

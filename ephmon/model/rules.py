@@ -71,11 +71,16 @@ class Thresholds:
 
     def of(self, key: PoolKey) -> Mapping[Severity, Threshold]:
         """Return the thresholds of a pool: those of the first override that matches, else the general ones."""
-        override = next((override for override in self.overrides if override.matches(key)), ThresholdOverride())
+        matching = self.override_of(key)
+        override = ThresholdOverride() if matching is None else self.overrides[matching]
         return {
             Severity.CRITICAL: override.critical or self.critical,
             Severity.WARNING: override.warning or self.warning,
         }
+
+    def override_of(self, key: PoolKey) -> int | None:
+        """Return the place of the override that holds for a pool, None if none matches it."""
+        return next((place for place, override in enumerate(self.overrides) if override.matches(key)), None)
 
     def severity_at(self, key: PoolKey, utilisation: float) -> Severity | None:
         """Return the most urgent severity whose threshold the utilisation ratio of a pool reaches, `for` ignored."""
@@ -112,6 +117,10 @@ class Rules:
     listing: ListingRules = field(default=ListingRules())
     thresholds: Thresholds = field(default=Thresholds())
     polling: PollingRules = field(default=PollingRules())
+    max_active: int = 50
+    """Alerts that fire at once; one more says how many found no place."""
+    own_ports: frozenset[int] = frozenset()
+    """Ports that ephmon sends from, which a wider port range should leave out."""
 
 
 def _lies_in(address: str | None, network: Network | None) -> bool:

@@ -11,19 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.pace import Costs, Pace, Watch
+from ephmon.model.next_report import build_report, failed_report, next_full_poll, paced, refreshed_report, watch_of
+from ephmon.model.pace import Costs, Pace, Poll, Watch
 from ephmon.model.pools import PoolKind
-from ephmon.model.report import (
-    PollTotals,
-    ReloadStatus,
-    Report,
-    build_report,
-    failed_report,
-    initial_report,
-    paced,
-    refreshed_report,
-    watch_of,
-)
+from ephmon.model.report import PollTotals, ReloadStatus, Report, initial_report
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules
 from ephmon.model.snapshot import OWN_NETNS, Blindness, NarrowSnapshot, TcpState
 from ephmon.model.survey import every_pool, survey
@@ -307,7 +298,7 @@ def test_the_peak_is_that_of_the_window() -> None:
 
 
 def test_polls_are_counted_by_scope_and_failures_by_reason() -> None:
-    totals = PollTotals().counted().counted(failure="deadline").counted(scope="narrow").counted(failure="deadline")
+    totals = PollTotals().counted().counted(failure="deadline").counted(Poll.NARROW).counted(failure="deadline")
 
     assert totals.polls == {"full": 3, "narrow": 1}
     assert totals.failures == {"deadline": 2}
@@ -405,6 +396,29 @@ def test_a_pool_above_its_warning_threshold_sets_the_pace() -> None:
     assert watch_of(full) == Watch(destinations=((packed("10.0.0.9"), 443),))
     assert paced(full, Costs(full=(0.01,))).pace == Pace(full=5.0, narrow=1.0)
     assert paced(blank(), Costs(full=(0.01,))).pace == Pace(full=5.0)
+
+
+def test_where_evidence_is_dear_and_settles_little_three_polls_count_after_each_that_gathers_it() -> None:
+    tcp = make_tcp(connected("10.0.0.1", range(LOW, LOW + 20), "10.0.0.9", 443))
+    evidence = make_snapshot(make_namespace(tcp))
+    counting = make_snapshot(make_namespace(replace(tcp, has_evidence=False)))
+    dear = Costs(full=(1.0,), counting=(0.6,))
+    report = blank()
+    kinds = []
+    for now in range(6):
+        kinds.append(next_full_poll(report))
+        snapshot = evidence if kinds[-1] is Poll.FULL else counting
+        report = paced(build_report(snapshot, report, float(now)), dear)
+
+    assert kinds == [Poll.FULL, Poll.COUNTING, Poll.COUNTING, Poll.COUNTING, Poll.FULL, Poll.COUNTING]
+    assert report.pace.full == pytest.approx(35.0)
+    assert report.totals.polls == {"full": 6}
+
+
+def test_where_evidence_settles_the_ports_every_poll_gathers_it() -> None:
+    report = build_report(reading(clients(20)), blank(), 0.0)
+
+    assert paced(report, Costs(full=(1.0,), counting=(0.6,))).pace.polls_per_evidence == 1
 
 
 def test_a_narrow_poll_claims_no_exactness_because_it_did_not_look_at_what_blocks() -> None:

@@ -1,0 +1,27 @@
+"""The advice that goes with an alert, from the report that the alert is part of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.model.advice import Advice, advise, advise_blocked
+from ephmon.model.alerts import AlertName
+
+if TYPE_CHECKING:
+    from ephmon.model.alerts import Alert
+    from ephmon.model.report import Report
+
+
+def advice_on(alert: Alert, report: Report) -> Advice | None:
+    """Return what to do about an alert; None for the summary, and where what the advice rests on was never read."""
+    namespace = next((one for one in report.namespaces if one.netns == alert.key.netns), None)
+    remembered = None if namespace is None else report.remembered.get(namespace.inode)
+    if namespace is None or remembered is None:
+        return None
+    kept = None if remembered.listening_ports is None else remembered.listening_ports | report.rules.own_ports
+    if alert.key.name is AlertName.PORTS_BLOCKED:
+        return advise_blocked(
+            namespace.blocked_ports or 0, namespace.usable_ports, remembered.sysctls, listening_ports=kept
+        )
+    pool = alert.pools[0] if alert.pools and alert.key.pool else None
+    return None if pool is None else advise(pool, remembered.sysctls, listening_ports=kept)

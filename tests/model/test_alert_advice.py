@@ -1,0 +1,69 @@
+"""The advice that goes with an alert."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ephmon.model.alert_advice import advice_on
+from ephmon.model.alerts import AlertName
+from ephmon.model.next_report import build_report
+from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.rules import Rules, Threshold, Thresholds
+from ephmon.model.snapshot import TcpState
+from tests.model.facts import LOW, Sockets, bound, connected, make_namespace, make_snapshot, make_sysctls, make_tcp
+
+AT_ONCE = Thresholds(
+    warning=Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4),
+    critical=Threshold(utilisation=0.9, for_seconds=0.0, clear=0.8),
+)
+RULES = Rules(thresholds=AT_ONCE, own_ports=frozenset({39_000}))
+
+
+def report_of(
+    *rows: Sockets, before: Report | None = None, listening: frozenset[int] | None = frozenset({80})
+) -> Report:
+    previous = before or initial_report(RULES, ReloadStatus(successful=True, succeeded_at=0.0))
+    tcp = replace(make_tcp(*rows), listening_ports=listening)
+    return build_report(make_snapshot(make_namespace(tcp, make_sysctls(tw_reuse=0))), previous, 100.0)
+
+
+def waiting(number: int) -> Sockets:
+    return connected(
+        "10.0.0.1", range(LOW, LOW + 2 * number, 2), "10.0.0.9", 443, state=TcpState.TIME_WAIT, left_ms=50_000
+    )
+
+
+def test_a_pool_that_fires_comes_with_the_advice_for_its_numbers() -> None:
+    report = report_of(waiting(50))
+    (alert,) = report.alerts.firing
+    advice = advice_on(alert, report)
+
+    assert advice is not None
+    assert "TIME_WAIT" in advice.cause
+
+
+def test_blocked_ports_come_with_advice_about_who_blocks_them() -> None:
+    report = report_of(bound("10.0.0.1", range(LOW, LOW + 70)))
+    (alert,) = (alert for alert in report.alerts.firing if alert.key.name is AlertName.PORTS_BLOCKED)
+    advice = advice_on(alert, report)
+
+    assert advice is not None
+    assert advice.cause.startswith("70 of 100 usable ports are blocked")
+
+
+def test_a_wider_range_leaves_out_listeners_and_the_ports_that_ephmon_sends_from() -> None:
+    """Also after a poll that did not ask who listens."""
+    first = report_of(bound("10.0.0.1", range(LOW, LOW + 70)), listening=frozenset({12_345}))
+    report = report_of(bound("10.0.0.1", range(LOW, LOW + 70)), before=first, listening=None)
+    (alert,) = (alert for alert in report.alerts.firing if alert.key.name is AlertName.PORTS_BLOCKED)
+    advice = advice_on(alert, report)
+
+    assert advice is not None
+    assert any("12345,39000" in step for step in advice.steps)
+
+
+def test_where_nothing_was_read_there_is_no_advice() -> None:
+    report = report_of(waiting(50))
+    (alert,) = report.alerts.firing
+
+    assert advice_on(alert, replace(report, remembered={})) is None

@@ -1,0 +1,559 @@
+"""What a poll says of the alerts: which pools count, what blocked ports stand for, and what is held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ephmon.model.alerts import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
+from ephmon.model.conditions import EXHAUSTION_QUIET_SECONDS, RecentFailures, after_full_poll
+from ephmon.model.forecast import Forecast, History
+from ephmon.model.next_report import build_report, failed_report, refreshed_report
+from ephmon.model.outlook import Followed
+from ephmon.model.pools import PoolKey, PoolKind
+from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.rules import (
+    DestinationPattern,
+    ListingRules,
+    Rules,
+    Severity,
+    Threshold,
+    ThresholdOverride,
+    Thresholds,
+)
+from ephmon.model.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
+from ephmon.model.survey import survey
+from tests.model.facts import (
+    LOW,
+    TAKEN_AT,
+    Sockets,
+    bound,
+    connect_key,
+    connected,
+    listening,
+    make_namespace,
+    make_snapshot,
+    make_sysctls,
+    make_table,
+    make_tcp,
+    packed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ephmon.model.snapshot import Snapshot, Sysctls
+
+WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
+PENDING, FIRING, RESOLVED = Phase.PENDING, Phase.FIRING, Phase.RESOLVED
+NEAR, BLOCKED, FORECAST, FAILED = (
+    AlertName.POOL_NEAR_EXHAUSTION,
+    AlertName.PORTS_BLOCKED,
+    AlertName.POOL_EXHAUSTION_FORECAST,
+    AlertName.CONNECT_EXHAUSTIONS,
+)
+OF_SHARE = AlertKey(BLOCKED, OWN_NETNS)
+"""The alert of the blocked ports."""
+
+
+def blank(rules: Rules | None = None) -> Report:
+    return initial_report(rules or Rules(), ReloadStatus(successful=True, succeeded_at=TAKEN_AT))
+
+
+def clients(number: int, host: int = 9, port: int = 443) -> Sockets:
+    """Build so many of the 100 ports' connections to 10.0.0.`host`."""
+    return connected("10.0.0.1", range(LOW, LOW + number), f"10.0.0.{host}", port, no_port=True)
+
+
+def binder(number: int) -> Sockets:
+    """Build a program that listens on so many of the 100 ports, from the end."""
+    return listening("0.0.0.0", range(LOW + 100 - number, LOW + 100))
+
+
+def reading(*rows: Sockets, sysctls: Sysctls | None = None) -> Snapshot:
+    return make_snapshot(make_namespace(make_tcp(*rows), sysctls))
+
+
+def near(host: int = 9, port: int = 443) -> AlertKey:
+    return AlertKey(NEAR, OWN_NETNS, connect_key(f"10.0.0.{host}", port, "10.0.0.1"))
+
+
+def polled(report: Report, now: float, *rows: Sockets) -> Report:
+    return build_report(reading(*rows), report, now)
+
+
+def looked(report: Report, now: float, *rows: Sockets, hosts: Iterable[int] = (9,)) -> Report:
+    """Return the report after a narrow poll of 10.0.0.`hosts`."""
+    narrow = NarrowSnapshot(
+        taken_at=TAKEN_AT + now,
+        netns=OWN_NETNS,
+        inode=make_namespace(make_tcp()).inode,
+        sysctls=make_sysctls(),
+        destinations=frozenset((packed(f"10.0.0.{host}"), 443) for host in hosts),
+        connections=make_table(rows),
+    )
+    after = refreshed_report(narrow, report, now)
+    assert after is not None
+    return after
+
+
+def active(report: Report) -> dict[AlertKey, tuple[Phase, Severity]]:
+    return {key: (alert.phase, alert.severity) for key, alert in report.alerts.states.items()}
+
+
+def named(report: Report) -> list[str | None]:
+    """Return the destinations that the alert of the blocked ports names."""
+    return [pool.key.destination for pool in report.alerts.states[OF_SHARE].pools]
+
+
+# --- pools --------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_is_held_against_the_default_thresholds() -> None:
+    report = blank()
+    expected = [
+        (0.0, 69, {}),
+        (5.0, 70, {near(): (PENDING, WARNING)}),
+        (10.0, 72, {near(): (PENDING, WARNING)}),
+        (15.0, 71, {near(): (FIRING, WARNING)}),
+        (20.0, 65, {near(): (FIRING, WARNING)}),
+        (25.0, 90, {near(): (FIRING, CRITICAL)}),
+        (30.0, 85, {near(): (FIRING, CRITICAL)}),
+        (35.0, 84, {near(): (FIRING, WARNING)}),
+        (40.0, 64, {near(): (RESOLVED, WARNING)}),
+        (45.0, 66, {}),
+    ]
+    for now, number, alerts in expected:
+        report = polled(report, now, clients(number))
+        assert (now, active(report)) == (now, alerts)
+
+
+def test_an_alert_of_a_pool_carries_its_utilisation_and_itself() -> None:
+    (alert,) = polled(blank(), 7.0, clients(95)).alerts.firing
+
+    assert (alert.value, alert.since) == (0.95, Moment(7.0, TAKEN_AT))
+    assert [(pool.in_use, pool.remaining) for pool in alert.pools] == [(95, 5)]
+
+
+def test_a_pool_alerts_whether_or_not_it_is_listed() -> None:
+    rules = Rules(listing=ListingRules(top=1))
+    report = polled(blank(rules), 0.0, clients(95, 8), clients(99, 9))
+
+    assert [one.pool.key for one in report.listed] == [near(9).pool]
+    assert active(report) == {near(8): (FIRING, CRITICAL), near(9): (FIRING, CRITICAL)}
+
+
+def test_an_exhausted_pool_of_five_ports_alerts_though_it_is_too_small_to_be_listed() -> None:
+    report = build_report(reading(clients(5), sysctls=make_sysctls(LOW, LOW + 4)), blank(), 0.0)
+
+    assert report.listed == ()
+    assert active(report) == {near(): (FIRING, CRITICAL)}
+
+
+def test_an_ignored_destination_raises_no_alert_and_ends_the_one_it_has() -> None:
+    ignored = DestinationPattern(network=ip_network("10.0.0.9/32"))
+    rules = Rules(listing=ListingRules(ignore_destinations=(ignored,)))
+    before = polled(blank(), 0.0, clients(95))
+
+    assert active(polled(blank(rules), 0.0, clients(95))) == {}
+    assert active(polled(replace(before, rules=rules), 5.0, clients(95))) == {near(): (RESOLVED, CRITICAL)}
+
+
+def test_a_pool_without_a_destination_alerts_like_any_other() -> None:
+    udp = UdpSockets(sockets=make_table([bound("0.0.0.0", range(LOW, LOW + 95))]))
+    namespace = replace(make_namespace(make_tcp()), udp=udp)
+    report = build_report(make_snapshot(namespace), blank(), 0.0)
+
+    assert active(report) == {
+        AlertKey(NEAR, OWN_NETNS, PoolKey(OWN_NETNS, PoolKind.UDP_CONNECT, "0.0.0.0", None, None)): (FIRING, CRITICAL)
+    }
+
+
+def test_a_pool_whose_sockets_are_gone_has_no_alert_any_more() -> None:
+    report = polled(polled(blank(), 0.0, clients(95)), 5.0)
+
+    assert active(report) == {near(): (RESOLVED, CRITICAL)}
+    assert active(polled(report, 10.0)) == {}
+
+
+def test_pools_of_two_namespaces_are_apart() -> None:
+    full = make_namespace(make_tcp(clients(95)), netns="full", inode=1)
+    idle = make_namespace(make_tcp(clients(5)), netns="idle", inode=2)
+    report = build_report(make_snapshot(full, idle), blank(), 0.0)
+
+    assert [(key.netns, key.pool and key.pool.netns) for key in report.alerts.states] == [("full", "full")]
+
+
+LOW_THRESHOLD = Threshold(utilisation=0.20, for_seconds=0.0, clear=0.10)
+HIGH_THRESHOLD = Threshold(utilisation=0.95, for_seconds=0.0, clear=0.94)
+
+
+def test_the_first_override_that_matches_wins_in_the_order_of_the_file() -> None:
+    narrow_one = ThresholdOverride(destination=ip_network("10.0.0.9/32"), warning=LOW_THRESHOLD)
+    wide_one = ThresholdOverride(destination=ip_network("10.0.0.0/24"), warning=HIGH_THRESHOLD)
+    found = [
+        set(active(polled(blank(Rules(thresholds=Thresholds(overrides=overrides))), 0.0, clients(30), clients(75, 8))))
+        for overrides in [(), (narrow_one, wide_one), (wide_one, narrow_one)]
+    ]
+
+    assert found == [{near(8)}, {near(9)}, set()]
+
+
+def test_a_threshold_far_below_the_others_is_found_among_many_pools() -> None:
+    override = ThresholdOverride(destination_port=5432, warning=LOW_THRESHOLD)
+    rules = Rules(thresholds=Thresholds(overrides=(override,)))
+    report = polled(blank(rules), 0.0, *(clients(19, 8, port) for port in range(1, 500)), clients(20, 8, 5432))
+
+    assert active(report) == {near(8, 5432): (FIRING, WARNING)}
+
+
+# --- blocked ports ------------------------------------------------------------------------------------------------
+
+
+def test_one_program_that_binds_seventy_percent_of_the_ports_raises_one_alert() -> None:
+    rows = [binder(70), *(clients(host, host) for host in range(1, 21))]
+    report = blank()
+    for now in (0.0, 5.0, 10.0, 15.0):
+        report = polled(report, now, *rows)
+        assert set(active(report)) == {OF_SHARE}
+
+    (alert,) = report.alerts.firing
+    assert (alert.key, alert.severity, alert.value) == (OF_SHARE, CRITICAL, 0.70)
+    assert named(report) == ["10.0.0.20", "10.0.0.19", "10.0.0.18", "10.0.0.17", "10.0.0.16"]
+
+
+def test_blocked_ports_alert_without_any_pool() -> None:
+    report = polled(polled(blank(), 0.0, binder(75)), 10.0, binder(75))
+
+    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+    assert named(report) == []
+
+
+def test_the_alert_of_blocked_ports_takes_the_severity_of_the_worst_pool_at_once() -> None:
+    """A critical has no `for`: nobody waits for that of the warning, and no pool fires by itself meanwhile."""
+    assert active(polled(blank(), 0.0, binder(70), clients(20))) == {OF_SHARE: (FIRING, CRITICAL)}
+    assert active(polled(blank(), 0.0, binder(70), clients(19))) == {OF_SHARE: (PENDING, WARNING)}
+
+
+BLOCKED_EARLY = Rules(
+    thresholds=Thresholds(
+        warning=Threshold(utilisation=0.30, for_seconds=0.0, clear=0.25),
+        critical=Threshold(utilisation=0.90, for_seconds=0.0, clear=0.85),
+    )
+)
+
+
+def test_a_pool_that_takes_more_than_is_blocked_alerts_by_itself() -> None:
+    report = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(29, 8), clients(30, 9))
+
+    assert active(report) == {OF_SHARE: (FIRING, WARNING), near(9): (FIRING, WARNING)}
+    assert named(report) == ["10.0.0.8"]
+
+
+def test_ports_that_the_kernel_hands_out_again_are_not_what_a_pool_takes() -> None:
+    """On loopback, a TIME_WAIT that is more than a second old."""
+    live = connected("127.0.0.1", range(LOW, LOW + 29), "127.0.0.1", 443, no_port=True)
+    left = connected(
+        "127.0.0.1", range(LOW + 29, LOW + 60), "127.0.0.1", 443, state=TcpState.TIME_WAIT, left_ms=50_000, no_port=True
+    )
+    report = polled(blank(BLOCKED_EARLY), 0.0, binder(30), live, left)
+
+    assert [(pool.in_use, pool.reusable) for pool in report.alerts.states[OF_SHARE].pools] == [(60, 31)]
+    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+
+
+def test_other_kinds_alert_by_themselves_while_ports_are_blocked() -> None:
+    udp = UdpSockets(sockets=make_table([bound("0.0.0.0", range(LOW, LOW + 95))]))
+    namespace = replace(make_namespace(make_tcp(binder(75))), udp=udp)
+    report = build_report(make_snapshot(namespace), blank(), 0.0)
+
+    assert {(key.name, key.pool and key.pool.kind) for key in report.alerts.states} == {
+        (BLOCKED, None),
+        (NEAR, PoolKind.UDP_CONNECT),
+    }
+
+
+def test_below_its_band_blocked_ports_stand_for_nobody() -> None:
+    assert active(polled(blank(), 0.0, binder(64), clients(30))) == {near(): (FIRING, CRITICAL)}
+
+
+def test_within_its_band_blocked_ports_stand_for_the_pools_that_they_lift_over_a_threshold() -> None:
+    """Else a program that binds ever more of them raises an alert for each pool before there is the one of all."""
+    lifted = [clients(10, host) for host in range(1, 21)]
+    report = polled(polled(blank(), 0.0, binder(66), *lifted), 10.0, binder(66), *lifted)
+    nobody = polled(polled(blank(), 0.0, binder(66), clients(3)), 10.0, binder(66), clients(3))
+
+    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+    assert active(nobody) == {}
+
+
+def test_the_alert_of_blocked_ports_ends_below_clear_and_not_within_the_band() -> None:
+    report = polled(polled(blank(), 0.0, binder(70), clients(3)), 10.0, binder(70), clients(3))
+    for now, number, phase in [(15.0, 65, FIRING), (20.0, 64, RESOLVED)]:
+        report = polled(report, now, binder(number), clients(3))
+        assert active(report) == {OF_SHARE: (phase, WARNING)}
+
+
+def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_fires() -> None:
+    report = polled(polled(blank(), 0.0, binder(40), clients(35)), 10.0, binder(40), clients(35))
+    assert active(report) == {near(): (FIRING, WARNING)}
+
+    found = []
+    for now in (15.0, 20.0, 25.0, 30.0, 35.0):
+        report = polled(report, now, binder(70), clients(15))
+        found.append(active(report))
+
+    assert found == [
+        {near(): (FIRING, WARNING), OF_SHARE: (PENDING, WARNING)},
+        {near(): (FIRING, WARNING), OF_SHARE: (PENDING, WARNING)},
+        {near(): (FIRING, WARNING), OF_SHARE: (FIRING, WARNING)},
+        {near(): (RESOLVED, WARNING), OF_SHARE: (FIRING, WARNING)},
+        {OF_SHARE: (FIRING, WARNING)},
+    ]
+
+
+def test_a_pool_that_is_critical_in_its_band_makes_the_alert_that_stands_for_it_critical() -> None:
+    report = polled(blank(), 0.0, binder(40), clients(50))
+    report = polled(report, 5.0, binder(70), clients(16))
+
+    assert active(report) == {OF_SHARE: (FIRING, CRITICAL), near(): (FIRING, CRITICAL)}
+
+
+def test_without_a_usable_port_everything_is_blocked() -> None:
+    sysctls = make_sysctls(LOW, LOW + 1, reserved=[LOW, LOW + 1])
+    report = build_report(reading(clients(2, 8), clients(2, 9), sysctls=sysctls), blank(), 0.0)
+
+    assert active(report) == {OF_SHARE: (FIRING, CRITICAL)}
+
+
+def test_sixty_thousand_pools_that_are_lifted_are_one_alert() -> None:
+    rows = [binder(90), *(clients(1, 9, port) for port in range(1, 60_001))]
+
+    assert set(active(polled(blank(), 0.0, *rows))) == {OF_SHARE}
+
+
+# --- what was not looked at ---------------------------------------------------------------------------------------
+
+
+def test_a_failed_poll_holds_every_alert() -> None:
+    report = polled(blank(), 0.0, clients(95), binder(3))
+    failed = failed_report(failed_report(report, "No.", "kernel", 5.0), "No.", "kernel", 5.0)
+
+    assert failed.alerts == report.alerts
+    assert active(polled(failed, 3600.0, clients(95), binder(3))) == {near(): (FIRING, CRITICAL)}
+    assert polled(failed, 3600.0, clients(95)).alerts.states[near()].since.monotonic == 0.0
+
+
+def test_alerts_of_a_protocol_that_could_not_be_read_are_held_and_none_comes() -> None:
+    report = polled(blank(), 0.0, binder(92), clients(1))
+    without = build_report(make_snapshot(make_namespace(None)), report, 5.0)
+
+    assert without.success
+    assert active(without) == active(report) == {OF_SHARE: (FIRING, CRITICAL)}
+    assert active(build_report(make_snapshot(make_namespace(None)), blank(), 0.0)) == {}
+
+
+def test_alerts_of_a_namespace_that_is_gone_end() -> None:
+    other = make_namespace(make_tcp(clients(95)), netns="other", inode=2)
+    report = build_report(make_snapshot(other), blank(), 0.0)
+
+    assert [alert.phase for alert in polled(report, 5.0).alerts.states.values()] == [RESOLVED]
+
+
+def test_a_narrow_poll_judges_its_own_pools_and_holds_the_others() -> None:
+    report = polled(blank(), 0.0, clients(95, 8), clients(75, 9))
+    fuller = looked(report, 1.0, clients(91, 9))
+    emptier = looked(fuller, 2.0, clients(10, 9))
+
+    assert active(report) == {near(8): (FIRING, CRITICAL), near(9): (PENDING, WARNING)}
+    assert active(fuller) == {near(8): (FIRING, CRITICAL), near(9): (FIRING, CRITICAL)}
+    assert active(emptier) == {near(8): (FIRING, CRITICAL), near(9): (RESOLVED, CRITICAL)}
+    assert fuller.alerts.states[near(9)].since == Moment(1.0, TAKEN_AT + 1.0)
+
+
+def test_a_narrow_poll_makes_the_alert_of_blocked_ports_worse_but_never_better() -> None:
+    rows = [binder(70), clients(14, 8), clients(10, 9)]
+    report = polled(polled(blank(), 0.0, *rows), 10.0, *rows)
+    worse = looked(report, 11.0, clients(25, 9))
+    no_better = looked(worse, 12.0, clients(1, 9))
+    full = polled(no_better, 15.0, binder(70), clients(14, 8), clients(1, 9))
+
+    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+    assert active(worse) == active(no_better) == {OF_SHARE: (FIRING, CRITICAL)}
+    assert named(worse) == ["10.0.0.9", "10.0.0.8"]
+    assert active(full) == {OF_SHARE: (FIRING, WARNING)}
+
+
+def test_a_narrow_poll_that_succeeds_while_full_ones_fail_changes_alerts() -> None:
+    failed = failed_report(polled(blank(), 0.0, clients(80)), "No.", "kernel", 5.0)
+
+    assert active(looked(failed, 6.0, clients(95))) == {near(): (FIRING, CRITICAL)}
+
+
+# --- reloads ------------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_that_leaves_the_thresholds_alone_changes_nothing() -> None:
+    report = polled(blank(), 0.0, clients(95))
+    reloaded = replace(report, rules=Rules(listing=ListingRules(top=3)))
+
+    assert polled(reloaded, 5.0, clients(95)).alerts == polled(report, 5.0, clients(95)).alerts
+
+
+def test_new_thresholds_are_judged_at_the_next_poll_and_an_alert_that_goes_on_keeps_its_time() -> None:
+    report = polled(polled(blank(), 0.0, clients(80)), 10.0, clients(80))
+    stricter = Thresholds(critical=Threshold(utilisation=0.75, for_seconds=0.0, clear=0.73))
+    looser = Thresholds(warning=Threshold(utilisation=0.88, for_seconds=10.0, clear=0.83))
+
+    worse, over = (
+        polled(replace(report, rules=Rules(thresholds=thresholds)), 15.0, clients(80))
+        for thresholds in (stricter, looser)
+    )
+    assert active(worse) == {near(): (FIRING, CRITICAL)}
+    assert worse.alerts.states[near()].since.monotonic == 10.0
+    assert active(over) == {near(): (RESOLVED, WARNING)}
+
+
+def test_a_pending_alert_goes_on_waiting_over_a_reload() -> None:
+    report = polled(blank(), 0.0, clients(75))
+    sooner = Thresholds(warning=Threshold(utilisation=0.70, for_seconds=5.0, clear=0.65))
+
+    assert active(polled(replace(report, rules=Rules(thresholds=sooner)), 5.0, clients(75))) == {
+        near(): (FIRING, WARNING)
+    }
+
+
+def test_max_active_is_that_of_the_configuration() -> None:
+    report = polled(blank(Rules(max_active=2)), 0.0, *(clients(95, host) for host in range(1, 6)))
+
+    assert set(active(report)) == {near(1), near(2), near(3), near(4), SUMMARY}
+    assert [alert.key for alert in report.alerts.firing] == [near(1), near(2), SUMMARY]
+    assert report.alerts.states[SUMMARY].value == 3
+
+
+# --- forecasts ----------------------------------------------------------------------------------------------------
+
+
+def heading(seconds: float | None) -> Followed:
+    forecast = Forecast(
+        opens_per_second=1.0,
+        growth_per_second=1.0,
+        sustainable_opens_per_second=None,
+        seconds_to_exhaustion=seconds,
+    )
+    return Followed(History(), forecast)
+
+
+def forecast(
+    seconds: list[float | None], in_use: int, *rows: Sockets, rise: int = 1
+) -> list[tuple[Phase, Severity] | None]:
+    """Return the alert of the forecast after each of some polls, 5 s apart, of a pool of 100 ports that fills."""
+    alerts = Alerts()
+    found: list[tuple[Phase, Severity] | None] = []
+    for number, left in enumerate(seconds):
+        alerts = after_full_poll(
+            survey(reading(clients(in_use + rise * number), *rows)),
+            alerts,
+            Rules(),
+            Moment(5.0 * number, TAKEN_AT),
+            followed={connect_key("10.0.0.9", 443, "10.0.0.1"): heading(left)},
+        )
+        alert = alerts.states.get(near()._replace(name=FORECAST))
+        found.append(None if alert is None else (alert.phase, alert.severity))
+    return found
+
+
+def test_a_forecast_alerts_when_two_polls_see_exhaustion_within_a_minute() -> None:
+    assert forecast([60.0, 59.9, 54.0, 49.0], 49) == [None, (PENDING, WARNING), (FIRING, WARNING), (FIRING, WARNING)]
+
+
+def test_a_forecast_that_comes_and_goes_does_not_alert() -> None:
+    assert forecast([50.0, None, 50.0, None], 60) == [(PENDING, WARNING), None, (PENDING, WARNING), None]
+
+
+def test_a_forecast_of_a_pool_that_fills_no_further_does_not_alert() -> None:
+    assert forecast([50.0, 50.0], 60, rise=0) == [(PENDING, WARNING), None]
+    assert forecast([50.0, 45.0, 45.0], 60)[2:] == [(FIRING, WARNING)]
+
+
+def test_a_forecast_ends_with_its_cause_and_not_within_its_band() -> None:
+    assert forecast([50.0, 50.0, 119.0, 120.0], 55)[2:] == [(FIRING, WARNING), (RESOLVED, WARNING)]
+    assert forecast([50.0, 50.0, None], 55)[2:] == [(RESOLVED, WARNING)]
+
+
+@pytest.mark.parametrize(("in_use", "alert"), [(47, [None] * 3), (48, [None, None, (PENDING, WARNING)])])
+def test_a_pool_that_is_half_empty_has_no_forecast_alert(
+    in_use: int, alert: list[tuple[Phase, Severity] | None]
+) -> None:
+    assert forecast([10.0, 10.0, 10.0], in_use) == alert
+
+
+def test_a_pool_that_fires_by_a_threshold_has_no_forecast_alert_beside_it() -> None:
+    """The warning of the threshold fires at the third poll, and the forecast gives way at the fourth."""
+    assert forecast([50.0, 50.0, 40.0, 30.0], 75) == [
+        (PENDING, WARNING),
+        (FIRING, WARNING),
+        (FIRING, WARNING),
+        (RESOLVED, WARNING),
+    ]
+    assert forecast([50.0] * 4, 95)[1:] == [None] * 3
+
+
+def test_a_pool_that_blocked_ports_stand_for_has_no_forecast_alert() -> None:
+    assert forecast([10.0, 10.0, 10.0], 21, binder(70))[1:] == [None, None]
+
+
+# --- failed connect() calls ---------------------------------------------------------------------------------------
+
+
+def failures(
+    report: Report, now: float, *rows: Sockets, count: int = 3, last_at: float = 0.0
+) -> dict[AlertKey, tuple[Phase, Severity]]:
+    recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=count, last_at=last_at)
+    alerts = after_full_poll(
+        survey(reading(*rows)), report.alerts, report.rules, Moment(now, TAKEN_AT), exhaustions=[recent]
+    )
+    return {key: (alert.phase, alert.severity) for key, alert in alerts.states.items() if key.name is FAILED}
+
+
+@pytest.mark.parametrize(
+    ("rows", "severity"),
+    [
+        ([clients(69)], WARNING),
+        ([clients(70)], CRITICAL),
+        ([binder(69)], WARNING),
+        ([binder(70)], CRITICAL),
+        ([], WARNING),
+    ],
+)
+def test_failed_calls_are_critical_only_where_ports_are_scarce(rows: list[Sockets], severity: Severity) -> None:
+    assert failures(blank(), 1.0, *rows) == {near()._replace(name=FAILED): (FIRING, severity)}
+
+
+def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
+    key = near()._replace(name=FAILED)
+    rows = {now: [clients(number)] for now, number in [(0.0, 99), (30.0, 5), (59.9, 5), (60.0, 5)]}
+    alerts, found = Alerts(), []
+    for now, sockets in rows.items():
+        recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=3, last_at=0.0)
+        alerts = after_full_poll(
+            survey(reading(*sockets)), alerts, Rules(), Moment(now, TAKEN_AT), exhaustions=[recent]
+        )
+        found.append((alerts.states[key].phase, alerts.states[key].severity))
+
+    assert EXHAUSTION_QUIET_SECONDS == 60.0
+    assert found == [(FIRING, CRITICAL)] * 3 + [(RESOLVED, CRITICAL)]
+
+
+def test_alerts_of_failed_calls_are_held_while_nobody_counts_them() -> None:
+    recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=3, last_at=0.0)
+    surveys = survey(reading(clients(99)))
+    alerts = after_full_poll(surveys, Alerts(), Rules(), Moment(0.0, TAKEN_AT), exhaustions=[recent])
+    held = after_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT))
+    over = after_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT), exhaustions=[])
+    key = near()._replace(name=FAILED)
+
+    assert [one.states[key].phase for one in (alerts, held, over)] == [FIRING, FIRING, RESOLVED]
