@@ -188,21 +188,18 @@ class Config:
     @property
     def rules(self) -> Rules:
         """What the model is told."""
-        return Rules(listing=self.listing, thresholds=self.thresholds, polling=self.poll)
+        return Rules(
+            listing=self.listing,
+            thresholds=self.thresholds,
+            polling=self.poll,
+            max_active=self.alerts.max_active,
+            own_ports=frozenset(range(self.notify.source_ports.low, self.notify.source_ports.high + 1)),
+        )
 
 
-_NO_ALERTS = "is accepted but has no effect yet: ephmon raises no alerts"
-_MARKS = "marks pools on the status page and in tables, but raises no alert yet"
-_LINES = "marks pools and is exported as ephmon_threshold_utilisation_ratio, but raises no alert yet"
 PENDING_KEYS: tuple[tuple[str, str], ...] = (
-    ("thresholds.warning.utilisation", _LINES),
-    ("thresholds.critical.utilisation", _LINES),
-    ("thresholds.overrides", _MARKS),
-    ("thresholds", _NO_ALERTS),
-    ("alerts", _NO_ALERTS),
     ("exhaustions", "is accepted but has no effect yet: ephmon does not count failed connect() calls"),
     ("incidents", "is accepted but has no effect yet: ephmon writes no incident reports"),
-    ("notify", "is accepted but has no effect yet: ephmon sends no notifications"),
 )
 """Keys, or whole sections, whose feature is not there yet, and the sentence about each; the first that fits holds."""
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ephmon.config_scalars import NETWORK, PORT, RATIO, duration_seconds, one_of
 from ephmon.config_schema import ListOf, Reading, Section, Shape, Single, join, locate
 from ephmon.model.pools import PoolKind
-from ephmon.model.rules import Threshold, ThresholdOverride, Thresholds
+from ephmon.model.rules import Severity, Threshold, ThresholdOverride, Thresholds
+from ephmon.yaml_document import SequenceNode, render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from ephmon.yaml_document import Node, Plain
+    from ephmon.yaml_document import Document, Node, Plain
 
 CLEARANCE = 0.05
 """How far `clear` lies below `utilisation` where it is not given."""
@@ -88,6 +89,17 @@ class ThresholdsShape:
             "critical": ThresholdShape(value.critical).plain(value.critical),
             "overrides": ListOf(_override_shape(value, sound=True)).plain(value.overrides),
         }
+
+
+def describe_thresholds(thresholds: Mapping[Severity, Threshold]) -> str:
+    """Return the thresholds of a pool as YAML, all of their parts."""
+    return render({severity: ThresholdShape(thresholds[severity]).plain(thresholds[severity]) for severity in Severity})
+
+
+def override_line(document: Document, place: int) -> int | None:
+    """Return the line in which an override of the document begins; None if there is no such override."""
+    node = locate(document.root, "thresholds.overrides") if document.root else None
+    return node.items[place].line if isinstance(node, SequenceNode) and place < len(node.items) else None
 
 
 def _override_shape(general: Thresholds, *, sound: bool) -> Section[ThresholdOverride]:

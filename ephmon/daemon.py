@@ -9,45 +9,46 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon import __version__, signals
 from ephmon.config import Config, ListenAddress, ProbeChoice, TlsConfig
+from ephmon.config_secrets import read_webhook_url
+from ephmon.deliveries import Deliveries
 from ephmon.errors import ConfigError, EphmonError, KernelError
 from ephmon.kernel import sysctl
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.source import SocketSource
-from ephmon.model.report import (
-    FULL,
-    NARROW,
-    ReloadStatus,
-    Report,
+from ephmon.model.next_report import (
     build_report,
     failed_report,
-    initial_report,
+    next_full_poll,
     paced,
     ports_in_doubt,
     refreshed_report,
     watch_of,
 )
-from ephmon.outputs import log
+from ephmon.model.pace import Poll
+from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.outputs import log, start_lines
 from ephmon.outputs.log import Line
 from ephmon.outputs.prometheus import process_registry
 from ephmon.outputs.rendering import publication_of
 from ephmon.outputs.server import HttpServer
+from ephmon.outputs.service_manager import ServiceManager
 from ephmon.outputs.tls import TlsFiles, build_tls_context
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from ephmon.model.snapshot import Snapshot
+    from ephmon.model.snapshot import PortRange, Snapshot
 
 LONGEST_SLEEP_SECONDS = 10.0
 """The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
@@ -56,6 +57,7 @@ MOST_PROBED_PORTS = 2_000
 PROBE_SECONDS = 1.0
 """How long the probe may take of a poll."""
 PROBE_CUT = f"The probe was cut after {PROBE_SECONDS:g} s; its answers count, and the next polls ask about the rest."
+SWITCH_SECONDS = 0.001
 EXPIRY_INTERVALS = 3
 """Data older than so many intervals is no longer served."""
 
@@ -72,7 +74,7 @@ class Daemon:
         wall_clock: Seconds since the epoch.
 
     Raises:
-        EphmonError: The configuration is wrong, or its TLS files cannot be used.
+        EphmonError: The configuration is wrong, or files that it names cannot be used.
     """
 
     def __init__(
@@ -96,6 +98,10 @@ class Daemon:
         self._server = HttpServer(
             (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
         )
+        self._webhook_url = read_webhook_url(config.notify.webhook)
+        self._deliveries = Deliveries()
+        self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
+        self._checked_source_ports: PortRange | None = None
         self._said_what_is_not_seen = False
         self._narrow_error: str | None = None
 
@@ -106,11 +112,16 @@ class Daemon:
             ListenError: The address cannot be listened on.
         """
         signals.block()
+        # A scrape that comes during a poll waits so long for the interpreter, several times; 5 ms is the default.
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._server.start()
         try:
             self._say_where()
+            self._deliver(self._webhook_url)
             self._loop()
         finally:
+            self._service_manager.stopping()
+            self._deliveries.close()
             self._server.stop()
         log.write(_log, Line(logging.INFO, "Stopped."))
 
@@ -118,29 +129,35 @@ class Daemon:
         polled_at = narrowly_polled_at = -math.inf
         while True:
             self._server.beat()
+            self._service_manager.wake_up(self._config.poll.deadline_seconds)
             now = self._clock()
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
             if now >= polled_at + self._report.pace.full:
                 polled_at = narrowly_polled_at = now
-                self._tick(FULL, self._poll)
+                self._tick(next_full_poll(self._report), self._poll)
             elif now >= narrowly_polled_at + (self._report.pace.narrow or math.inf):
                 narrowly_polled_at = now
-                self._tick(NARROW, self._poll_narrowly)
+                self._tick(Poll.NARROW, self._poll_narrowly)
             pace = self._report.pace
             next_poll = min(polled_at + pace.full, narrowly_polled_at + (pace.narrow or math.inf))
-            received = signals.wait(min(max(0.0, next_poll - self._clock()), LONGEST_SLEEP_SECONDS))
+            self._service_manager.ready(self._report)
+            longest_sleep = min(LONGEST_SLEEP_SECONDS, self._service_manager.longest_sleep_seconds)
+            received = signals.wait(min(max(0.0, next_poll - self._clock()), longest_sleep))
             if received in signals.STOP:
                 return
             if received == signals.RELOAD:
+                self._service_manager.reloading(self._clock())
                 self._reload()
+                self._service_manager.ready(self._report)
 
-    def _tick(self, scope: str, poll: Callable[[Report], Report]) -> None:
+    def _tick(self, kind: Poll, poll: Callable[[Report], Report]) -> None:
         """Poll once and publish. Whatever goes wrong is logged and counted, and the loop goes on."""
         cpu_before, started = time.thread_time(), self._clock()
         previous = self._report
         try:
             report = poll(previous)
-            self._report = paced(report, previous.costs.after(scope, time.thread_time() - cpu_before))
+            self._report = paced(report, previous.costs.after(kind, time.thread_time() - cpu_before))
+            self._deliveries.update(self._report)
             self._publish()
             for line in log.changes(previous, self._report):
                 log.write(_log, line)
@@ -156,16 +173,18 @@ class Daemon:
         self._report = replace(
             self._report,
             totals=replace(totals, cpu_seconds=totals.cpu_seconds + spent),
-            costs=previous.costs.after(scope, spent),
+            costs=previous.costs.after(kind, spent),
         )
 
     def _poll(self, previous: Report) -> Report:
         started = self._clock()
         try:
-            snapshot = self._source.read(self._config.poll.deadline_seconds)
+            evidence = next_full_poll(previous) is Poll.FULL
+            snapshot = self._source.read(self._config.poll.deadline_seconds, evidence=evidence)
             if not self._said_what_is_not_seen:
                 self._said_what_is_not_seen = True
                 self._say_what_is_not_seen(snapshot)
+            self._say_which_source_ports_are_at_risk(snapshot)
             report = self._conclude(snapshot, previous)
         except KernelError as error:
             if error.reason == "stopped":
@@ -187,7 +206,7 @@ class Daemon:
             if error.reason == "stopped":
                 return previous
             self._say_of_narrow_polls(str(error))
-            return replace(previous, totals=previous.totals.counted(scope=NARROW, failure=error.reason))
+            return replace(previous, totals=previous.totals.counted(Poll.NARROW, failure=error.reason))
         self._say_of_narrow_polls(None)
         return refreshed_report(narrow, previous, self._clock()) or self._poll(previous)
 
@@ -205,6 +224,8 @@ class Daemon:
         """Build the report, after asking the kernel about ports in doubt if the configuration wants it."""
         if self._config.poll.probe == ProbeChoice.NEVER:
             return replace(build_report(snapshot, previous, self._clock()), probe_error=None, probe_available=None)
+        if next_full_poll(previous) is Poll.COUNTING:
+            return build_report(snapshot, previous, self._clock())
         in_doubt = ports_in_doubt(snapshot, previous)
         deadline = Deadline(PROBE_SECONDS, self._clock, signals.not_told_to_stop)
         try:
@@ -223,7 +244,11 @@ class Daemon:
         expires_at = None if taken is None else taken + EXPIRY_INTERVALS * self._report.pace.full
         self._server.publish(
             publication_of(
-                self._report, kernel_release=os.uname().release, process_registry=self._process, expires_at=expires_at
+                self._report,
+                kernel_release=os.uname().release,
+                process_registry=self._process,
+                expires_at=expires_at,
+                delivery=self._deliveries.status(),
             )
         )
 
@@ -236,6 +261,7 @@ class Daemon:
                     f"listen cannot change by a reload ({self._config.listen} to {config.listen}); restart ephmon."
                 )
             context = _tls_context(config.tls)
+            webhook_url = read_webhook_url(config.notify.webhook)
         except EphmonError as error:
             log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
             reload = replace(self._report.reload, successful=False, error=str(error))
@@ -247,6 +273,7 @@ class Daemon:
             self._source = self._open_source(config)
         log.set_up(config.log.level, config.log.format)
         self._config = config
+        self._deliver(webhook_url)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
         self._report = paced(replace(self._report, rules=config.rules, reload=reload), self._report.costs)
         self._republish()
@@ -266,50 +293,46 @@ class Daemon:
             wanted=signals.not_told_to_stop,
         )
 
+    @property
+    def _listen(self) -> str:
+        """Where the daemon listens, with the port that the kernel chose if it was left to it."""
+        return str(ListenAddress(host=self._config.listen.host, port=self._server.port))
+
+    def _deliver(self, webhook_url: str) -> None:
+        config = self._config
+        is_tls = bool(config.tls.certificate)
+        url = start_lines.external_url(config.listen.host, self._listen, is_tls=is_tls)
+        self._deliveries.go_by(config, webhook_url, url)
+
     def _say_where(self) -> None:
-        listen = ListenAddress(host=self._config.listen.host, port=self._server.port)
-        tls = self._config.tls
-        scheme = "https" if tls.certificate else "http"
-        log.write(
-            _log, Line(logging.INFO, f"ephmon {__version__} serves {scheme}://{listen}/metrics.", {"pid": os.getpid()})
-        )
-        if not ip_address(listen.host).is_loopback and not tls.client_ca:
-            log.write(
-                _log,
-                Line(
-                    logging.WARNING,
-                    "Everybody who reaches this address can read which destinations this host talks to; listen on "
-                    "127.0.0.1, or set tls.certificate, tls.key and tls.client_ca.",
-                    {"listen": listen},
-                ),
-            )
+        host, tls = self._config.listen.host, self._config.tls
+        for line in start_lines.serving(
+            __version__,
+            host,
+            self._listen,
+            os.getpid(),
+            is_tls=bool(tls.certificate),
+            asks_for_certificate=bool(tls.client_ca),
+        ):
+            log.write(_log, line)
 
     def _say_what_is_not_seen(self, snapshot: Snapshot) -> None:
-        log.write(
-            _log,
-            Line(
-                logging.INFO,
-                "ephmon sees the sockets of its own network namespace; it does not see pods and containers that have "
-                "one of their own, forwarded or NATed connections, and port ranges of single sockets "
-                "(IP_LOCAL_PORT_RANGE).",
-                {"conntrack_entries": self._conntrack_count() or None},
-            ),
-        )
-        port = self._server.port
+        log.write(_log, start_lines.not_seen(self._conntrack_count()))
         for namespace in snapshot.namespaces:
-            low, high = namespace.sysctls.port_range
-            reserved = namespace.sysctls.reserved_ports
-            if low <= port <= high and port not in reserved:
-                log.write(
-                    _log,
-                    Line(
-                        logging.WARNING,
-                        "The port that ephmon listens on lies inside the port range, so a connection may hold it when "
-                        "ephmon restarts; reserve it: "
-                        f"sysctl -w net.ipv4.ip_local_reserved_ports={sysctl.format_ports(reserved | {port})}",
-                        {"port": port, "port_range": f"{low}-{high}"},
-                    ),
-                )
+            line = start_lines.listen_port_at_risk(self._server.port, namespace.sysctls)
+            if line is not None:
+                log.write(_log, line)
+
+    def _say_which_source_ports_are_at_risk(self, snapshot: Snapshot) -> None:
+        """Warn once for each range of source ports that the configuration names."""
+        source_ports = self._config.notify.source_ports
+        if source_ports == self._checked_source_ports or self._deliveries.status() is None:
+            return
+        self._checked_source_ports = source_ports
+        for namespace in snapshot.namespaces:
+            line = start_lines.source_ports_at_risk(source_ports, namespace.sysctls)
+            if line is not None:
+                log.write(_log, line)
 
     def _conntrack_count(self) -> int | None:
         try:

@@ -22,11 +22,19 @@ MAY_IMPORT = {
     "ephmon": (),
     "ephmon.endpoint": ("ephmon.model.rules",),
     "ephmon.model": ("ephmon.model",),
-    "ephmon.kernel": ("ephmon.kernel", "ephmon.model.snapshot"),
+    "ephmon.kernel": (
+        "ephmon.kernel",
+        "ephmon.model.exhaustion_events",
+        "ephmon.model.owner_table",
+        "ephmon.model.snapshot",
+    ),
     "ephmon.outputs": ("ephmon.outputs", "ephmon.model"),
     **dict.fromkeys(CONFIGURATION, (*CONFIGURATION, "ephmon.endpoint", *VALUES)),
     "ephmon.daemon": ("ephmon",),
     "ephmon.cli": ("ephmon",),
+    "ephmon.commands": ("ephmon",),
+    "ephmon.deliveries": (*CONFIGURATION, "ephmon.model", "ephmon.outputs"),
+    "ephmon.arguments": (*CONFIGURATION, "ephmon.endpoint", "ephmon.terminal", *VALUES),
     "ephmon.__main__": ("ephmon.cli",),
 }
 """What a module or package may import of ephmon: these and all that lies below them."""
@@ -106,6 +114,9 @@ def test_a_module_imports_only_what_its_stage_may(module: str) -> None:
 def test_the_daemon_is_imported_by_the_commands_alone_and_the_commands_by_main() -> None:
     assert _importers("ephmon.daemon") <= {"ephmon.cli"}
     assert _importers("ephmon.cli") <= {"ephmon.__main__"}
+    commands = [module for module in SOURCES if _lies_in(module, ("ephmon.commands", "ephmon.arguments"))]
+    users = set().union(*map(_importers, commands))
+    assert {user for user in users if not _lies_in(user, ("ephmon.commands", "ephmon.cli"))} == set()
 
 
 def _importers(module: str) -> set[str]:

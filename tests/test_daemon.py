@@ -18,7 +18,7 @@ from ephmon.daemon import Daemon
 from ephmon.errors import KernelError
 from ephmon.kernel import deadline
 from ephmon.kernel.source import SocketSource
-from ephmon.model import report as report_module
+from ephmon.model import next_report
 from ephmon.outputs import log, rendering
 from tests import sockets
 from tests.kernel.seccomp import refuse_netlink
@@ -481,8 +481,8 @@ def make_it_fail(here: Path) -> None:
     """Let the daemon fail at what the files of the folder name, for as long as they are there."""
 
     class Source(SocketSource):
-        def read(self, deadline_seconds: float) -> Snapshot:
-            snapshot = super().read(deadline_seconds)
+        def read(self, deadline_seconds: float, *, evidence: bool = True) -> Snapshot:
+            snapshot = super().read(deadline_seconds, evidence=evidence)
             raise_if(here / "defect of reading")
             return snapshot
 
@@ -505,7 +505,7 @@ def make_it_slow(here: Path) -> None:
     def build_report(*arguments: Any) -> Any:
         if (here / "slow conclusion").exists():
             put(here / "shift", str(shift(here) + 7))
-        return report_module.build_report(*arguments)
+        return next_report.build_report(*arguments)
 
     class Deadline(deadline.Deadline):
         def has_passed(self) -> bool:
@@ -659,7 +659,10 @@ def proc_of(daemon: Running, name: str) -> Path:
 def test_it_imports_nothing_that_it_does_not_run_on() -> None:
     """What the tests and the benchmarks need is not needed to run, and what may be large stays out."""
     code = "import sys, ephmon.cli, ephmon.daemon; print(*sys.modules)"
-    loaded = {name.partition(".")[0] for name in run(python("-c", code)).stdout.split()}
+    modules = set(run(python("-c", code)).stdout.split())
+    loaded = {name.partition(".")[0] for name in modules}
+
+    assert "ephmon.outputs.delivery" not in modules
 
     assert {"ephmon", "tornado", "prometheus_client", "yaml"} <= loaded
     assert (

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
-from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ephmon import cli
-from ephmon.cli import main
+from ephmon.commands import headroom as command
 from ephmon.kernel.deadline import Deadline
 from tests import sockets
+from tests.commands.answers import Answer, answer
 from tests.kernel_truth.experiment import leave_time_wait
 from tests.namespaces import Agent, Namespace
 from tests.processes import ephmon, run
@@ -35,26 +34,15 @@ UDP_BIND = "bind() to port 0 then fails with EADDRINUSE, whatever the destinatio
 UDP_CONNECT = "connect() or sendto() then fails with EAGAIN, toward every destination.\n"
 
 
-class Answer(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
 def headroom(*arguments: str) -> Answer:
     """Run `ephmon headroom` in the process that this is called in."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    with redirect_stdout(out), redirect_stderr(err):
-        status = main(["headroom", *arguments])
-    return Answer(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+    return answer("headroom", *arguments)
 
 
 def headroom_with_a_late_probe(*arguments: str) -> Answer:
     """Run `ephmon headroom --probe` with no time left once the sockets have been read."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "Deadline", lambda _seconds, clock: Deadline(0.0, clock))
+        patch.setattr(command, "Deadline", lambda _seconds, clock: Deadline(0.0, clock))
         return headroom(*arguments, "--probe")
 
 

@@ -13,6 +13,7 @@ from ephmon.outputs.text import existing_pools, printable, utc_time
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ephmon.model.forecast import Forecast
     from ephmon.model.pools import Pool
     from ephmon.model.report import NamespaceReport, Report
 
@@ -20,14 +21,22 @@ SCHEMA = 1
 
 _DECIMALS = 6
 """Of ratios and seconds. A pool of 65,535 ports moves in steps of 0.000015, so only an exhausted one rounds to 1.0."""
+_FORECAST_FIELDS = (
+    "opens_per_second",
+    "growth_per_second",
+    "sustainable_opens_per_second",
+    "seconds_to_exhaustion",
+)
 
 
 def pools_document(report: Report, pools: Sequence[Pool]) -> dict[str, Any]:
     """Return the document that lists `pools`, in the order given.
 
     `pools_total` counts the pools that exist and `pools_listed` those given. Before the first good poll `taken_at` is
-    null and `complete` false.
+    null and `complete` false. What lies ahead of a pool is null where there is no forecast of it, as in every report of
+    a single poll.
     """
+    forecasts = {listed.pool.key: listed.forecast for listed in report.listed}
     return {
         "schema": SCHEMA,
         "taken_at": None if report.taken_at is None else utc_time(report.taken_at),
@@ -38,7 +47,7 @@ def pools_document(report: Report, pools: Sequence[Pool]) -> dict[str, Any]:
         "pools_total": existing_pools(report),
         "pools_listed": len(pools),
         "namespaces": [_namespace_object(namespace) for namespace in report.namespaces],
-        "pools": [pool_object(pool) for pool in pools],
+        "pools": [pool_object(pool) | _forecast_fields(forecasts.get(pool.key)) for pool in pools],
     }
 
 
@@ -66,6 +75,19 @@ def pool_object(pool: Pool) -> dict[str, Any]:
         "utilisation_ratio": round(pool.utilisation, _DECIMALS),
         "states": dict(pool.states),
     }
+
+
+def _forecast_fields(forecast: Forecast | None) -> dict[str, float | None]:
+    if forecast is None:
+        return dict.fromkeys(_FORECAST_FIELDS)
+    values = (
+        forecast.opens_per_second,
+        forecast.growth_per_second,
+        forecast.sustainable_opens_per_second,
+        forecast.seconds_to_exhaustion,
+    )
+    rounded = (None if value is None else round(value, _DECIMALS) for value in values)
+    return dict(zip(_FORECAST_FIELDS, rounded, strict=True))
 
 
 def error_document(message: str) -> dict[str, Any]:

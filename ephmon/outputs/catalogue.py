@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from ephmon import __version__
 from ephmon.model.rules import Severity
+from ephmon.outputs.alert_metrics import ALERT_METRICS
+from ephmon.outputs.delivery_metrics import DELIVERY_METRICS
 from ephmon.outputs.metrics import (
+    DO_NOT_SUM,
     KIND,
     NAMESPACE,
     POOL,
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
 
     from ephmon.model.pools import PoolKind
     from ephmon.model.report import NamespaceReport
-
-DO_NOT_SUM = "Do not sum over kind or destination: one port may be in many pools."
-"""The end of the HELP of every `ephmon_pool_*` metric."""
 
 
 def _build(subject: Subject) -> Iterable[Sample]:
@@ -163,6 +163,24 @@ METRICS: tuple[Metric, ...] = (
         each_pool(lambda listed: listed.peak_utilisation),
     ),
     Metric(
+        "ephmon_pool_opens_per_second",
+        MetricType.GAUGE,
+        POOL,
+        "per second",
+        "Connections or sockets of the pool that were opened per second over the last full polls. A lower bound: what"
+        f" opens and vanishes between two polls is not seen. Absent before the third poll of the pool. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.forecast.opens_per_second if listed.forecast else None),
+    ),
+    Metric(
+        "ephmon_pool_seconds_to_exhaustion",
+        MetricType.GAUGE,
+        POOL,
+        "seconds",
+        "Forecast, as of the last full poll, of when the next allocation fails if the load goes on; 0 where it does"
+        f" now. Absent where the pool is not heading there. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.forecast.seconds_to_exhaustion if listed.forecast else None),
+    ),
+    Metric(
         "ephmon_worst_pool_utilisation_ratio",
         MetricType.GAUGE,
         KIND,
@@ -223,6 +241,8 @@ METRICS: tuple[Metric, ...] = (
         _thresholds,
         expires=False,
     ),
+    *ALERT_METRICS,
+    *DELIVERY_METRICS,
     Metric(
         "ephmon_poll_success",
         MetricType.GAUGE,

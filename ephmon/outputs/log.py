@@ -14,10 +14,16 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ephmon.model.alert_advice import advice_on
+from ephmon.model.alerts import Phase, transitions
+from ephmon.model.rules import Severity
+from ephmon.outputs.alert_text import figures, is_stood_for, sentence
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import TextIO
 
+    from ephmon.model.alerts import Transition
     from ephmon.model.report import Report
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -35,6 +41,15 @@ class Line(NamedTuple):
 def write(logger: logging.Logger, line: Line) -> None:
     """Log the line."""
     logger.log(line.level, "%s", line.message, extra={_FIELDS: line.fields})
+
+
+def place(error: BaseException | None) -> str:
+    """Return the kind of an error and where it was raised, but not what it says, which may be a stranger's words."""
+    frame = None if error is None else error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "unknown" if frame is None else f"{frame.tb_frame.f_code.co_qualname} line {frame.tb_lineno}"
+    return f"{type(error).__name__} in {where}"
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:
@@ -159,6 +174,31 @@ def _quoted(value: object) -> str:
 
 def changes(previous: Report, report: Report) -> Iterator[Line]:
     """Yield what to say of a poll: each change of state once, and nothing while nothing changes."""
+    yield from _poll_changes(previous, report)
+    # A failed poll holds the alerts, but a narrow one may change them while full ones fail.
+    for transition in transitions(previous.alerts, report.alerts):
+        yield from _alert_changes(transition, report)
+
+
+def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
+    before, alert = transition
+    name, said = alert.key.name, figures(alert)
+    if alert.phase is Phase.RESOLVED and alert.ended is not None:
+        cause = "; EphmonPortsBlocked stands for it now" if is_stood_for(alert, report.alerts) else ""
+        lasted = round(alert.ended.monotonic - alert.since.monotonic, 1)
+        yield Line(logging.INFO, f"{name} is resolved{cause}.", {**said, "lasted_seconds": lasted})
+    elif alert.phase is Phase.FIRING and alert.is_told:
+        level = logging.ERROR if alert.severity is Severity.CRITICAL else logging.WARNING
+        advice = advice_on(alert, report)
+        in_short = f" {advice.in_short}" if advice else ""
+        yield Line(level, f"{name} fires as {alert.severity}: {sentence(alert)}{in_short}", said)
+    elif before is not None and before.is_told and alert.phase is Phase.FIRING:
+        yield Line(logging.INFO, f"{name} goes on, but has lost its place among alerts.max_active.", said)
+    elif alert.phase is Phase.PENDING:
+        yield Line(logging.DEBUG, f"{name} is pending: {sentence(alert)}", said)
+
+
+def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:
     if not report.success:
         if previous.success or previous.error != report.error:
             yield Line(logging.ERROR, f"The poll failed: {report.error}")

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.pools import PoolKind
+    from ephmon.model.pools import PoolKey, PoolKind
     from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, Report
+    from ephmon.outputs.delivery_status import DeliveryStatus
 
 NAMESPACE = ("netns",)
 KIND = ("netns", "kind")
 POOL = ("netns", "kind", "source", "destination", "destination_port")
 """Destination and port are empty where a pool has none. A source port is never a label."""
+DO_NOT_SUM = "Do not sum over kind or destination: one port may be in many pools."
+"""The end of the HELP of every `ephmon_pool_*` metric."""
 
 
 class MetricType(StrEnum):
@@ -37,6 +40,8 @@ class Subject(NamedTuple):
     """As `uname -r` prints it."""
     expired: bool
     """The facts of the report are too old to be shown."""
+    delivery: DeliveryStatus | None = None
+    """How deliveries fare; None where nothing is delivered."""
 
 
 class Sample(NamedTuple):
@@ -97,16 +102,22 @@ def each_kind(values: Callable[[NamespaceReport], Mapping[PoolKind, float]]) -> 
     return samples
 
 
-def each_pool(value: Callable[[ListedPool], float]) -> Samples:
-    """Return what makes one sample for each listed pool, labelled `POOL`."""
+def each_pool(value: Callable[[ListedPool], float | None]) -> Samples:
+    """Return what makes one sample for each listed pool, labelled `POOL`; none where the value is None."""
 
     def samples(subject: Subject) -> Iterable[Sample]:
         for listed in subject.report.listed:
-            netns, kind, source, destination, port = listed.pool.key
-            labels = (netns, kind, source, destination or "", "" if port is None else str(port))
-            yield Sample(labels, value(listed))
+            number = value(listed)
+            if number is not None:
+                yield Sample(pool_labels(listed.pool.key), number)
 
     return samples
+
+
+def pool_labels(key: PoolKey) -> tuple[str, ...]:
+    """Return the values of the labels `POOL`."""
+    netns, kind, source, destination, port = key
+    return netns, kind, source, destination or "", "" if port is None else str(port)
 
 
 def each_total(totals: Callable[[PollTotals], Mapping[str, int]]) -> Samples:

@@ -10,6 +10,7 @@ import html
 from typing import TYPE_CHECKING
 
 from ephmon import __version__
+from ephmon.outputs.alert_text import sentence
 from ephmon.outputs.text import (
     exhaustion,
     existing_pools,
@@ -25,6 +26,7 @@ from ephmon.outputs.text import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ephmon.model.forecast import Forecast
     from ephmon.model.report import Report
     from ephmon.model.rules import Severity
 
@@ -57,7 +59,8 @@ _HEAD = (
     "</head>",
     "<body>",
 )
-_FIGURES = frozenset({"UTIL%", "PEAK%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING"})
+_FIGURES = frozenset({"UTIL%", "PEAK%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "FULL-IN"})
+_MINUTES_FROM_SECONDS = 120
 _NOT_SEEN = (
     "Not seen from here: pods and containers with a network namespace of their own, connections that this host only"
     " forwards or translates (NAT), and sockets with a port range of their own, which may fail earlier."
@@ -72,6 +75,7 @@ def render(report: Report, *, expired: bool) -> bytes:
     body = (
         f"<h1>ephmon {_text(__version__)}</h1>",
         *_paragraphs(_troubles(report, expired=expired), "trouble"),
+        *_alerts(report, expired=expired),
         *(() if expired or report.taken_at is None else _facts(report)),
         *_paragraphs([_polls(report), _NOT_SEEN]),
         "<p>" + " &middot; ".join(f'<a href="{path}">{_text(name)}</a>' for path, name in _LINKS) + "</p>",
@@ -95,6 +99,16 @@ def _troubles(report: Report, *, expired: bool) -> tuple[str, ...]:
     return (*failures(report), age)
 
 
+def _alerts(report: Report, *, expired: bool) -> list[str]:
+    """Say what fires, without live figures too: alerts are held while polls fail."""
+    seen = ", last seen" if expired else ""
+    told = (
+        (f"{alert.severity} since {utc_time(alert.since.wall)}{seen}: {sentence(alert)}", alert.severity)
+        for alert in report.alerts.firing
+    )
+    return [line for said, severity in told for line in _paragraphs([said], severity)]
+
+
 def _facts(report: Report) -> list[str]:
     listing = f"Pools listed, the worst first: {len(report.listed)} of {existing_pools(report)}."
     sentences = (*facts(report), (listing, None))
@@ -106,18 +120,26 @@ def _table(report: Report) -> list[str]:
     if not report.listed:
         return []
     headings, rows = grid([listed.pool for listed in report.listed])
-    columns = _with_peak(headings, headings, "PEAK%")
+    columns = _with_history(headings, headings, "PEAK%", "FULL-IN")
     lines = ['<div class="scroll">', "<table>", _row(columns, "th", columns)]
     for listed, row in zip(report.listed, rows, strict=True):
         severity = report.rules.thresholds.severity_at(listed.pool.key, listed.pool.utilisation)
-        cells = _with_peak(headings, row, percent(listed.peak_utilisation))
+        cells = _with_history(headings, row, percent(listed.peak_utilisation), _time_left(listed.forecast))
         lines.append(_row(columns, "td", cells, severity))
     return [*lines, "</table>", "</div>", *_paragraphs(explanations([listed.pool for listed in report.listed]))]
 
 
-def _with_peak(headings: tuple[str, ...], row: tuple[str, ...], peak: str) -> tuple[str, ...]:
-    place = headings.index("UTIL%") + 1
-    return (*row[:place], peak, *row[place:])
+def _with_history(headings: tuple[str, ...], row: tuple[str, ...], peak: str, time_left: str) -> tuple[str, ...]:
+    """Put what one poll alone does not tell beside the utilisation and behind the ports that remain."""
+    peaks, ends = headings.index("UTIL%") + 1, headings.index("REMAINING") + 1
+    return (*row[:peaks], peak, *row[peaks:ends], time_left, *row[ends:])
+
+
+def _time_left(forecast: Forecast | None) -> str:
+    if forecast is None or forecast.seconds_to_exhaustion is None:
+        return "-"
+    seconds = forecast.seconds_to_exhaustion
+    return f"{seconds:.0f} s" if seconds < _MINUTES_FROM_SECONDS else f"{seconds / 60:.0f} min"
 
 
 def _row(columns: tuple[str, ...], tag: str, cells: tuple[str, ...], severity: Severity | None = None) -> str:

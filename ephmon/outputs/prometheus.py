@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
 
     from ephmon.model.report import Report
+    from ephmon.outputs.delivery_status import DeliveryStatus
 
 LABEL_VALUE_LENGTH = 128
 """In characters. Prometheus fails a whole scrape over one value longer than its `label_value_length_limit`."""
@@ -68,16 +69,24 @@ def process_registry() -> CollectorRegistry:
     return registry
 
 
-def render(report: Report, *, kernel_release: str, process_registry: Collector | None, openmetrics: bool) -> Exposition:
+def render(
+    report: Report,
+    *,
+    kernel_release: str,
+    process_registry: Collector | None,
+    openmetrics: bool,
+    delivery: DeliveryStatus | None = None,
+) -> Exposition:
     """Return both bodies of a report in Prometheus text 0.0.4 or OpenMetrics 1.0.
 
-    `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`.
+    `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`,
+    without a `delivery` no `ephmon_notifications_*`.
     """
     generate = _generate_openmetrics if openmetrics else prometheus_text.generate_latest
     process = () if process_registry is None else tuple(process_registry.collect())
 
     def body(*, expired: bool) -> bytes:
-        subject = Subject(report, kernel_release, expired)
+        subject = Subject(report, kernel_release, expired, delivery)
         return generate(_Families((*_families(subject), *process)))
 
     return Exposition(full=body(expired=False), expired=body(expired=True))
@@ -89,8 +98,13 @@ def _families(subject: Subject) -> Iterable[Family]:
 
 
 def _family(metric: Metric, subject: Subject) -> Family:
-    unit = metric.unit if metric.unit in _OPENMETRICS_UNITS else ""
-    family = _FAMILY_OF[metric.type](metric.name, metric.help, labels=metric.labels, unit=unit)
+    family = _FAMILY_OF[metric.type](metric.name, metric.help, labels=metric.labels, unit=_openmetrics_unit(metric))
     for labels, value in metric.samples(subject):
         family.add_metric([printable(label)[:LABEL_VALUE_LENGTH] for label in labels], float(value))
     return family
+
+
+def _openmetrics_unit(metric: Metric) -> str:
+    """Return the unit if the name ends in it, as OpenMetrics demands: the library would put it at the end."""
+    ends_in_it = metric.name.removesuffix("_total").endswith(f"_{metric.unit}")
+    return metric.unit if metric.unit in _OPENMETRICS_UNITS and ends_in_it else ""

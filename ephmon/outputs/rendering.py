@@ -5,21 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ephmon.outputs import api, page, prometheus
+from ephmon.outputs.alert_text import alert_objects
 from ephmon.outputs.publication import Publication
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from ephmon.model.report import Report
+    from ephmon.outputs.delivery_status import DeliveryStatus
 
 
 def publication_of(
-    report: Report, *, kernel_release: str, process_registry: Collector, expires_at: float | None
+    report: Report,
+    *,
+    kernel_release: str,
+    process_registry: Collector,
+    expires_at: float | None,
+    delivery: DeliveryStatus | None = None,
 ) -> Publication:
-    """Render the report; `expires_at` is when it must no longer be served as live, in monotonic seconds."""
+    """Render the report; `expires_at` is when it must no longer be served as live, in monotonic seconds.
+
+    `delivery` says how deliveries fare, None that nothing is delivered.
+    """
     text, openmetrics = (
         prometheus.render(
-            report, kernel_release=kernel_release, process_registry=process_registry, openmetrics=openmetrics
+            report,
+            kernel_release=kernel_release,
+            process_registry=process_registry,
+            openmetrics=openmetrics,
+            delivery=delivery,
         )
         for openmetrics in (False, True)
     )
@@ -29,7 +43,10 @@ def publication_of(
         openmetrics=openmetrics.full,
         expired_metrics=text.expired,
         expired_openmetrics=openmetrics.expired,
-        pools=api.encode(api.pools_document(report, [listed.pool for listed in report.listed])),
+        pools=api.encode(
+            api.pools_document(report, [listed.pool for listed in report.listed])
+            | {"alerts": alert_objects(report.alerts)}
+        ),
         page=page.render(report, expired=False),
         expired_page=page.render(report, expired=True),
     )

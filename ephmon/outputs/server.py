@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ephmon.errors import EphmonError
+from ephmon.outputs import log
 from ephmon.outputs.connection_guard import Connection, ConnectionGuard, ConnectionLimits, PacedWarning
 from ephmon.outputs.http_reply import ServerState, parse_request, reply_to
 
@@ -143,11 +144,7 @@ class HttpServer:
         error = context.get("exception")
         if isinstance(error, OSError):
             return  # the network's, which Tornado raises once more after it has closed the connection
-        frame = None if error is None else error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        where = "unknown" if frame is None else f"{frame.tb_frame.f_code.co_qualname} line {frame.tb_lineno}"
-        self._defects.count(f"{type(error).__name__} in {where}")
+        self._defects.count(log.place(error))
 
 
 def open_listener(address: tuple[str, int]) -> socket.socket:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ephmon.model.rules import Severity
-from ephmon.outputs.text import exhaustion, existing_pools, explanations, facts, failures, gaps, grid
+from ephmon.outputs.advice_text import advice_lines
+from ephmon.outputs.text import (
+    exhaustion,
+    existing_pools,
+    explanations,
+    facts,
+    failures,
+    gaps,
+    grid,
+    percent,
+    pool_name,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from ephmon.model.pools import Pool
+    from ephmon.model.advice import Advice
+    from ephmon.model.pools import Pool, PoolKey
     from ephmon.model.report import Report
 
 _RED = "\x1b[31m"
@@ -35,19 +48,36 @@ class Selection:
     """The destination that was asked for."""
 
 
+NO_ADVICE: Mapping[PoolKey, Advice] = MappingProxyType({})
+
+
 def render(
-    report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None, selection: Selection | None = None
+    report: Report,
+    pools: Sequence[Pool],
+    *,
+    colour: bool,
+    width: int | None,
+    selection: Selection | None = None,
+    advice: Mapping[PoolKey, Advice] = NO_ADVICE,
 ) -> str:
     """Return the head and the table of `pools`, in the order given, with a newline at the end.
 
     A line whose pool has reached a threshold of `report.rules` is red or yellow if `colour`. Only the last column is
     ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end. Without
-    a `selection` the pools are chosen from all that exist.
+    a `selection` the pools are chosen from all that exist. Below the table stands the `advice` on each pool shown that
+    there is some for; it is meant to be pasted, so its lines are not cut.
     """
     chosen_from = selection or Selection(matching=existing_pools(report))
     table = _table_lines(report, pools, colour=colour, width=width) if pools else [_no_pools(report)]
     foot = [*explanations(pools), *_hidden(existing_pools(report), len(pools), chosen_from)]
-    return "\n".join([*_head_lines(report, colour=colour), "", *table, *foot]) + "\n"
+    return "\n".join([*_head_lines(report, colour=colour), "", *table, *foot, *_advice(pools, advice)]) + "\n"
+
+
+def _advice(pools: Sequence[Pool], advice: Mapping[PoolKey, Advice]) -> Iterator[str]:
+    for pool in pools:
+        if pool.key in advice:
+            yield from ("", f"{pool_name(pool.key)} is at {percent(pool.utilisation)}%:")
+            yield from advice_lines(advice[pool.key])
 
 
 def _head_lines(report: Report, *, colour: bool) -> list[str]:

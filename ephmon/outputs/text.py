@@ -10,9 +10,9 @@ from ephmon.model.rules import Severity
 from ephmon.model.snapshot import OWN_NETNS, Blindness
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from ephmon.model.pools import Pool
+    from ephmon.model.pools import Pool, PoolKey
     from ephmon.model.report import NamespaceReport, Report
 
 _WHO_BLOCKS = "As root, `ss -tlnp` lists who listens, and `ss -tanp state all` who else holds a port."
@@ -62,6 +62,14 @@ def endpoint(address: str | None, port: int | None) -> str:
     if port is None:
         return printable(address)
     return f"[{printable(address)}]:{port}" if ":" in address else f"{printable(address)}:{port}"
+
+
+def pool_name(key: PoolKey) -> str:
+    """Return `tcp_connect from 10.0.0.1 to 10.0.0.9:443`, `tcp_bind at 10.0.0.1`."""
+    where = "" if key.netns == OWN_NETNS else f" in {printable(key.netns)}"
+    if key.destination is None:
+        return f"{key.kind} at {printable(key.source)}{where}"
+    return f"{key.kind} from {printable(key.source)} to {endpoint(key.destination, key.destination_port)}{where}"
 
 
 def percent(ratio: float) -> str:
@@ -142,8 +150,12 @@ def exhaustion(report: Report) -> tuple[str, ...]:
 def gaps(report: Report) -> tuple[str, ...]:
     """Return what the figures lack, one sentence each: what could not be read, then what cannot be seen."""
     missing = (f"{one_line(protocol)} is missing: {one_line(reason)}" for protocol, reason in report.missing.items())
-    blind_to = dict.fromkeys(word for namespace in report.namespaces for word in namespace.blind_to)
-    return (*missing, *(_BLINDNESS.get(word, f"Not seen: {one_line(word)}.") for word in blind_to))
+    return (*missing, *blindness(word for namespace in report.namespaces for word in namespace.blind_to))
+
+
+def blindness(words: Iterable[str]) -> tuple[str, ...]:
+    """Return what cannot be seen, one sentence for each word of `blind_to`."""
+    return tuple(_BLINDNESS.get(word, f"Not seen: {one_line(word)}.") for word in dict.fromkeys(words))
 
 
 def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from ephmon.model.pools import PoolKind
+from ephmon.model.report import ListedPool
 from ephmon.outputs.api import encode, error_document, pool_object, pools_document
-from tests.builders import make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+from tests.builders import make_bind_pool, make_first_failure, make_forecast, make_namespace, make_pool, make_report
 
 CONTRACT = """
 {"schema": 1, "taken_at": "2026-01-02T03:04:05.006Z", "backend": {"tcp": "inet_diag", "udp": "inet_diag"},
@@ -24,7 +25,9 @@ CONTRACT = """
             "time_wait_ports": 30, "reusable_ports": 0,
             "remaining_ports": 28109, "remaining_ports_min": 28100, "remaining_ports_max": 28109, "exact": false,
             "failure_errno": "EADDRNOTAVAIL",
-            "utilisation_ratio": 0.004357, "states": {"established": 90, "time_wait": 30}}]}
+            "utilisation_ratio": 0.004357, "states": {"established": 90, "time_wait": 30},
+            "opens_per_second": 120.5, "growth_per_second": 2.333333, "sustainable_opens_per_second": 470.5,
+            "seconds_to_exhaustion": null}]}
 """
 
 
@@ -32,7 +35,10 @@ def test_document_has_the_contract_keys_in_their_order() -> None:
     pool = make_pool(remaining_min=28100)
     expected = " ".join(line.strip() for line in CONTRACT.strip().splitlines())
 
-    assert encode(pools_document(make_report(listed=[pool]), [pool])) == expected.encode() + b"\n"
+    forecast = make_forecast(opens_per_second=120.5, growth_per_second=7 / 3)
+    report = make_report(listed=[ListedPool(pool=pool, peak_utilisation=0.1, forecast=forecast)])
+
+    assert encode(pools_document(report, [pool])) == expected.encode() + b"\n"
 
 
 def test_pools_given_are_the_pools_printed_and_all_that_exist_are_counted() -> None:
@@ -56,6 +62,17 @@ def test_pool_without_a_destination_has_nulls() -> None:
     assert found["destination"] is None
     assert found["destination_port"] is None
     assert found["blocked_ports"] == 0
+
+
+def test_pool_without_a_forecast_has_nulls_for_what_lies_ahead() -> None:
+    (found,) = pools_document(make_report(), [make_pool()])["pools"]
+
+    assert {name: found[name] for name in list(found)[-4:]} == {
+        "opens_per_second": None,
+        "growth_per_second": None,
+        "sustainable_opens_per_second": None,
+        "seconds_to_exhaustion": None,
+    }
 
 
 def test_pool_read_by_a_narrow_poll_carries_its_own_time() -> None:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
+from ephmon.model.alerts import AlertName, Phase
+from ephmon.model.rules import Severity
 from ephmon.outputs import log
 from ephmon.outputs.log import Line
-from tests.builders import make_first_failure, make_namespace, make_report
+from tests.builders import make_alert, make_first_failure, make_namespace, make_pool, make_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -262,7 +264,20 @@ TORN = (
     "Pools seem to hold more ports than there are, because sockets moved while they were read; their remaining ports "
     "are given as 0."
 )
-LEVELS = {logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
+NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
+IS_NEAR = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."
+BLOCKED = make_alert(name=AlertName.PORTS_BLOCKED, value=0.75)
+
+
+def of_alert(severity: str) -> str:
+    """Return the figures of an alert of NEAR, as they follow the sentence."""
+    return (
+        f"alert=EphmonPoolNearExhaustion severity={severity} netns=own kind=tcp_connect source=10.0.0.1 "
+        "destination=10.0.0.9:443 value=0.708522 usable=28232 blocked=3 in_use=20000 time_wait=30 reusable=0 "
+        "remaining=8229 since=2026-01-02T03:04:05.006Z"
+    )
+
 
 CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     "the first good poll": (
@@ -358,6 +373,69 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         [
             ("warning", TORN + " netns=own pools=2"),
         ],
+    ),
+    "an alert that is pending": (
+        GOOD,
+        make_report(alerts=[make_alert(NEAR, phase=Phase.PENDING)]),
+        [("debug", f"EphmonPoolNearExhaustion is pending: {IS_NEAR} {of_alert('warning')}")],
+    ),
+    "a warning": (
+        make_report(alerts=[make_alert(NEAR, phase=Phase.PENDING)]),
+        make_report(alerts=[make_alert(NEAR)]),
+        [("warning", f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} {of_alert('warning')}")],
+    ),
+    "a critical alert": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(alerts=[make_alert(NEAR, severity=Severity.CRITICAL)]),
+        [("error", f"EphmonPoolNearExhaustion fires as critical: {IS_NEAR} {of_alert('critical')}")],
+    ),
+    "an alert that ends": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(alerts=[make_alert(NEAR, phase=Phase.RESOLVED, ended=62.5)]),
+        [("info", f"EphmonPoolNearExhaustion is resolved. {of_alert('warning')} lasted_seconds=62.5")],
+    ),
+    "an alert that another stands for": (
+        make_report(alerts=[BLOCKED, make_alert(NEAR)]),
+        make_report(alerts=[BLOCKED, make_alert(NEAR, phase=Phase.RESOLVED, ended=5.0)]),
+        [
+            (
+                "info",
+                (
+                    "EphmonPoolNearExhaustion is resolved; EphmonPortsBlocked stands for it now. "
+                    f"{of_alert('warning')} lasted_seconds=5.0"
+                ),
+            )
+        ],
+    ),
+    "an alert that loses its place": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(alerts=[make_alert(NEAR, is_told=False)]),
+        [
+            (
+                "info",
+                "EphmonPoolNearExhaustion goes on, but has lost its place among alerts.max_active. "
+                + of_alert("warning"),
+            )
+        ],
+    ),
+    "an alert that never had one": (GOOD, make_report(alerts=[make_alert(NEAR, is_told=False)]), []),
+    "an alert of the namespace while polls fail": (
+        make_report(success=False, error="x"),
+        make_report(success=False, error="x", alerts=[BLOCKED]),
+        [
+            (
+                "warning",
+                (
+                    "EphmonPortsBlocked fires as warning: 75.0% of the usable ports are blocked for every connect(). "
+                    "alert=EphmonPortsBlocked severity=warning netns=own value=0.75 since=2026-01-02T03:04:05.006Z"
+                ),
+            )
+        ],
+    ),
+    "an alert that is held": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(success=False, error="x", alerts=[make_alert(NEAR)]),
+        [("error", "The poll failed: x")],
     ),
     "other figures": (GOOD, make_report(listed=[], duration_seconds=1.0, taken_at=1.0), []),
 }

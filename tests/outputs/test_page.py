@@ -8,15 +8,29 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ephmon import __version__
+from ephmon.model.alerts import Phase
 from ephmon.model.pools import PoolKind
 from ephmon.model.report import ListedPool, ReloadStatus
+from ephmon.model.rules import Severity
 from ephmon.outputs.page import render
-from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+from tests.builders import (
+    TAKEN_AT,
+    make_alert,
+    make_bind_pool,
+    make_first_failure,
+    make_forecast,
+    make_namespace,
+    make_pool,
+    make_report,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ephmon.model.forecast import Forecast
     from ephmon.model.report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,8 +70,12 @@ def busy() -> Report:
         missing={"udp": "no such file"},
         namespaces=[make_namespace(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
         listed=[
-            ListedPool(pool=make_pool(in_use=28229), peak_utilisation=1.0),
-            ListedPool(pool=make_pool(in_use=20000, remaining_min=8000), peak_utilisation=0.85),
+            ListedPool(
+                pool=make_pool(in_use=28229), peak_utilisation=1.0, forecast=make_forecast(seconds_to_exhaustion=0)
+            ),
+            ListedPool(
+                pool=make_pool(in_use=20000, remaining_min=8000), peak_utilisation=0.85, forecast=make_forecast()
+            ),
             make_bind_pool(),
         ],
     )
@@ -118,6 +136,40 @@ def test_peak_stands_beside_the_utilisation() -> None:
     assert '<td class="figure">70.9</td><td class="figure">85.0</td>' in page
 
 
+@pytest.mark.parametrize(
+    ("forecast", "shown"),
+    [
+        (None, "-"),
+        (make_forecast(), "-"),
+        (make_forecast(seconds_to_exhaustion=0), "0 s"),
+        (make_forecast(seconds_to_exhaustion=119.4), "119 s"),
+        (make_forecast(seconds_to_exhaustion=120), "2 min"),
+        (make_forecast(seconds_to_exhaustion=3600), "60 min"),
+    ],
+)
+def test_time_to_exhaustion_stands_behind_what_remains(forecast: Forecast | None, shown: str) -> None:
+    listed = ListedPool(pool=make_pool(), peak_utilisation=0.1, forecast=forecast)
+    page = render(make_report(listed=[listed]), expired=False).decode("utf-8")
+
+    assert '<th class="figure">REMAINING</th><th class="figure">FULL-IN</th>' in page
+    assert f'<td class="figure">28109</td><td class="figure">{shown}</td>' in page
+
+
+def test_alerts_that_fire_stand_at_the_top_and_stay_when_the_figures_have_expired() -> None:
+    pool = make_pool(usable=100, blocked=0, in_use=95)
+    report = make_report(
+        alerts=[make_alert(pool, severity=Severity.CRITICAL), make_alert(make_bind_pool(), phase=Phase.PENDING)]
+    )
+    said = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 95.0%: 5 of 100 ports are left."
+    since = "critical since 2026-01-02T03:04:05.006Z"
+    live, expired = (Outline(render(report, expired=expired)).texts for expired in (False, True))
+
+    assert live[live.index(f"ephmon {__version__}") + 1] == f"{since}: {said}"
+    assert f"{since}, last seen: {said}" in expired
+    assert '<p class="critical">critical since' in render(report, expired=False).decode("utf-8")
+    assert not any("tcp_bind" in text for text in live + expired if "since" in text)
+
+
 def test_expired_page_shows_no_figures_and_says_from_when_they_were() -> None:
     outline = Outline(render(replace(busy(), error=None, success=True), expired=True))
 
@@ -157,6 +209,7 @@ def test_markup_in_any_string_is_shown_as_text() -> None:
         namespaces=[make_namespace(netns=SCRIPT, blind_to=(SCRIPT,))],
         listed=[pool],
         reload=ReloadStatus(successful=False, succeeded_at=TAKEN_AT, error=SCRIPT),
+        alerts=[make_alert(pool)],
     )
 
     for expired in (False, True):
@@ -166,7 +219,7 @@ def test_markup_in_any_string_is_shown_as_text() -> None:
         assert b'"&' not in page.replace(b'"&amp;', b"").replace(b'">', b"")
         assert "script" not in outline.tags
         assert outline.open == []
-    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 13
+    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 17
 
 
 def test_lone_surrogates_and_control_characters_do_not_reach_the_page() -> None:

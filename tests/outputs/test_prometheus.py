@@ -15,18 +15,30 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ephmon import __version__
+from ephmon.model.alerts import AlertName, Phase
 from ephmon.model.pools import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
-from ephmon.model.rules import Rules, Threshold, Thresholds
-from ephmon.outputs.catalogue import DO_NOT_SUM, METRICS
+from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
+from ephmon.outputs.catalogue import METRICS
+from ephmon.outputs.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
+from ephmon.outputs.metrics import DO_NOT_SUM
 from ephmon.outputs.prometheus import Exposition, process_registry, render
-from tests.builders import make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+from tests.builders import (
+    make_alert,
+    make_bind_pool,
+    make_first_failure,
+    make_forecast,
+    make_namespace,
+    make_pool,
+    make_report,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from prometheus_client import Metric
 
+    from ephmon.model.forecast import Forecast
     from ephmon.model.report import Report
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,6 +57,8 @@ FACTS = {
     "ephmon_pool_remaining_ports",
     "ephmon_pool_utilisation_ratio",
     "ephmon_pool_peak_utilisation_ratio",
+    "ephmon_pool_opens_per_second",
+    "ephmon_pool_seconds_to_exhaustion",
     "ephmon_worst_pool_utilisation_ratio",
     "ephmon_pools",
     "ephmon_pools_unlisted",
@@ -55,6 +69,9 @@ SELF = {
     "ephmon_build_info",
     "ephmon_backend_info",
     "ephmon_threshold_utilisation_ratio",
+    "ephmon_pool_alert_active",
+    "ephmon_namespace_alert_active",
+    "ephmon_alerts_active",
     "ephmon_poll_success",
     "ephmon_poll_duration_seconds",
     "ephmon_last_successful_poll_timestamp_seconds",
@@ -65,6 +82,11 @@ SELF = {
     "ephmon_collector_available",
     "ephmon_config_last_reload_successful",
     "ephmon_config_last_reload_success_timestamp_seconds",
+    "ephmon_notifications_total",
+    "ephmon_notifications_failed_total",
+    "ephmon_notifications_dropped_total",
+    "ephmon_notifications_pending",
+    "ephmon_last_successful_notification_timestamp_seconds",
 }
 """Those about ephmon itself."""
 
@@ -72,11 +94,24 @@ SELF = {
 parse_openmetrics: Callable[[str], Iterable[Metric]] = openmetrics_parser.text_string_to_metric_families
 
 
+DELIVERY = DeliveryStatus(
+    attempts={ReceiverKind.ALERTMANAGER: 125, ReceiverKind.WEBHOOK: 5},
+    failures={ReceiverKind.ALERTMANAGER: {FailureReason.CONNECTION: 4}, ReceiverKind.WEBHOOK: {FailureReason.TLS: 0}},
+    pending={ReceiverKind.ALERTMANAGER: 0, ReceiverKind.WEBHOOK: 2},
+    succeeded_at={ReceiverKind.ALERTMANAGER: 1_700_000_000.0},
+    dropped={ReceiverKind.ALERTMANAGER: 0, ReceiverKind.WEBHOOK: 1},
+)
+
+
 def everything() -> Report:
     """A report in which every metric has a sample."""
     return make_report(
         listed=[
-            ListedPool(pool=make_pool(in_use=20000, time_wait=1000, reusable=400), peak_utilisation=0.75),
+            ListedPool(
+                pool=make_pool(in_use=20000, time_wait=1000, reusable=400),
+                peak_utilisation=0.75,
+                forecast=make_forecast(opens_per_second=412.5, seconds_to_exhaustion=19.5),
+            ),
             make_pool(source="2001:db8::1", destination="2001:db8::9", destination_port=5432),
             make_bind_pool(),
         ],
@@ -90,12 +125,24 @@ def everything() -> Report:
         backends={"tcp": "inet_diag"},
         missing={"udp": "the kernel has no udp_diag and /proc/net/udp cannot be read"},
         totals=PollTotals(polls={"full": 720, "narrow": 12}, failures={"timeout": 2}, cpu_seconds=8.5),
+        alerts=[
+            make_alert(name=AlertName.PORTS_BLOCKED, value=0.75),
+            make_alert(make_pool(in_use=26000), severity=Severity.CRITICAL),
+        ],
     )
 
 
-def exposed(report: Report, *, openmetrics: bool = False, process: bool = False) -> Exposition:
+def exposed(
+    report: Report, *, openmetrics: bool = False, process: bool = False, delivery: DeliveryStatus | None = DELIVERY
+) -> Exposition:
     registry = process_registry() if process else None
-    return render(report, kernel_release="6.1.0-13-amd64", process_registry=registry, openmetrics=openmetrics)
+    return render(
+        report,
+        kernel_release="6.1.0-13-amd64",
+        process_registry=registry,
+        openmetrics=openmetrics,
+        delivery=delivery,
+    )
 
 
 def samples(body: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -188,7 +235,7 @@ def test_process_metrics_are_in_both_bodies_if_their_registry_is_given() -> None
 def test_every_pool_metric_says_that_it_must_not_be_summed() -> None:
     pool_metrics = [metric for metric in METRICS if metric.name.startswith("ephmon_pool_")]
 
-    assert len(pool_metrics) == 6
+    assert len(pool_metrics) == 9
     assert all(metric.help.endswith(DO_NOT_SUM) for metric in pool_metrics)
     assert DO_NOT_SUM == "Do not sum over kind or destination: one port may be in many pools."
 
@@ -212,6 +259,25 @@ def test_pool_samples_carry_the_quantities_of_the_pool() -> None:
         "ephmon_pool_utilisation_ratio": 0.65,
         "ephmon_pool_peak_utilisation_ratio": 0.875,
     }
+
+
+@pytest.mark.parametrize(
+    ("forecast", "foretold"),
+    [
+        (None, {}),
+        (make_forecast(opens_per_second=4), {"opens_per_second": 4}),
+        (
+            make_forecast(opens_per_second=0, seconds_to_exhaustion=0),
+            {"opens_per_second": 0, "seconds_to_exhaustion": 0},
+        ),
+    ],
+)
+def test_what_is_not_foretold_is_absent(forecast: Forecast | None, foretold: dict[str, float]) -> None:
+    body = exposed(make_report(listed=[ListedPool(pool=make_pool(), peak_utilisation=0.5, forecast=forecast)])).full
+    found = {name.removeprefix("ephmon_pool_"): value for (name, _), value in samples(body).items()}
+
+    names_of_both = ("opens_per_second", "seconds_to_exhaustion")
+    assert {name: found[name] for name in names_of_both if name in found} == foretold
 
 
 def test_pool_without_a_destination_has_empty_labels() -> None:
@@ -251,6 +317,9 @@ def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
 
     assert names(exposition.full) == names(exposition.expired)
     assert names(exposition.full) == SELF - {
+        "ephmon_alerts_active",
+        "ephmon_namespace_alert_active",
+        "ephmon_pool_alert_active",
         "ephmon_backend_info",
         "ephmon_collector_available",
         "ephmon_last_successful_poll_timestamp_seconds",
@@ -275,6 +344,53 @@ def test_protocol_that_could_not_be_read_is_unavailable_and_its_facts_are_absent
         "ephmon_worst_pool_utilisation_ratio",
         "ephmon_pool_in_use_ports",
     }
+
+
+def alert_samples(body: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Every sample of an alert, by name and the values of its labels in the order of their names."""
+    return {
+        (name, tuple(value for _, value in labels)): number
+        for (name, labels), number in samples(body).items()
+        if "alert" in name
+    }
+
+
+def test_alerts_that_fire_are_exposed_also_when_the_figures_have_expired() -> None:
+    """The worst severity of a pool stands for all of its alerts."""
+    near, bound = make_pool(in_use=26000), make_bind_pool()
+    exposition = exposed(
+        make_report(
+            alerts=[
+                make_alert(name=AlertName.PORTS_BLOCKED, value=0.75),
+                make_alert(near, name=AlertName.CONNECT_EXHAUSTIONS),
+                make_alert(near, severity=Severity.CRITICAL),
+                make_alert(near, name=AlertName.POOL_EXHAUSTION_FORECAST),
+                make_alert(bound),
+                make_alert(make_pool(source="10.0.0.2"), phase=Phase.PENDING),
+                make_alert(make_pool(source="10.0.0.3"), phase=Phase.RESOLVED),
+                make_alert(make_pool(source="10.0.0.4"), is_told=False),
+                make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", severity=Severity.CRITICAL, value=1),
+            ]
+        )
+    )
+
+    assert alert_samples(exposition.full) == {
+        ("ephmon_pool_alert_active", ("10.0.0.9", "443", "tcp_connect", "own", "critical", "10.0.0.1")): 1,
+        ("ephmon_pool_alert_active", ("", "", "tcp_bind", "own", "warning", "10.0.0.1")): 1,
+        ("ephmon_namespace_alert_active", ("EphmonPortsBlocked", "own", "warning")): 1,
+        ("ephmon_namespace_alert_active", ("EphmonTooManyAlerts", "", "critical")): 1,
+        ("ephmon_alerts_active", ("warning",)): 4,
+        ("ephmon_alerts_active", ("critical",)): 2,
+    }
+    assert alert_samples(exposition.expired) == alert_samples(exposition.full)
+
+
+def test_without_an_alert_the_count_is_zero_and_before_the_first_good_poll_absent() -> None:
+    assert alert_samples(exposed(make_report()).full) == {
+        ("ephmon_alerts_active", ("warning",)): 0,
+        ("ephmon_alerts_active", ("critical",)): 0,
+    }
+    assert alert_samples(exposed(make_first_failure()).full) == {}
 
 
 def test_thresholds_and_reload_are_those_in_force() -> None:

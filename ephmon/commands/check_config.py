@@ -1,0 +1,64 @@
+"""`ephmon check-config`: whether a configuration is right, what is in force by it, and what that means for one pool."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from ephmon.commands.reading import DEFAULT_CONFIG, configuration
+from ephmon.config import describe, pending
+from ephmon.config_thresholds import describe_thresholds, override_line
+from ephmon.errors import UsageError
+from ephmon.model.rules import Severity
+from ephmon.terminal import tell
+from ephmon.yaml_document import compose, read_text, shown_path
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from ephmon.config import Config
+    from ephmon.model.pools import PoolKey
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is in force, or with --pool the thresholds of that pool and what gave them; both as YAML."""
+    if options.file and options.config:
+        raise UsageError("check-config takes one file: give FILE or --config, not both.")
+    path = options.file or options.config
+    config = configuration(path)
+    if options.pool:
+        tell(_thresholds(config, options.pool, path or (DEFAULT_CONFIG if os.path.lexists(DEFAULT_CONFIG) else None)))
+        return 0
+    tell("".join([describe(config), *(f"# {sentence}\n" for sentence in pending(config.set_keys))]))
+    return 0
+
+
+def _thresholds(config: Config, key: PoolKey, path: Path | None) -> str:
+    place = config.thresholds.override_of(key)
+    origin = "No override matches: these are the general thresholds."
+    if place is not None:
+        override = config.thresholds.overrides[place]
+        own = [severity for severity in Severity if getattr(override, severity) is not None]
+        general = [severity for severity in Severity if severity not in own]
+        origin = f"The first override that matches is thresholds.overrides[{place}]{_where(path, place)}."
+        if general:
+            origin += f" It leaves {' and '.join(general)} as in general."
+    sentences = [origin]
+    if _is_ignored(config, key):
+        sentences.append("But pools.ignore_destinations leaves this pool out.")
+    return "".join([*(f"# {sentence}\n" for sentence in sentences), describe_thresholds(config.thresholds.of(key))])
+
+
+def _where(path: Path | None, place: int) -> str:
+    """Return the file and line of an override; the file may have changed since it was read as the configuration."""
+    line = override_line(compose(read_text(path)), place) if path else None
+    return f" ({shown_path(str(path))}:{line})" if line else ""
+
+
+def _is_ignored(config: Config, key: PoolKey) -> bool:
+    return key.destination is not None and any(
+        ip_address(key.destination) in pattern.network and pattern.port in (None, key.destination_port)
+        for pattern in config.listing.ignore_destinations
+    )

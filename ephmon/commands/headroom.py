@@ -1,0 +1,104 @@
+"""`ephmon headroom`: how many more sockets one pool has ports for, and why."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from ephmon.commands.question import check_from, check_source, connect_source
+from ephmon.commands.reading import configuration, read
+from ephmon.errors import KernelError, UsageError
+from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.probe import probe, require_probe
+from ephmon.model.pools import PoolKind
+from ephmon.model.snapshot import Tuple
+from ephmon.model.survey import survey
+from ephmon.outputs import api, headroom
+from ephmon.terminal import complain, tell
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ephmon.endpoint import Address
+    from ephmon.model.snapshot import Snapshot
+    from ephmon.model.survey import NamespaceSurvey
+    from ephmon.model.tcp_ports import TcpPorts
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one pool; the status is 1 if the probe that was asked for did not give every answer."""
+    config = configuration(options.config)
+    kind, source = _asked_pool(options)
+    snapshot = read(config, options.proc)
+    (one,) = survey(snapshot)
+    method: str = one.namespace.backends.get(kind.protocol, "")
+    failure = None
+    if options.probe and one.ports:
+        unprobed = one
+        one, failure = _probed(snapshot, unprobed, one.ports, config.poll.deadline_seconds)
+        method = method if one is unprobed else "probe"
+    pools = one.pools_of(kind)
+    if pools is None:
+        raise KernelError(one.namespace.missing[kind.protocol], reason="unavailable")
+    pool = pools.pool(_own_key(kind, source, options.destination))
+    if options.json:
+        tell(api.encode({"schema": api.SCHEMA, "method": method, **api.pool_object(pool)}).decode())
+    else:
+        tell(headroom.render(pool))
+    if failure is None:
+        return 0
+    complain(failure)
+    return 1
+
+
+def _probed(
+    snapshot: Snapshot, unprobed: NamespaceSurvey, ports: TcpPorts, seconds: float
+) -> tuple[NamespaceSurvey, KernelError | None]:
+    """Return the survey with what the probe found, or the unprobed one, and what kept it from all answers."""
+    asked = ports.not_known_to_be_blocked() if ports.blind_to else ports.unanswered()
+    try:
+        require_probe()
+        answers = probe(asked, Deadline(seconds, time.monotonic))
+    except KernelError as error:
+        return unprobed, error
+    (probed,) = survey(snapshot, answers={unprobed.namespace.inode: answers})
+    if len(answers) == len(asked):
+        return probed, None
+    what = f"The probe got to {len(answers)} of {len(asked)} ports before poll.deadline passed"
+    return probed, KernelError(f"{what}; the bounds allow for the rest, a longer deadline settles it.")
+
+
+def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] | None) -> Tuple | bytes:
+    if kind != PoolKind.TCP_CONNECT or destination is None:
+        return source.packed
+    address, port = destination
+    return Tuple(source.packed, address.packed, port)
+
+
+def _asked_pool(options: argparse.Namespace) -> tuple[PoolKind, Address]:
+    """Return the kind of pool that the arguments ask for, and its source."""
+    _check_question(options)
+    if options.bind:
+        check_source("--bind", options.bind)
+        return (PoolKind.UDP_BIND if options.udp else PoolKind.TCP_BIND), options.bind
+    destination, port = options.destination
+    if options.source:
+        check_source("--from", options.source)
+    if options.udp and options.source:
+        return PoolKind.UDP_BIND, options.source
+    if options.udp:
+        return PoolKind.UDP_CONNECT, ip_address(bytes(len(destination.packed)))
+    return PoolKind.TCP_CONNECT, connect_source(destination, port, options.source)
+
+
+def _check_question(options: argparse.Namespace) -> None:
+    """Raise UsageError if the arguments do not go together."""
+    if (options.destination is None) == (options.bind is None):
+        raise UsageError("headroom takes either DESTINATION:PORT or --bind SOURCE.")
+    if options.probe and (options.udp or options.bind):
+        raise UsageError("--probe is about TCP connect(): the other pools have no port in doubt.")
+    if options.destination:
+        check_from(options.source, options.destination[0])
+    elif options.source:
+        raise UsageError("--from goes with a destination; --bind names the source itself.")

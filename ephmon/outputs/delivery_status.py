@@ -1,0 +1,81 @@
+"""How deliveries fare: the closed sets of words and the counts that become metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class ReceiverKind(StrEnum):
+    """Whom alerts are sent to."""
+
+    ALERTMANAGER = "alertmanager"
+    WEBHOOK = "webhook"
+
+
+class FailureReason(StrEnum):
+    """Why an attempt failed."""
+
+    NAME = "name"
+    """The name of the receiver is not known: it could not be looked up."""
+    SOURCE_PORT = "source_port"
+    """No port of notify.source_ports could be had."""
+    CONNECTION = "connection"
+    """No connection, or it broke before there was an answer."""
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    """The answer is not HTTP/1.1."""
+    REDIRECT = "redirect"
+    CLIENT_ERROR = "client_error"
+    """4xx but 429: the receiver does not want this, so it is not asked again."""
+    RATE_LIMITED = "rate_limited"
+    """429."""
+    SERVER_ERROR = "server_error"
+    DEFECT = "defect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryStatus:
+    """Counts since the start and what stands now, by kind of receiver; a kind without a receiver has no entry."""
+
+    attempts: Mapping[ReceiverKind, int]
+    failures: Mapping[ReceiverKind, Mapping[FailureReason, int]]
+    pending: Mapping[ReceiverKind, int]
+    """Alerts whose present state has not reached every receiver of the kind."""
+    succeeded_at: Mapping[ReceiverKind, float]
+    """When a receiver of the kind last took alerts, seconds since the epoch; no entry before the first time."""
+    dropped: Mapping[ReceiverKind, int]
+    """Alerts whose end was forgotten before a receiver came back to be told of it."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted for all receivers of one kind. Written by the delivery thread alone."""
+
+    attempts: int = 0
+    failures: Counter[FailureReason] = field(
+        # All are there from the start, so that a reader in another thread never sees the mapping grow.
+        default_factory=lambda: Counter(dict.fromkeys(FailureReason, 0))
+    )
+    succeeded_at: float | None = None
+    dropped: int = 0
+
+
+def status_of(tallies: Mapping[ReceiverKind, Tally], pending: Iterable[tuple[ReceiverKind, int]]) -> DeliveryStatus:
+    """Return the status; `pending` has an entry for each receiver, and names the kinds that there are."""
+    most: dict[ReceiverKind, int] = {}
+    for kind, number in pending:
+        most[kind] = max(number, most.get(kind, 0))
+    return DeliveryStatus(
+        attempts={kind: tallies[kind].attempts for kind in most},
+        failures={kind: dict(tallies[kind].failures) for kind in most},
+        pending=most,
+        succeeded_at={kind: moment for kind in most if (moment := tallies[kind].succeeded_at) is not None},
+        dropped={kind: tallies[kind].dropped for kind in most},
+    )

@@ -1,0 +1,60 @@
+"""Alerts as receivers get them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ephmon.config_scalars import RESERVED_LABELS
+from ephmon.model.alerts import Alert, AlertName, Phase
+from ephmon.model.rules import Severity
+from ephmon.outputs.alert_notifications import SUMMARIES, notifications_of
+from ephmon.outputs.notification import Notification
+from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_pool, make_report
+
+
+def notified(*alerts: Alert) -> list[Notification]:
+    return list(notifications_of(make_report(alerts=alerts)))
+
+
+def test_an_alert_of_a_pool_has_the_labels_of_the_pool_and_tells_its_figures() -> None:
+    pool = make_pool(usable=28_232, blocked=3, in_use=20_000)
+    (notification,) = notified(make_alert(pool, severity=Severity.CRITICAL, since=30.0))
+
+    assert notification == Notification(
+        labels={
+            "alertname": "EphmonPoolNearExhaustion",
+            "severity": "critical",
+            "netns": "own",
+            "kind": "tcp_connect",
+            "source": "10.0.0.1",
+            "destination": "10.0.0.9",
+            "destination_port": "443",
+        },
+        annotations={
+            "summary": "A pool of local ports is almost used up.",
+            "description": "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left.",
+        },
+        starts_at=TAKEN_AT + 30.0,
+    )
+
+
+def test_what_an_alert_is_not_about_is_no_label() -> None:
+    of_namespace, of_bind_pool = notified(make_alert(name=AlertName.PORTS_BLOCKED), make_alert(make_bind_pool()))
+
+    assert {name for name, _ in of_namespace.identity} == {"alertname", "severity", "netns"}
+    assert {name for name, _ in of_bind_pool.identity} == {"alertname", "severity", "netns", "kind", "source"}
+
+
+def test_only_what_fires_for_all_to_see_is_delivered() -> None:
+    assert notified(make_alert(phase=Phase.PENDING), make_alert(make_pool(), is_told=False)) == []
+
+
+def test_users_cannot_choose_a_label_that_alerts_have_themselves() -> None:
+    (notification,) = notified(make_alert(make_pool()))
+
+    assert notification.labels.keys() == RESERVED_LABELS
+
+
+@pytest.mark.parametrize("name", AlertName)
+def test_every_alert_has_a_summary(name: AlertName) -> None:
+    assert SUMMARIES[name].endswith(".")

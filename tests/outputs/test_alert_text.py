@@ -1,0 +1,176 @@
+"""Alerts in words: the sentence of each kind, the figures that stand beside it, and the JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ephmon.model.alerts import SUMMARY, Alert, AlertName, Alerts, Phase
+from ephmon.model.rules import Severity
+from ephmon.outputs.alert_text import alert_objects, figures, is_stood_for, sentence
+from ephmon.outputs.prometheus import process_registry
+from ephmon.outputs.rendering import publication_of
+from tests.builders import make_alert, make_bind_pool, make_pool, make_report
+
+FULL = make_pool(usable=28_232, blocked=0, in_use=28_232)
+NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
+ESTIMATED = make_pool(usable=28_232, blocked=0, in_use=20_000, remaining_min=8_000)
+BOUND = make_bind_pool(in_use=20_000)
+ELSEWHERE = make_pool(
+    netns="pod\x1b", source="2001:db8::1", destination="2001:db8::9", usable=100, blocked=0, in_use=75
+)
+
+
+@pytest.mark.parametrize(
+    ("alert", "expected"),
+    [
+        (make_alert(NEAR), "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."),
+        (
+            make_alert(ESTIMATED),
+            "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.8%: ~8232 of 28232 ports are left.",
+        ),
+        (
+            make_alert(FULL),
+            (
+                "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 100.0%: none of 28232 ports is left, the next "
+                "allocation fails with EADDRNOTAVAIL."
+            ),
+        ),
+        (make_alert(BOUND), "tcp_bind at 10.0.0.1 is at 70.8%: 8232 of 28232 ports are left."),
+        (
+            make_alert(ELSEWHERE),
+            "tcp_connect from 2001:db8::1 to [2001:db8::9]:443 in pod\ufffd is at 75.0%: 25 of 100 ports are left.",
+        ),
+        (
+            make_alert(ELSEWHERE, name=AlertName.POOL_EXHAUSTION_FORECAST, value=41.6),
+            (
+                "tcp_connect from 2001:db8::1 to [2001:db8::9]:443 in pod\ufffd runs out of ports in about 42 s at the "
+                "present rate, now at 75.0%."
+            ),
+        ),
+        (
+            make_alert(name=AlertName.PORTS_BLOCKED, value=0.703),
+            "70.3% of the usable ports are blocked for every connect().",
+        ),
+        (
+            make_alert(name=AlertName.PORTS_BLOCKED, netns="pod", value=0.9, named=[ELSEWHERE, NEAR]),
+            (
+                "90.0% of the usable ports of pod are blocked for every connect(). The fullest pools: tcp_connect from "
+                "2001:db8::1 to [2001:db8::9]:443 in pod\ufffd is at 75.0%; tcp_connect from 10.0.0.1 to 10.0.0.9:443 "
+                "is at 70.9%."
+            ),
+        ),
+        (
+            make_alert(NEAR, name=AlertName.CONNECT_EXHAUSTIONS, value=1),
+            (
+                "1 connect() call of tcp_connect from 10.0.0.1 to 10.0.0.9:443 failed because no port was left; the "
+                "pool is at 70.9%."
+            ),
+        ),
+        (
+            make_alert(NEAR, name=AlertName.CONNECT_EXHAUSTIONS, value=12),
+            (
+                "12 connect() calls of tcp_connect from 10.0.0.1 to 10.0.0.9:443 failed because no port was left; the "
+                "pool is at 70.9%."
+            ),
+        ),
+        (
+            make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", value=1),
+            "1 more alert finds no place among the alerts.max_active that are told one by one.",
+        ),
+        (
+            make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", value=7),
+            "7 more alerts find no place among the alerts.max_active that are told one by one.",
+        ),
+    ],
+)
+def test_an_alert_is_one_sentence_with_the_figures_that_matter(alert: Alert, expected: str) -> None:
+    assert sentence(alert) == expected
+
+
+def test_the_figures_of_an_alert_are_those_of_its_pool() -> None:
+    assert figures(make_alert(NEAR, severity=Severity.CRITICAL)) == {
+        "alert": "EphmonPoolNearExhaustion",
+        "severity": "critical",
+        "netns": "own",
+        "kind": "tcp_connect",
+        "source": "10.0.0.1",
+        "destination": "10.0.0.9:443",
+        "value": 0.708522,
+        "usable": 28232,
+        "blocked": 3,
+        "in_use": 20000,
+        "time_wait": 30,
+        "reusable": 0,
+        "remaining": 8229,
+        "since": "2026-01-02T03:04:05.006Z",
+    }
+
+
+def test_an_alert_that_is_of_no_single_pool_has_no_figures_of_one() -> None:
+    assert figures(make_alert(name=AlertName.PORTS_BLOCKED, value=0.75, named=[NEAR])) == {
+        "alert": "EphmonPortsBlocked",
+        "severity": "warning",
+        "netns": "own",
+        "value": 0.75,
+        "since": "2026-01-02T03:04:05.006Z",
+    }
+
+
+def test_an_alert_of_a_tcp_connect_pool_ends_in_that_of_blocked_ports_while_it_fires() -> None:
+    ended = make_alert(NEAR, phase=Phase.RESOLVED)
+    blocked = make_alert(name=AlertName.PORTS_BLOCKED)
+    pending = make_alert(name=AlertName.PORTS_BLOCKED, phase=Phase.PENDING)
+    of_bind = make_alert(BOUND, phase=Phase.RESOLVED)
+
+    assert [
+        is_stood_for(alert, Alerts(states={other.key: other}))
+        for alert, other in [(ended, blocked), (ended, pending), (of_bind, blocked), (ended, ended)]
+    ] == [True, False, False, False]
+
+
+def test_the_json_holds_the_alerts_that_fire_the_most_urgent_first() -> None:
+    report = make_report(
+        alerts=[
+            make_alert(FULL, severity=Severity.CRITICAL, since=5.0),
+            make_alert(BOUND, phase=Phase.PENDING),
+            make_alert(ELSEWHERE, is_told=False),
+            make_alert(name=SUMMARY.name, netns=SUMMARY.netns, value=1),
+        ]
+    )
+
+    assert alert_objects(report.alerts) == [
+        {
+            "alertname": "EphmonPoolNearExhaustion",
+            "severity": "critical",
+            "netns": "own",
+            "pool": {
+                "netns": "own",
+                "kind": "tcp_connect",
+                "source": "10.0.0.1",
+                "destination": "10.0.0.9",
+                "destination_port": 443,
+            },
+            "since": "2026-01-02T03:04:10.006Z",
+            "value": 1.0,
+            "summary": "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 100.0%: none of 28232 ports is left, the next "
+            "allocation fails with EADDRNOTAVAIL.",
+        },
+        {
+            "alertname": "EphmonTooManyAlerts",
+            "severity": "warning",
+            "netns": "",
+            "pool": None,
+            "since": "2026-01-02T03:04:05.006Z",
+            "value": 1,
+            "summary": "1 more alert finds no place among the alerts.max_active that are told one by one.",
+        },
+    ]
+
+
+def test_what_the_http_side_serves_as_pools_carries_the_alerts() -> None:
+    report = make_report(alerts=[make_alert(FULL, severity=Severity.CRITICAL)])
+    published = publication_of(report, kernel_release="6.1", process_registry=process_registry(), expires_at=1.0)
+
+    assert json.loads(published.pools.plain)["alerts"] == alert_objects(report.alerts)

@@ -1,0 +1,48 @@
+"""The body for `/api/v2/alerts`."""
+
+from __future__ import annotations
+
+import json
+
+from ephmon.outputs.alertmanager import render, rfc3339
+from ephmon.outputs.notification import Notification
+
+NOW = 1_700_000_000.0
+FIRING = Notification(
+    labels={"alertname": "EphmonPoolNearExhaustion", "severity": "critical", "destination": ""},
+    annotations={"summary": "None is left.", "runbook_url": ""},
+    starts_at=NOW - 90.5,
+)
+RESOLVED = Notification(labels={"alertname": "B"}, starts_at=NOW - 90, ends_at=NOW - 30)
+
+
+def test_an_active_alert_ends_four_resends_from_now_and_a_resolved_one_when_it_ended() -> None:
+    body = render([FIRING, RESOLVED], now=NOW, resend_seconds=60.0, external_url="http://127.0.0.1:19100/")
+
+    assert json.loads(body) == [
+        {
+            "labels": {"alertname": "EphmonPoolNearExhaustion", "severity": "critical"},
+            "annotations": {"summary": "None is left."},
+            "startsAt": "2023-11-14T22:11:49.500Z",
+            "endsAt": "2023-11-14T22:17:20.000Z",
+            "generatorURL": "http://127.0.0.1:19100/",
+        },
+        {
+            "labels": {"alertname": "B"},
+            "annotations": {},
+            "startsAt": "2023-11-14T22:11:50.000Z",
+            "endsAt": "2023-11-14T22:12:50.000Z",
+            "generatorURL": "http://127.0.0.1:19100/",
+        },
+    ]
+
+
+def test_without_a_page_there_is_no_generator_url() -> None:
+    (one,) = json.loads(render([FIRING], now=NOW, resend_seconds=60.0, external_url=""))
+
+    assert "generatorURL" not in one
+
+
+def test_times_are_in_utc_with_milliseconds() -> None:
+    assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(NOW + 0.1234) == "2023-11-14T22:13:20.123Z"

@@ -1,0 +1,64 @@
+"""Secrets that stand in files."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ephmon.config import WebhookConfig
+from ephmon.config_secrets import read_webhook_url
+from ephmon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+URL = "https://example.net/hook?key=5ecret"
+
+
+def test_without_a_file_the_url_is_the_one_in_the_configuration() -> None:
+    assert read_webhook_url(WebhookConfig(url=URL)) == URL
+    assert read_webhook_url(WebhookConfig()) == ""
+
+
+@pytest.mark.parametrize("text", [URL, f"{URL}\n", f"\n  {URL}\r\n"])
+def test_the_file_holds_the_url_and_nothing_else_but_blanks(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "webhook"
+    file.write_text(text, encoding="utf-8")
+
+    assert read_webhook_url(WebhookConfig(url_file=str(file))) == URL
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "notify.webhook.url_file: the file is empty; write the URL"),
+        (b"\n", "notify.webhook.url_file: the file is empty; write the URL"),
+        (b"example.net/5ecret", "notify.webhook.url_file: the URL does not begin with http:// or https://"),
+        (b"https://example.net/5ecret\nhttps://example.net/5ecret", "holds a character that a URL cannot"),
+        (b"https://example.net/\xff5ecret", "is not UTF-8"),
+        (b"https://example.net/5ecret#", "has a fragment"),
+    ],
+)
+def test_a_file_with_anything_else_is_an_error_that_names_it_and_not_its_content(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    file = tmp_path / "webhook"
+    file.write_bytes(content)
+
+    with pytest.raises(ConfigError) as raised:
+        read_webhook_url(WebhookConfig(url_file=str(file)))
+
+    assert sentence in str(raised.value)
+    assert str(file) in str(raised.value)
+    assert "5ecret" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_or_is_a_pipe_is_an_error(tmp_path: Path) -> None:
+    """A pipe would be waited for."""
+    os.mkfifo(tmp_path / "fifo")
+
+    for name in ("fifo", "missing"):
+        with pytest.raises(ConfigError, match=name):
+            read_webhook_url(WebhookConfig(url_file=str(tmp_path / name)))
