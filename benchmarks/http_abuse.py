@@ -64,6 +64,7 @@ def serve(certificate: str | None, key: str | None) -> None:
             expired_metrics="",
             expired_openmetrics="",
             pools=body,
+            exhaustions=body,
             page=body,
             expired_page="",
         )

@@ -101,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     _describe_check_config(
         add("check-config", check_config.run, "check a configuration file and print what is in force")
     )
+    _describe_incidents(add("incidents", _list_incidents, "list the incidents that the daemon has written"))
+    _describe_incident(add("incident", _show_incident, "print one incident, from this host or another"))
     return parser
 
 
@@ -138,6 +140,11 @@ def _describe_pools(listing: argparse.ArgumentParser) -> None:
         type=arguments.destination,
         metavar="ADDR[:PORT]",
         help="print only the pools toward it, with advice on those that reached a threshold",
+    )
+    listing.add_argument(
+        "--owners",
+        action="store_true",
+        help="tell who holds the ports, the blocked ones too: units, containers, users and, where permitted, processes",
     )
 
 
@@ -179,6 +186,28 @@ def _describe_check_config(checked: argparse.ArgumentParser) -> None:
         metavar="KIND,SOURCE[,DESTINATION:PORT]",
         help="print the thresholds of this pool, and which override gave them",
     )
+
+
+def _describe_incidents(listing: argparse.ArgumentParser) -> None:
+    listing.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _describe_incident(one: argparse.ArgumentParser) -> None:
+    one.add_argument("file", type=arguments.file, metavar="FILE", help="a file that `ephmon incidents` lists")
+    one.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _list_incidents(options: argparse.Namespace) -> int:
+    # Only these two commands need what reads incidents.
+    from ephmon.commands import incidents  # noqa: PLC0415
+
+    return incidents.run(options)
+
+
+def _show_incident(options: argparse.Namespace) -> int:
+    from ephmon.commands import incident  # noqa: PLC0415
+
+    return incident.run(options)
 
 
 def _run(options: argparse.Namespace) -> int:

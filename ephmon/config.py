@@ -7,7 +7,7 @@ bent to suit another key. `docs/configuration.md` explains the keys to those who
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ from ephmon.model.snapshot import PortRange
 from ephmon.yaml_document import Problem, compose, read_text, render, shown_path
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -116,7 +116,7 @@ class ExhaustionsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentsConfig:
-    """Where reports of incidents are kept, and how many of them."""
+    """Where incidents are kept, and how many of them."""
 
     directory: str = ""
     """Absolute; "" keeps none."""
@@ -182,8 +182,6 @@ class Config:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     log: LogConfig = field(default=LogConfig())
     tls: TlsConfig = field(default=TlsConfig())
-    set_keys: frozenset[str] = field(default=frozenset(), compare=False)
-    """Paths of the keys that stand in the file, such as `poll.interval`: what `pending` asks for."""
 
     @property
     def rules(self) -> Rules:
@@ -195,13 +193,6 @@ class Config:
             max_active=self.alerts.max_active,
             own_ports=frozenset(range(self.notify.source_ports.low, self.notify.source_ports.high + 1)),
         )
-
-
-PENDING_KEYS: tuple[tuple[str, str], ...] = (
-    ("exhaustions", "is accepted but has no effect yet: ephmon does not count failed connect() calls"),
-    ("incidents", "is accepted but has no effect yet: ephmon writes no incident reports"),
-)
-"""Keys, or whole sections, whose feature is not there yet, and the sentence about each; the first that fits holds."""
 
 
 def load(path: Path) -> Config:
@@ -224,26 +215,12 @@ def parse(text: str, name: str) -> Config:
     config = Config() if document.root is None else _CONFIG.read(document.root, "", reading)
     if reading.problems or config is None:
         raise ConfigError(_told(shown_path(name), reading.problems))
-    return replace(config, set_keys=frozenset(reading.set_keys))
+    return config
 
 
 def describe(config: Config) -> str:
     """Return the effective configuration as YAML that `parse` reads back; secrets are replaced by `<redacted>`."""
     return render(_CONFIG.plain(config))
-
-
-def pending(set_keys: Collection[str]) -> tuple[str, ...]:
-    """Return a line for each of these keys whose feature is not there yet, by `PENDING_KEYS`."""
-    found = ((key, _pending_sentence(key)) for key in sorted(set_keys))
-    return tuple(f"{key} {sentence}" for key, sentence in found if sentence is not None)
-
-
-def _pending_sentence(key: str) -> str | None:
-    return next((sentence for path, sentence in PENDING_KEYS if _lies_at(key, path)), None)
-
-
-def _lies_at(key: str, path: str) -> bool:
-    return key == path or key.startswith((f"{path}.", f"{path}["))
 
 
 def _told(name: str, problems: list[Problem]) -> str:

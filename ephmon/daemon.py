@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon import __version__, signals
-from ephmon.config import Config, ListenAddress, ProbeChoice, TlsConfig
+from ephmon.config import Config, ListenAddress, ProbeChoice, Switch, TlsConfig
 from ephmon.config_secrets import read_webhook_url
 from ephmon.deliveries import Deliveries
 from ephmon.errors import ConfigError, EphmonError, KernelError
+from ephmon.exhaustion_watch import ExhaustionWatch
+from ephmon.incident_log import IncidentLog
 from ephmon.kernel import sysctl
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import ProbeByTurns
@@ -28,11 +30,11 @@ from ephmon.kernel.source import SocketSource
 from ephmon.model.next_report import (
     build_report,
     failed_report,
+    narrow_destinations,
     next_full_poll,
     paced,
     ports_in_doubt,
     refreshed_report,
-    watch_of,
 )
 from ephmon.model.pace import Poll
 from ephmon.model.report import ReloadStatus, Report, initial_report
@@ -43,6 +45,7 @@ from ephmon.outputs.rendering import publication_of
 from ephmon.outputs.server import HttpServer
 from ephmon.outputs.service_manager import ServiceManager
 from ephmon.outputs.tls import TlsFiles, build_tls_context
+from ephmon.owner_watch import OwnerWatch
 
 if TYPE_CHECKING:
     import ssl
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 
 LONGEST_SLEEP_SECONDS = 10.0
 """The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
+EXHAUSTION_SECONDS = 1.0
+"""While failed connect() calls are counted, the loop asks for them this often."""
 MOST_PROBED_PORTS = 2_000
 """So many ports in doubt are probed in one poll, 12 microseconds each, 22 if blocked; the rest has its turn later."""
 PROBE_SECONDS = 1.0
@@ -100,6 +105,9 @@ class Daemon:
         )
         self._webhook_url = read_webhook_url(config.notify.webhook)
         self._deliveries = Deliveries()
+        self._exhaustions = ExhaustionWatch(proc)
+        self._incidents = IncidentLog(clock, wall_clock)
+        self._owners = OwnerWatch(proc, clock, signals.not_told_to_stop)
         self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
         self._checked_source_ports: PortRange | None = None
         self._said_what_is_not_seen = False
@@ -117,31 +125,64 @@ class Daemon:
         self._server.start()
         try:
             self._say_where()
-            self._deliver(self._webhook_url)
+            self._deliver(self._config, self._webhook_url)
+            self._exhaustions.go_by(self._config.exhaustions)
+            self._incidents.go_by(self._config.incidents)
             self._loop()
         finally:
             self._service_manager.stopping()
             self._deliveries.close()
+            self._incidents.close()
+            self._stop_counting_exhaustions()
             self._server.stop()
         log.write(_log, Line(logging.INFO, "Stopped."))
 
+    def _count_exhaustions(self, now: float) -> bool:
+        """Take in the connect() calls that have failed, and tell whether one of our own namespace did."""
+        previous = self._report
+        try:
+            self._report, failed_here = self._exhaustions.updated(previous, now)
+        except Exception:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
+            _log.exception("A defect of ephmon ends the counting of failed connect() calls, please report it")
+            self._exhaustions.give_up()
+            return False
+        required = self._config.exhaustions.enabled == Switch.ON
+        for line in log.exhaustion_changes(previous, self._report, required=required):
+            log.write(_log, line)
+        return failed_here
+
+    def _stop_counting_exhaustions(self) -> None:
+        try:
+            self._exhaustions.close()
+        except KernelError as error:
+            log.write(_log, Line(logging.WARNING, str(error)))
+
     def _loop(self) -> None:
         polled_at = narrowly_polled_at = -math.inf
+        failed_lately = False
         while True:
             self._server.beat()
             self._service_manager.wake_up(self._config.poll.deadline_seconds)
             now = self._clock()
+            failed_lately = self._count_exhaustions(now) or failed_lately
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
-            if now >= polled_at + self._report.pace.full:
+            pace = self._report.pace
+            narrow = pace.soonest if failed_lately and self._source.reads_tcp_by_inet_diag else pace.narrow or math.inf
+            if now >= polled_at + pace.full:
+                failed_lately = False
                 polled_at = narrowly_polled_at = now
                 self._tick(next_full_poll(self._report), self._poll)
-            elif now >= narrowly_polled_at + (self._report.pace.narrow or math.inf):
+            elif now >= narrowly_polled_at + narrow:
+                failed_lately = False
                 narrowly_polled_at = now
                 self._tick(Poll.NARROW, self._poll_narrowly)
             pace = self._report.pace
             next_poll = min(polled_at + pace.full, narrowly_polled_at + (pace.narrow or math.inf))
             self._service_manager.ready(self._report)
-            longest_sleep = min(LONGEST_SLEEP_SECONDS, self._service_manager.longest_sleep_seconds)
+            longest_sleep = min(
+                EXHAUSTION_SECONDS if self._exhaustions.is_on else LONGEST_SLEEP_SECONDS,
+                self._service_manager.longest_sleep_seconds,
+            )
             received = signals.wait(min(max(0.0, next_poll - self._clock()), longest_sleep))
             if received in signals.STOP:
                 return
@@ -153,19 +194,22 @@ class Daemon:
     def _tick(self, kind: Poll, poll: Callable[[Report], Report]) -> None:
         """Poll once and publish. Whatever goes wrong is logged and counted, and the loop goes on."""
         cpu_before, started = time.thread_time(), self._clock()
-        previous = self._report
+        previous = found = self._report
         try:
-            report = poll(previous)
-            self._report = paced(report, previous.costs.after(kind, time.thread_time() - cpu_before))
+            found = poll(previous)
+            self._report = paced(found, previous.costs.after(kind, time.thread_time() - cpu_before))
             self._deliveries.update(self._report)
             self._publish()
             for line in log.changes(previous, self._report):
                 log.write(_log, line)
+            self._incidents.update(self._report)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
             defect = f"{type(error).__name__}: {error}"
             if previous.error != defect:
                 _log.exception("A defect of ephmon made the poll fail, please report it")
-            self._report = failed_report(previous, defect, "defect", self._clock() - started)
+            # What the poll found counts all the same, above all that alerts are pending or have begun to fire.
+            found = replace(found, totals=previous.totals)
+            self._report = failed_report(found, defect, "defect", self._clock() - started)
             with suppress(Exception):  # if the defect lies in rendering, what is served expires by itself
                 self._publish()
         spent = time.thread_time() - cpu_before
@@ -185,7 +229,7 @@ class Daemon:
                 self._said_what_is_not_seen = True
                 self._say_what_is_not_seen(snapshot)
             self._say_which_source_ports_are_at_risk(snapshot)
-            report = self._conclude(snapshot, previous)
+            report = self._owners.look(self._conclude(snapshot, previous))
         except KernelError as error:
             if error.reason == "stopped":
                 return previous
@@ -200,8 +244,11 @@ class Daemon:
         """
         if not self._source.reads_tcp_by_inet_diag:
             return self._poll(previous)
+        destinations = narrow_destinations(previous, self._clock())
+        if not destinations:
+            return previous  # what failed is ignored, or has had its time while something else was polled
         try:
-            narrow = self._source.read_toward(watch_of(previous).destinations, self._config.poll.deadline_seconds)
+            narrow = self._source.read_toward(destinations, self._config.poll.deadline_seconds)
         except KernelError as error:
             if error.reason == "stopped":
                 return previous
@@ -249,6 +296,7 @@ class Daemon:
                 process_registry=self._process,
                 expires_at=expires_at,
                 delivery=self._deliveries.status(),
+                incidents=self._incidents.status(),
             )
         )
 
@@ -261,7 +309,7 @@ class Daemon:
                     f"listen cannot change by a reload ({self._config.listen} to {config.listen}); restart ephmon."
                 )
             context = _tls_context(config.tls)
-            webhook_url = read_webhook_url(config.notify.webhook)
+            self._deliver(config, read_webhook_url(config.notify.webhook))
         except EphmonError as error:
             log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
             reload = replace(self._report.reload, successful=False, error=str(error))
@@ -273,7 +321,8 @@ class Daemon:
             self._source = self._open_source(config)
         log.set_up(config.log.level, config.log.format)
         self._config = config
-        self._deliver(webhook_url)
+        self._exhaustions.go_by(config.exhaustions)
+        self._incidents.go_by(config.incidents)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
         self._report = paced(replace(self._report, rules=config.rules, reload=reload), self._report.costs)
         self._republish()
@@ -298,8 +347,7 @@ class Daemon:
         """Where the daemon listens, with the port that the kernel chose if it was left to it."""
         return str(ListenAddress(host=self._config.listen.host, port=self._server.port))
 
-    def _deliver(self, webhook_url: str) -> None:
-        config = self._config
+    def _deliver(self, config: Config, webhook_url: str) -> None:
         is_tls = bool(config.tls.certificate)
         url = start_lines.external_url(config.listen.host, self._listen, is_tls=is_tls)
         self._deliveries.go_by(config, webhook_url, url)

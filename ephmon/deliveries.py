@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.errors import EphmonError
+
 if TYPE_CHECKING:
     from ephmon.config import Config
     from ephmon.model.report import Report
@@ -27,13 +29,24 @@ class Deliveries:
             config: Names the receivers.
             webhook_url: The webhook's, from the configuration or from its file; "" for none.
             external_url: Where people who are told find ephmon's page, "" for nowhere.
+
+        Raises:
+            EphmonError: There is no descriptor or no thread to be had for it; everything stays as it was.
         """
         notify = config.notify
         if self._delivery is None and not (notify.alertmanager.urls or webhook_url):
             return
+        try:
+            self._go_by(config, webhook_url, external_url)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread could be started
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise EphmonError(f"Alerts cannot be delivered: {reason}; allow ephmon more files or threads.") from error
+
+    def _go_by(self, config: Config, webhook_url: str, external_url: str) -> None:
         # Only who is to be told anything needs what this drags in.
         from ephmon.outputs.delivery import Delivery, DeliverySettings  # noqa: PLC0415
 
+        notify = config.notify
         settings = DeliverySettings(
             source_ports=notify.source_ports,
             labels=notify.labels,
@@ -42,8 +55,9 @@ class Deliveries:
             external_url=external_url,
         )
         if self._delivery is None:
-            self._delivery = Delivery(settings)
-            self._delivery.start()
+            delivery = Delivery(settings)
+            delivery.start()
+            self._delivery = delivery
         else:
             self._delivery.reconfigure(settings)
 

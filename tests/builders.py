@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.model.alerts import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
 from ephmon.model.forecast import Forecast
+from ephmon.model.owners import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pace import Pace
 from ephmon.model.pools import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
@@ -141,6 +142,8 @@ def make_report(
     reload: ReloadStatus | None = None,
     rules: Rules | None = None,
     alerts: Sequence[Alert] = (),
+    owners: Mapping[PoolKey, Owners] | None = None,
+    blocked_owners: Mapping[str, Owners] | None = None,
 ) -> Report:
     """Build the report of a good poll that found one pool; a bare Pool in `listed` has its utilisation as peak."""
     pools = [make_pool()] if listed is None else listed
@@ -159,6 +162,27 @@ def make_report(
         reload=ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60) if reload is None else reload,
         rules=Rules() if rules is None else rules,
         alerts=Alerts(states={alert.key: alert for alert in alerts}),
+        owners=owners or {},
+        blocked_owners=blocked_owners or {},
+    )
+
+
+def make_owners(
+    *shares: tuple[str, int] | tuple[str, int, int], other_owners: int = 0, other_ports: int = 0, unknown_ports: int = 0
+) -> Owners:
+    """Build owners of name, ports and those of them that are estimated: users if they are called so, else units."""
+    return Owners(
+        shares=tuple(
+            OwnerShare(
+                owner=Owner(OwnerKind.UID if name.startswith("uid ") else OwnerKind.UNIT, name),
+                ports=ports,
+                estimated_ports=sum(estimated),
+            )
+            for name, ports, *estimated in shares
+        ),
+        other_owners=other_owners,
+        other_ports=other_ports,
+        unknown_ports=unknown_ports,
     )
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 WAIT_SECONDS = 60.0
 """How long a test waits at most for what must come."""
 _PAUSE_SECONDS = 0.01
-_ENVIRONMENT_OF_THE_TESTS = re.compile(r"PYTHON.*|LC_.*|LANG|NO_COLOR|JOURNAL_STREAM|COLUMNS")
+_ENVIRONMENT_OF_THE_TESTS = re.compile(r"PYTHON.*|LC_.*|LANG|NO_COLOR|JOURNAL_STREAM|COLUMNS|NOTIFY_SOCKET|WATCHDOG_.*")
 
 Metrics = dict[str, float]
 """The value of each series, named as Prometheus writes it: `name{label="value"}`."""

@@ -33,7 +33,11 @@ MAY_IMPORT = {
     "ephmon.daemon": ("ephmon",),
     "ephmon.cli": ("ephmon",),
     "ephmon.commands": ("ephmon",),
+    "ephmon.exhaustion_watch": (*CONFIGURATION, "ephmon.kernel", "ephmon.model"),
+    "ephmon.owner_reader": ("ephmon.kernel", "ephmon.model"),
+    "ephmon.owner_watch": ("ephmon.kernel", "ephmon.model", "ephmon.outputs", "ephmon.owner_reader"),
     "ephmon.deliveries": (*CONFIGURATION, "ephmon.model", "ephmon.outputs"),
+    "ephmon.incident_log": (*CONFIGURATION, "ephmon.model", "ephmon.outputs"),
     "ephmon.arguments": (*CONFIGURATION, "ephmon.endpoint", "ephmon.terminal", *VALUES),
     "ephmon.__main__": ("ephmon.cli",),
 }

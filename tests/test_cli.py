@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon import __version__, cli
-from ephmon.config import Config, describe, load, parse, pending
+from ephmon.config import Config, describe, load, parse
 from ephmon.kernel.sysctl import read_release
 from tests import sockets
 from tests.namespaces import Namespace
@@ -480,16 +480,6 @@ def test_check_config_prints_what_is_in_force(config: Path) -> None:
     assert (by_argument.returncode, by_argument.stderr) == (0, "")
     assert by_argument.stdout == by_option.stdout == describe(load(config))
     assert parse(by_argument.stdout, "printed").listing.top == 7
-
-
-def test_check_config_tells_which_keys_do_nothing_yet(config: Path) -> None:
-    write(config, "incidents: {max_files: 3}\npools: {top: 7}\n")
-    printed = run(ephmon("check-config", config)).stdout
-
-    assert [line for line in printed.splitlines() if line.startswith("#")] == [
-        f"# {sentence}" for sentence in pending({"incidents.max_files"})
-    ]
-    assert parse(printed, "printed") == load(config)
 
 
 def test_without_a_file_the_defaults_hold(ns: Namespace, tmp_path: Path) -> None:

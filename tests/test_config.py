@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from ephmon.config import (
     LISTEN,
-    PENDING_KEYS,
     AlertmanagerConfig,
     AlertsConfig,
     BackendChoice,
@@ -35,7 +34,6 @@ from ephmon.config import (
     describe,
     load,
     parse,
-    pending,
 )
 from ephmon.config_scalars import RESERVED_LABELS
 from ephmon.errors import ConfigError
@@ -120,16 +118,11 @@ tls:
     "text", ["", "# nothing\n", "---\n", "{}", "poll:\nnotify:\n  webhook:\nthresholds:\n  warning:\n", "log: {}"]
 )
 def test_what_is_left_out_keeps_its_default(text: str) -> None:
-    config = parse(text, "x")
-
-    assert (config, config.set_keys) == (Config(), frozenset())
+    assert parse(text, "x") == Config()
 
 
-def test_the_example_holds_every_key_with_its_default() -> None:
-    config = load(ROOT / "config.example.yaml")
-
-    assert config == Config()
-    assert config.set_keys | {"thresholds.overrides"} == set(_every_key())
+def test_the_example_holds_the_defaults() -> None:
+    assert load(ROOT / "config.example.yaml") == Config()
 
 
 def test_each_key_of_the_example_has_a_line_of_meaning() -> None:
@@ -474,7 +467,6 @@ CONFIGS = st.builds(
     ),
     log=st.builds(LogConfig),
     tls=st.sampled_from([TlsConfig(), TlsConfig(certificate="/c", key="/k", client_ca="/a")]),
-    set_keys=st.just(frozenset[str]()),
 )
 
 
@@ -512,42 +504,6 @@ def test_any_text_is_a_configuration_or_refused(text: str) -> None:
         assert all(line.startswith("x:") for line in str(refusal).splitlines())  # noqa: PT017  # allowed, not required
 
 
-# --- keys without effect ------------------------------------------------------------------------------------------
-
-
-def test_the_keys_that_were_written_are_known_down_to_lists_of_values() -> None:
-    text = """\
-listen: 127.0.0.1:1
-poll: {interval: 5s}
-pools: {ignore_destinations: [10.0.0.0/8]}
-thresholds: {overrides: [{kind: tcp_bind, critical: {utilisation: 0.8}}]}
-notify: {labels: {team: a}}
-"""
-    assert parse(text, "x").set_keys == {
-        "listen",
-        "poll.interval",
-        "pools.ignore_destinations",
-        "thresholds.overrides[0].kind",
-        "thresholds.overrides[0].critical.utilisation",
-        "notify.labels",
-    }
-
-
-def test_keys_that_have_no_effect_yet_are_told() -> None:
-    keys = {"poll.interval", "exhaustions.top", "thresholds.overrides[0].kind", "incidents.max_files"}
-
-    assert pending(keys) == (
-        "exhaustions.top is accepted but has no effect yet: ephmon does not count failed connect() calls",
-        "incidents.max_files is accepted but has no effect yet: ephmon writes no incident reports",
-    )
-
-
-def test_each_pending_key_is_a_key() -> None:
-    told = {path for path, _ in PENDING_KEYS if pending([key for key in _every_key() if key.startswith(path)])}
-
-    assert told == {path for path, _ in PENDING_KEYS}
-
-
 # --- documentation ------------------------------------------------------------------------------------------------
 
 
@@ -572,14 +528,6 @@ def _documented() -> dict[str, tuple[str, str]]:
 
 def test_every_key_is_documented_with_its_default() -> None:
     assert {path: default for path, (default, _) in _documented().items()} == _every_key()
-
-
-def test_the_documentation_says_which_keys_have_no_effect_yet() -> None:
-    sentences = {path: pending([path]) for path in _every_key()}
-    expected = {path: "no effect" in sentence[0] for path, sentence in sentences.items() if sentence}
-    said = {path: "*No effect yet.*" in meaning for path, (_, meaning) in _documented().items() if "yet.*" in meaning}
-
-    assert said == expected
 
 
 def test_the_examples_of_the_documentation_can_be_used() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ephmon.outputs import log, rendering
 from tests import sockets
 from tests.kernel.seccomp import refuse_netlink
 from tests.namespaces import Namespace
+from tests.outputs import delivering
 from tests.outputs.certificates import make_certificate
 from tests.processes import (
     Metrics,
@@ -293,6 +295,22 @@ def test_a_file_that_is_gone_at_a_reload_keeps_the_old_configuration(ns: Namespa
 
         assert f"{config}: the file cannot be read" in daemon.wait_for_line("The configuration is kept as it was")
         daemon.wait_for_polls(2)
+
+
+def test_a_receiver_that_there_is_no_descriptor_for_keeps_the_old_configuration(ns: Namespace, config: Path) -> None:
+    put(config, SLOW)
+    with started(ns, "--config", config) as daemon:
+        put(config, SLOW + 'notify: {webhook: {url: "http://127.0.0.1:9/secret"}}\n')
+        most = max(int(entry.name) for entry in Path(f"/proc/{daemon.pid}/fd").iterdir()) + 2
+        limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (most, limits[1]))
+        daemon.signal(signal.SIGHUP)
+        line = daemon.wait_for_line("The configuration is kept as it was")
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for_line("The configuration was reloaded.")
+
+    assert "Alerts cannot be delivered: Too many open files; allow ephmon more files or threads." in line
 
 
 def test_an_address_on_the_command_line_stands_above_the_file_at_a_reload_too(ns: Namespace, config: Path) -> None:
@@ -633,6 +651,22 @@ def test_a_defect_of_rendering_lets_what_was_rendered_expire(ns: Namespace, tmp_
     assert sum("Polls succeed again." in line for line in daemon.lines) == 1
 
 
+def test_alerts_go_on_while_a_defect_keeps_figures_from_being_rendered(
+    ns: Namespace, tmp_path: Path, config: Path
+) -> None:
+    """The alert has to be pending over several polls before it fires."""
+    ns.call(delivering.receive, "hook", 8080)
+    warning = "thresholds: {warning: {utilisation: 0.02, clear: 0.01, for: 300ms}}\n"
+    put(config, QUICK + warning + 'notify: {webhook: {url: "http://127.0.0.1:8080/"}}\n')
+    make_proc(tmp_path)
+    (tmp_path / "defect of rendering").touch()
+    with Running(ns, with_faults(tmp_path)) as daemon:
+        (post,) = ns.call(delivering.wait_for_posts, "hook", 1)
+        daemon.stop()
+
+    assert [alert["status"] for alert in post.document["alerts"]] == ["firing"]
+
+
 # --- what it costs ------------------------------------------------------------------------------------------------
 
 
@@ -662,7 +696,9 @@ def test_it_imports_nothing_that_it_does_not_run_on() -> None:
     modules = set(run(python("-c", code)).stdout.split())
     loaded = {name.partition(".")[0] for name in modules}
 
-    assert "ephmon.outputs.delivery" not in modules
+    assert modules & {"ephmon.outputs.delivery", "ephmon.outputs.incident_document"} == set()
+    assert modules & {"ephmon.owner_reader", "ephmon.commands.owners", "ephmon.kernel.processes"} == set()
+    assert modules & {"ephmon.outputs.incident_folder", "ephmon.outputs.incident_reading"} == set()
 
     assert {"ephmon", "tornado", "prometheus_client", "yaml"} <= loaded
     assert (

@@ -73,9 +73,9 @@ def test_the_metrics_page_has_a_row_for_every_metric() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_speaks_of_metrics_that_exist(page: str) -> None:
-    """`ephmon_pool_*` stands for all that begin so."""
+    """`ephmon_pool_*` stands for all that begin so. What follows a colon is recorded by a rule of Prometheus."""
     names = {metric.name for metric in METRICS}
-    words = set(re.findall(r"\bephmon_[a-z_]+\b\*?", PAGES[page]))
+    words = set(re.findall(r"(?<!:)\bephmon_[a-z_]+\b\*?", PAGES[page]))
 
     assert {word for word in words if not any(_is_meant(word, name) for name in names)} == set()
 

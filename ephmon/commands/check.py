@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ephmon.model.advice import Advice
-    from ephmon.model.rules import Thresholds
+    from ephmon.model.rules import Threshold, Thresholds
     from ephmon.model.survey import NamespaceSurvey
     from ephmon.model.verdict import Finding, Verdict
 
@@ -83,10 +83,17 @@ def _fail(message: str) -> int:
 def _limits(thresholds: Thresholds, options: argparse.Namespace) -> Thresholds:
     """Return the thresholds of the configuration, or for all pools those of the command line."""
     limits = limited(thresholds, warning=options.warning, critical=options.critical)
-    warning, critical = limits.warning.utilisation, limits.critical.utilisation
-    if warning >= critical:
-        raise UsageError(f"The warning at {warning} does not come before the critical at {critical}; move one of them.")
+    _require_order(limits.warning, limits.critical, "")
+    for place, override in enumerate(limits.overrides):
+        where = f" of thresholds.overrides[{place}]"
+        _require_order(override.warning or limits.warning, override.critical or limits.critical, where)
     return limits
+
+
+def _require_order(warning: Threshold, critical: Threshold, where: str) -> None:
+    low, high = warning.utilisation, critical.utilisation
+    if low >= high:
+        raise UsageError(f"The warning at {low} does not come before the critical at {high}{where}; move one of them.")
 
 
 def _asked_tuple(options: argparse.Namespace) -> Tuple | None:

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ephmon.commands.reading import DEFAULT_CONFIG, configuration
-from ephmon.config import describe, pending
+from ephmon.config import describe
 from ephmon.config_thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
 from ephmon.model.rules import Severity
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if options.pool:
         tell(_thresholds(config, options.pool, path or (DEFAULT_CONFIG if os.path.lexists(DEFAULT_CONFIG) else None)))
         return 0
-    tell("".join([describe(config), *(f"# {sentence}\n" for sentence in pending(config.set_keys))]))
+    tell(describe(config))
     return 0
 
 

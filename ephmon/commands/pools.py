@@ -16,20 +16,25 @@ from ephmon.model.survey import every_pool, survey
 from ephmon.outputs import api, table
 from ephmon.outputs.advice_text import advice_object
 from ephmon.outputs.text import endpoint
-from ephmon.terminal import tell
+from ephmon.terminal import complain, tell
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from ephmon.commands.owners import Holding
     from ephmon.config import Config
     from ephmon.model.advice import Advice
     from ephmon.model.pools import Pool, PoolKey
+    from ephmon.model.report import Report
     from ephmon.model.snapshot import Snapshot
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the pools, with advice on those that reached a threshold: in JSON, and in the table of a destination."""
+    """Print the pools, with advice on those that reached a threshold: in JSON, and in the table of a destination.
+
+    The status is 1 if the owners that were asked for are not known.
+    """
     config = configuration(options.config)
     snapshot = read(config, options.proc)
     surveys = survey(snapshot, likely_binder_ports=config.listing.min_in_use)
@@ -41,28 +46,54 @@ def run(options: argparse.Namespace) -> int:
         address, port = options.destination
         toward = endpoint(address, port)
         pools = [pool for pool in pools if _is_toward(pool, address, port)]
+    shown = pools[: options.top if options.json else options.top or config.listing.top]
+    holding = None
+    if options.owners:
+        # Only who asks for them needs what this drags in.
+        from ephmon.commands.owners import who_holds  # noqa: PLC0415
+
+        (surveyed,) = surveys
+        seconds = config.poll.deadline_seconds
+        holding = who_holds(shown, surveyed, report, proc=options.proc, deadline_seconds=seconds)
+        report = holding.report
     if options.json:
-        shown = pools[: options.top]
-        document = api.pools_document(report, shown)
-        advice = _advice(shown, snapshot, config)
-        for pool, entry in zip(shown, document["pools"], strict=True):
-            if pool.key in advice:
-                entry["advice"] = advice_object(advice[pool.key])
-        tell(api.encode(document).decode())
+        tell(_json(report, shown, _advice(shown, snapshot, config), holding))
+    else:
+        advice = _advice(shown, snapshot, config) if toward else {}
+        tell(_table(report, shown, table.Selection(matching=len(pools), toward=toward), advice, holding))
+    if holding is None or holding.failure is None:
         return 0
+    complain(holding.failure)
+    return 1
+
+
+def _json(report: Report, shown: Sequence[Pool], advice: Mapping[PoolKey, Advice], holding: Holding | None) -> str:
+    document = api.pools_document(report, shown)
+    for pool, entry in zip(shown, document["pools"], strict=True):
+        if pool.key in advice:
+            entry["advice"] = advice_object(advice[pool.key])
+    if holding is not None:
+        holding.put_into(document, shown)
+    return api.encode(document).decode()
+
+
+def _table(
+    report: Report,
+    shown: Sequence[Pool],
+    selection: table.Selection,
+    advice: Mapping[PoolKey, Advice],
+    holding: Holding | None,
+) -> str:
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
-    top = pools[: options.top or config.listing.top]
-    tell(
-        table.render(
-            report,
-            top,
-            colour=on_terminal and not os.environ.get("NO_COLOR"),
-            width=shutil.get_terminal_size().columns if on_terminal else None,
-            selection=table.Selection(matching=len(pools), toward=toward),
-            advice=_advice(top, snapshot, config) if toward else {},
-        )
+    return table.render(
+        report,
+        shown,
+        colour=on_terminal and not os.environ.get("NO_COLOR"),
+        width=shutil.get_terminal_size().columns if on_terminal else None,
+        selection=selection,
+        owners=() if holding is None else holding.lines(shown),
+        advice=advice,
     )
-    return 0
 
 
 def _is_toward(pool: Pool, address: str, port: int | None) -> bool:

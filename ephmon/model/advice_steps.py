@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.model.port_list import format_ports
 from ephmon.model.proxies import Setting, how_to
-from ephmon.model.snapshot import PortRange
+from ephmon.model.snapshot import PortRange, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -121,7 +121,8 @@ def widen(case: Case) -> str | None:
 
     A running service keeps its port, but once it restarts, a connection may sit there, unless the port is reserved.
     """
-    old, listening = case.sysctls.port_range, case.listening_ports
+    # Who listens is known of TCP alone, and it is services of their own protocol that UDP sockets take the ports of.
+    old, listening = case.sysctls.port_range, None if case.kind.protocol == Protocol.UDP else case.listening_ports
     new = next((new for new in WIDER_RANGES if new.low <= old.low and old.high <= new.high and new != old), None)
     if new is None:
         return None

@@ -34,6 +34,7 @@ from ephmon.model.rules import Severity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from ephmon.model.exhaustion_events import ExhaustionEvent
     from ephmon.model.pools import Pool, PoolKey
 
 
@@ -141,6 +142,8 @@ class Observation:
     """A severity that is left out is UNSEEN."""
     pools: tuple[Pool, ...] = ()
     """The pool it is about, or those that it names, worst first."""
+    call: ExhaustionEvent | None = None
+    """The connect() call it is about, or the last of them."""
 
 
 class Track(NamedTuple):
@@ -165,6 +168,8 @@ class Alert:
     value: float
     """As it was when last looked at; see `Observation`."""
     pools: tuple[Pool, ...]
+    """The same."""
+    call: ExhaustionEvent | None = None
     """The same."""
     is_told: bool = False
     """Whether it fires for all to see, or resolved after it did; False for one that found no place."""
@@ -276,6 +281,7 @@ def _next(
         ended=at if fired_until_now else None,
         value=seen.value,
         pools=seen.pools,
+        call=seen.call,
         is_told=before is not None and before.is_told and before.phase is Phase.FIRING,
         tracks=tracks,
     )

@@ -9,8 +9,8 @@ EphmonPortsBlocked
     program that binds many ports lifts all tcp_connect pools at once. While it fires it stands for those whose own
     share is smaller than the blocked one: it takes the severity of the worst of them and names the worst five. So that
     they do not fire one by one before it does, it stands for them from the moment its share is in the band where it
-    would go on firing (`clear` of the warning), and starts there as soon as one of them reaches a threshold. With no
-    usable port at all everything is blocked.
+    would go on firing (`clear` of the warning), and starts there as soon as one of them that does not fire yet reaches
+    a threshold. With no usable port at all everything is blocked.
 EphmonPoolExhaustionForecast
     The pool is more than half full and runs out within a minute at the present rate, and fires by no threshold yet.
 EphmonConnectExhaustions
@@ -23,7 +23,6 @@ poll judges the pools that it read; of the blocked share it can only tell that a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import chain
 from types import MappingProxyType
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.model.alerts import SUMMARY, AlertKey, AlertName, Judgement, Observation, Signal, step
 from ephmon.model.pools import PoolKind
+from ephmon.model.recent_failures import QUIET_SECONDS
 from ephmon.model.rules import Severity
 from ephmon.model.survey import worst_first
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ephmon.model.alerts import Alert, Alerts, Moment
     from ephmon.model.outlook import Followed
     from ephmon.model.pools import Pool, PoolKey
+    from ephmon.model.recent_failures import RecentFailures
     from ephmon.model.rules import Rules, Threshold, Thresholds
     from ephmon.model.survey import NamespaceSurvey
 
@@ -52,6 +53,9 @@ They cost some 10 microseconds each; only blocked ports or a very low threshold 
 """
 MOST_NAMED = 5
 """Pools that EphmonPortsBlocked names."""
+TAKE_OVER_MARGIN = 0.05
+"""EphmonPortsBlocked stands for a pool that fires by itself only where its own share is smaller by this, so that the
+two do not take turns when the shares are about equal."""
 
 FORECAST_SECONDS = 60.0
 """A forecast starts to count here. A ramp that takes 10 minutes is warned of by the thresholds 3 minutes before its
@@ -60,21 +64,9 @@ FORECAST_CLEAR_SECONDS = 120.0
 FORECAST_UTILISATION = 0.5
 """A pool that is emptier has room for a burst, and its forecast rests on what it did while it was nearly empty."""
 FORECAST_CLEAR_UTILISATION = 0.45
-FORECAST_FOR_SECONDS = 5.0
-"""One poll at the default interval: two polls have to agree, since a forecast errs most where a load changes."""
-
-EXHAUSTION_QUIET_SECONDS = 60.0
-"""Without a failed connect() for so long it is over: ports that ran out leave TIME_WAIT within the same time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecentFailures:
-    """The connect() calls of one pool that failed of late because no port was left."""
-
-    key: PoolKey
-    count: int
-    last_at: float
-    """When the last one failed, monotonic seconds."""
+FORECAST_FOR_SECONDS = 4.0
+"""Two polls at the default interval have to agree, since a forecast errs most where a load changes. It is less than the
+interval, because every other time they are some milliseconds closer together, and a third would be waited for."""
 
 
 def after_full_poll(
@@ -121,15 +113,27 @@ def after_full_poll(
     return step(previous, observations, looked_at, at, rules.max_active)
 
 
-def after_narrow_poll(pools: Iterable[Pool], previous: Alerts, rules: Rules, at: Moment) -> Alerts:
-    """Return the alerts after a poll that read these tcp_connect pools alone; what blocks ports is as known before."""
+def after_narrow_poll(
+    pools: Iterable[Pool],
+    previous: Alerts,
+    rules: Rules,
+    at: Moment,
+    *,
+    exhaustions: Iterable[RecentFailures] = (),
+) -> Alerts:
+    """Return the alerts after a poll that read these tcp_connect pools alone; what blocks ports is as known before.
+
+    Of `exhaustions` those of the pools that were read are judged.
+    """
     observations: dict[AlertKey, Observation] = {}
-    by_netns: dict[str, list[Pool]] = {}
+    by_netns: dict[str, dict[PoolKey, Pool]] = {}
     for pool in pools:
-        by_netns.setdefault(pool.key.netns, []).append(pool)
+        by_netns.setdefault(pool.key.netns, {})[pool.key] = pool
     for netns, found in by_netns.items():
-        share = _blocked_share(found[0].blocked, found[0].usable)
-        observations |= _Namespace(netns, share, previous, rules.thresholds).of_pools(found, is_full=False)
+        one = next(iter(found.values()))
+        namespace = _Namespace(netns, _blocked_share(one.blocked, one.usable), previous, rules.thresholds)
+        observations |= namespace.of_pools(found.values(), is_full=False)
+        observations |= namespace.of_exhaustions((recent for recent in exhaustions if recent.key in found), found, at)
     return step(previous, observations, lambda _: False, at, rules.max_active)
 
 
@@ -154,9 +158,13 @@ class _Namespace(NamedTuple):
             key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
             judgements = _judged(pool.utilisation, self.thresholds.of(pool.key))
             if self._stands_for(pool):
-                stood_for.append((pool, _as_it_fires(judgements, self.previous.states.get(key))))
-                if self.previous.is_firing(self._blocked) or not self.previous.is_firing(key):
-                    continue  # one that fires by itself goes on until the alert that stands for it does
+                fires_by_itself = self.previous.is_firing(key) and not self.previous.is_firing(self._blocked)
+                # In the band, what is told already is no reason to start: a share that wanders around `clear` would
+                # start and end the alert again and again.
+                if not fires_by_itself or self._is_above_band():
+                    stood_for.append((pool, _as_it_fires(judgements, self.previous.states.get(key))))
+                if not fires_by_itself:
+                    continue  # one that does goes on until the alert that stands for it fires
             observations[key] = Observation(value=pool.utilisation, judgements=judgements, pools=(pool,))
         return observations | self._of_share(stood_for, is_full=is_full)
 
@@ -176,7 +184,7 @@ class _Namespace(NamedTuple):
         """Judge the failed connect() calls; what failed too long ago is left out, and so ends."""
         observations = {}
         for one in recent:
-            if at.monotonic - one.last_at >= EXHAUSTION_QUIET_SECONDS:
+            if at.monotonic - one.last_at >= QUIET_SECONDS:
                 continue
             pool = pools.get(one.key)
             # Between the severities, so that a pool which empties meanwhile does not take the alert up and down.
@@ -185,6 +193,7 @@ class _Namespace(NamedTuple):
                 value=one.count,
                 judgements={Severity.CRITICAL: Judgement(critical), Severity.WARNING: Judgement(Signal.REACHED)},
                 pools=() if pool is None else (pool,),
+                call=one.call,
             )
         return observations
 
@@ -192,12 +201,17 @@ class _Namespace(NamedTuple):
         """Tell whether so many ports are blocked that an alert of them would go on firing."""
         return self.blocked_share is not None and self.blocked_share >= self.thresholds.warning.clear
 
+    def _is_above_band(self) -> bool:
+        """Tell whether so many ports are blocked that an alert of them starts for that alone."""
+        return self.blocked_share is not None and self.blocked_share >= self.thresholds.warning.utilisation
+
     def _stands_for(self, pool: Pool) -> bool:
         """Tell whether the blocked ports are the larger part of what the pool cannot get, and are many."""
         if self.blocked_share is None or not self._is_in_band() or pool.key.kind != PoolKind.TCP_CONNECT:
             return False
         own_share = (pool.in_use - pool.reusable) / pool.usable if pool.usable else 0.0
-        return own_share < self.blocked_share
+        fires = self.previous.is_firing(AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key))
+        return own_share + fires * TAKE_OVER_MARGIN < self.blocked_share
 
     def _of_share(
         self, stood_for: Iterable[tuple[Pool, dict[Severity, Judgement]]], *, is_full: bool
@@ -227,7 +241,7 @@ class _Namespace(NamedTuple):
 
     def _is_scarce(self, pool: Pool | None) -> bool:
         """Tell whether the pool, or the share of ports that nobody can connect from, is above its warning threshold."""
-        if self.blocked_share is not None and self.blocked_share >= self.thresholds.warning.utilisation:
+        if self._is_above_band():
             return True
         if pool is None:
             return False

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 OVERFLOWING_SHARE = 0.8
 """A destination that holds this share of the ports of the first parity may well have gone on to the other."""
 
+LITTLE_SHARE = 0.01
+"""So small a share of the usable ports may be blocked by others than listeners where polls only count."""
+
 
 class Verdict(IntEnum):
     """What holds of a port as long as the same sockets are on it."""
@@ -80,7 +83,11 @@ class Evidence:
     binders: frozenset[bytes] = frozenset()
     """Packed local addresses that sockets let bind() choose a port for."""
     settles_much: bool = True
-    """Whether of the ports in use at least as many were certainly shared as were in doubt."""
+    """Whether a reading that only counts would miss much.
+
+    So it is if of the ports in use at least as many were certainly shared as were in doubt, or if more than a few were
+    blocked by other sockets than listeners: where such sockets come and go, counting knows those of the past alone.
+    """
 
 
 NO_ANSWERS: Mapping[int, bool] = MappingProxyType({})
@@ -126,7 +133,8 @@ def weigh(
         fingerprints=tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints,
         past=bytes(past),
         binders=_binders(tcp, previous, (blocked | suspects) - blocking - accepted, answers, likely_binder_ports),
-        settles_much=verdicts.count(Verdict.SHARED) >= ports.ambiguous,
+        settles_much=verdicts.count(Verdict.SHARED) >= ports.ambiguous
+        or _without_listener(past, blocked | suspects) > LITTLE_SHARE * ports.usable,
     )
     return ports, evidence
 
@@ -140,13 +148,11 @@ def _as_last_judged(
     suspects = _with_a_past(tcp, past, set(in_doubt)).union(_bound_before(previous)) - blocking
     if any(map(previous.verdicts.count, _BLOCKING)):
         suspects.update(port for port in in_doubt if previous.verdicts[port] in _BLOCKING)
-    accepted = _left_by_listeners(past, held)
-    evidence = replace(
-        previous, past=bytes(past), binders=_binders(tcp, previous, suspects - accepted, NO_ANSWERS, PORTS)
-    )
+    # The binders stay too: what is bound and unconnected, and so makes an address one of them, is not seen now.
+    evidence = replace(previous, past=bytes(past))
     classes = _classes(sysctls, in_doubt, suspects, blocking)
     blind_to = tcp.blind_to | {Blindness.BOUND_UNCONNECTED}
-    return TcpPorts.of(bytes(classes), blind_to, accepted - blocking), evidence
+    return TcpPorts.of(bytes(classes), blind_to, _left_by_listeners(past, held) - blocking), evidence
 
 
 def _classes(sysctls: Sysctls, ambiguous: Iterable[int], suspects: Iterable[int], blocked: Iterable[int]) -> bytearray:
@@ -161,6 +167,11 @@ def _classes(sysctls: Sysctls, ambiguous: Iterable[int], suspects: Iterable[int]
 def _left_by_listeners(past: bytearray, held: Iterable[int]) -> frozenset[int]:
     """Return the ports whose sockets were accepted: they had a listener and have not been without sockets since."""
     return frozenset(port for port in held if past[port] & Past.LISTENED_ON) if any(past) else frozenset()
+
+
+def _without_listener(past: bytearray, ports: Iterable[int]) -> int:
+    """Return on how many of the ports nobody has listened since they were seen without a socket."""
+    return sum(not past[port] & Past.LISTENED_ON for port in ports)
 
 
 def _binders(

@@ -12,8 +12,9 @@ from ephmon.model.alerts import Moment
 from ephmon.model.conditions import after_full_poll, after_narrow_poll
 from ephmon.model.listing import Listing, choose, remember
 from ephmon.model.outlook import follow
-from ephmon.model.pace import Costs, Poll, Watch, pace, watch
+from ephmon.model.pace import MOST_WATCHED, Costs, Poll, Watch, pace, watch
 from ephmon.model.pools import PoolKind
+from ephmon.model.recent_failures import recent_failures
 from ephmon.model.report import ListedPool, NamespaceReport, Remembered, Report
 from ephmon.model.snapshot import NO_SOCKETS, Backend, Protocol, TcpSockets
 from ephmon.model.survey import NO_ANSWERS_AT_ALL, survey, worst_first
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
     from ephmon.model.evidence import Evidence
     from ephmon.model.pools import Pool, PoolKey
+    from ephmon.model.recent_failures import RecentFailures
     from ephmon.model.rules import DestinationPattern, ListingRules
     from ephmon.model.snapshot import NarrowSnapshot, Snapshot, Tuple
     from ephmon.model.survey import NamespaceSurvey
+
+JUST_NOW_SECONDS = 5.0
+"""A destination that connect() failed toward so lately is looked at by a narrow poll."""
 
 
 def build_report(
@@ -90,8 +95,27 @@ def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: 
         listing=replace(listing, listed=remembered),
         histories={key: one.history for key, one in followed.items()},
         remembered=_remember_ports(surveys, previous),
-        alerts=after_full_poll(surveys, previous.alerts, previous.rules, at, followed=followed),
+        alerts=after_full_poll(
+            surveys,
+            previous.alerts,
+            previous.rules,
+            at,
+            followed=followed,
+            exhaustions=_recent_failures(previous, now) if previous.exhaustions_available else None,
+        ),
     )
+
+
+def _recent_failures(report: Report, now: float) -> tuple[RecentFailures, ...]:
+    ignored = report.rules.listing.ignore_destinations
+    return recent_failures(report.exhaustions, ignored, now) if report.exhaustions else ()
+
+
+def narrow_destinations(report: Report, now: float) -> tuple[tuple[bytes, int], ...]:
+    """Return what a narrow poll is to look at: where connect() failed a moment ago, and what is watched."""
+    latest = (one for one in reversed(_recent_failures(report, now)) if now - one.last_at < JUST_NOW_SECONDS)
+    failed = [(own.destination, own.destination_port) for one in latest if (own := own_key(one.key)) is not None]
+    return tuple(dict.fromkeys((*failed, *watch_of(report).destinations)))[:MOST_WATCHED]
 
 
 def _has_evidence(snapshot: Snapshot) -> bool:
@@ -130,9 +154,10 @@ def refreshed_report(narrow: NarrowSnapshot, previous: Report, now: float) -> Re
         return None
     tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=narrow.connections)
     pools = ConnectPools(narrow.netns, narrow.taken_at, narrow.sysctls, tcp, remembered.ports, ports_are_current=False)
-    fresh = {
-        one.pool.key: pools.pool(own) for one in previous.listed if (own := _watched(one.pool.key, narrow)) is not None
-    }
+    failures = _recent_failures(previous, now)
+    keys = dict.fromkeys((*(one.pool.key for one in previous.listed), *(one.key for one in failures)))
+    read = {key: pools.pool(own) for key in keys if (own := _watched(key, narrow)) is not None}
+    fresh = {one.pool.key: read[one.pool.key] for one in previous.listed if one.pool.key in read}
     window = previous.rules.listing.peak_window_seconds
     listing = dict(previous.listing.listed)
     for key, pool in fresh.items():
@@ -149,7 +174,9 @@ def refreshed_report(narrow: NarrowSnapshot, previous: Report, now: float) -> Re
         namespaces=tuple(_with_worst(namespace, listed) for namespace in previous.namespaces),
         listing=replace(previous.listing, listed=listing),
         totals=previous.totals.counted(Poll.NARROW),
-        alerts=after_narrow_poll(fresh.values(), previous.alerts, previous.rules, Moment(now, narrow.taken_at)),
+        alerts=after_narrow_poll(
+            read.values(), previous.alerts, previous.rules, Moment(now, narrow.taken_at), exhaustions=failures
+        ),
     )
 
 

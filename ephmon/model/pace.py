@@ -84,6 +84,8 @@ class Pace:
     full: float
     narrow: float | None = None
     """None: no narrow polls."""
+    soonest: float = 1.0
+    """No narrow poll comes sooner than this after another poll, also not one that a failed connect() asks for."""
     polls_per_evidence: int = 1
     """One full poll out of so many gathers evidence."""
     is_stretched: bool = False
@@ -113,22 +115,25 @@ def watch(pools: Sequence[Pool], blocked_shares: Sequence[float], thresholds: Th
 def pace(rules: PollingRules, costs: Costs, watched: Watch, *, evidence_settles_much: bool = True) -> Pace:
     """Return how often to poll, given what polls cost, what is watched, and whether evidence settles most ports."""
     full, narrow = _middle(costs.full), _middle(costs.narrow)
+    half = rules.urgent_cpu_budget / 2
+    soonest = max(rules.urgent_interval_seconds, narrow / half)
+    polls = 1
     if watched.everything:
         wanted = min(rules.interval_seconds, rules.urgent_interval_seconds)
         interval = max(wanted, full / rules.urgent_cpu_budget)
-        return Pace(full=interval, is_stretched=interval > rules.interval_seconds)
-    if not watched.destinations:
+    elif watched.destinations:
+        interval = max(rules.interval_seconds, full / half)
+    else:
         affordable = rules.cpu_budget * rules.interval_seconds
         polls = 1 if evidence_settles_much or full <= affordable else POLLS_PER_EVIDENCE
         counting = _middle(costs.counting) or full
         interval = max(rules.interval_seconds, (full + (polls - 1) * counting) / polls / rules.cpu_budget)
-        return Pace(full=interval, polls_per_evidence=polls, is_stretched=interval > rules.interval_seconds)
-    half = rules.urgent_cpu_budget / 2
-    interval = max(rules.interval_seconds, full / half)
-    between = max(rules.urgent_interval_seconds, narrow / half)
+    is_narrow = bool(watched.destinations) and not watched.everything and soonest < interval
     return Pace(
         full=interval,
-        narrow=between if between < interval else None,
+        narrow=soonest if is_narrow else None,
+        soonest=soonest,
+        polls_per_evidence=polls,
         is_stretched=interval > rules.interval_seconds,
     )
 

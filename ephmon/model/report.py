@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ephmon.model.evidence import Evidence
+    from ephmon.model.exhaustions import Exhaustions
     from ephmon.model.forecast import Forecast, History
+    from ephmon.model.owners import Owners
     from ephmon.model.pools import Pool, PoolKey, PoolKind
     from ephmon.model.rules import Rules
     from ephmon.model.snapshot import Sysctls
@@ -141,6 +143,24 @@ class Report:
     """What the latest polls cost."""
     counting_polls: int = 0
     """How many full polls have come since the last one that gathered evidence."""
+    exhaustions: Exhaustions | None = None
+    """The failed connect() calls since the start; None if none were ever counted."""
+    exhaustions_available: bool | None = None
+    """Whether they are being counted; None if that was not asked for."""
+    exhaustions_error: str | None = None
+    """Why they are not, as one sentence."""
+    owners: Mapping[PoolKey, Owners] = field(default_factory=dict)
+    """Who holds the ports of pools, as the last full poll saw it; of those only that somebody asked about."""
+    blocked_owners: Mapping[str, Owners] = field(default_factory=dict)
+    """The same of blocked ports, by the label of the namespace."""
+    owners_available: bool | None = None
+    """Whether it can be told who holds ports; None before the first poll."""
+    owners_error: str | None = None
+    """Why it could not, or not of all, as one sentence; None while nobody asks."""
+    processes_available: bool | None = None
+    """Whether the latest search for processes could look at all of them; None before the first."""
+    processes_error: str | None = None
+    """Why it could not, as one sentence."""
     probe_available: bool | None = None
     """Whether ports in doubt could be probed; None if that was not asked for."""
     probe_error: str | None = None

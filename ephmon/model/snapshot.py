@@ -190,8 +190,7 @@ class SocketGroups(Sequence[SocketGroup]):
     def __getitem__(self, place: int | slice) -> SocketGroup | Sequence[SocketGroup]:
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
-        if not 0 <= place < len(self):
-            raise IndexError(place)
+        place = range(len(self))[place]
         state, minisock, flags, ends, device = self.PACKED.unpack_from(self._packed, place * self.PACKED.size)
         length, port, source, destination = _TUPLE.unpack(ends)
         # By position, in the order of the fields: there may be as many groups as sockets.

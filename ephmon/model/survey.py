@@ -155,7 +155,7 @@ class NamespaceSurvey:
         for lost, most_held, key in pools.most_lost_first():
             if most_held < held or self._share(lost) < at_least():
                 return
-            if not (ignored and _is_ignored(pools.destination(key), ignored)):
+            if not (ignored and is_ignored(pools.destination(key), ignored)):
                 lost_truly, held_truly = pools.rank(key)
                 yield Ranked(self._share(lost_truly), held_truly, pools, key)
 
@@ -166,7 +166,7 @@ class NamespaceSurvey:
         """Return a pool that exists and is not ignored, None for others."""
         for pools in self.pool_sets:
             own = pools.find(key)
-            if own is not None and not _is_ignored(pools.destination(own), ignored):
+            if own is not None and not is_ignored(pools.destination(own), ignored):
                 return pools.pool(own)
         return None
 
@@ -251,7 +251,7 @@ def _tcp_bind(namespace: NamespaceSnapshot, tcp: TcpSockets, taken_at: float, so
         sysctls=namespace.sysctls,
         tables=(tcp.bound, tcp.connections),
         sources=sources,
-        is_blind=bool(tcp.blind_to),
+        is_blind=bool(tcp.blind_to) or not tcp.has_evidence,
     )
 
 
@@ -277,7 +277,8 @@ def _families(sockets: SocketTable) -> frozenset[bytes]:
     return frozenset(ANY_V4 if len(group.source) == len(ANY_V4) else ANY_V6 for group in sockets.groups)
 
 
-def _is_ignored(destination: tuple[bytes, int] | None, patterns: Sequence[DestinationPattern]) -> bool:
+def is_ignored(destination: tuple[bytes, int] | None, patterns: Sequence[DestinationPattern]) -> bool:
+    """Tell whether a destination (packed address, port) is one of those that are left out."""
     if destination is None:
         return False
     address, port = ip_address(destination[0]), destination[1]

@@ -11,6 +11,7 @@ from ephmon.outputs.advice_text import advice_lines
 from ephmon.outputs.alert_text import sentence
 from ephmon.outputs.metrics import POOL, pool_labels
 from ephmon.outputs.notification import Notification
+from ephmon.outputs.owner_text import owners_behind, owners_line
 from ephmon.outputs.text import printable
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from ephmon.model.advice import Advice
     from ephmon.model.alerts import Alert
+    from ephmon.model.owners import Owners
     from ephmon.model.report import Report
 
 SUMMARIES: Mapping[AlertName, str] = MappingProxyType(
@@ -34,10 +36,12 @@ SUMMARIES: Mapping[AlertName, str] = MappingProxyType(
 
 def notifications_of(report: Report) -> tuple[Notification, ...]:
     """Return the alerts that fire for all to see. One that changes its severity is another alert to receivers."""
-    return tuple(_notification(alert, advice_on(alert, report)) for alert in report.alerts.firing)
+    return tuple(
+        _notification(alert, advice_on(alert, report), owners_behind(alert, report)) for alert in report.alerts.firing
+    )
 
 
-def _notification(alert: Alert, advice: Advice | None) -> Notification:
+def _notification(alert: Alert, advice: Advice | None, owners: Owners | None) -> Notification:
     key = alert.key
     pool = {"netns": key.netns} if key.pool is None else dict(zip(POOL, pool_labels(key.pool), strict=True))
     return Notification(
@@ -49,6 +53,7 @@ def _notification(alert: Alert, advice: Advice | None) -> Notification:
         annotations={
             "summary": SUMMARIES[key.name],
             "description": sentence(alert),
+            **({} if owners is None or not (line := owners_line(owners)) else {"owners": line}),
             **({} if advice is None else {"advice": "\n".join(advice_lines(advice))}),
         },
         starts_at=alert.severity_since.wall,

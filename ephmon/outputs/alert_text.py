@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ephmon.model.alerts import AlertName, Phase
+from ephmon.model.owners import OwnerKind, owner_of
 from ephmon.model.snapshot import OWN_NETNS
-from ephmon.outputs.text import endpoint, percent, printable, remaining, utc_time
+from ephmon.outputs.text import endpoint, percent, pool_name, printable, remaining, utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ephmon.model.alerts import Alert, Alerts
+    from ephmon.model.exhaustion_events import ExhaustionEvent
     from ephmon.model.pools import Pool, PoolKey
 
 _DECIMALS = 6
@@ -73,7 +75,8 @@ def is_stood_for(alert: Alert, alerts: Alerts) -> bool:
     """Tell whether the alert ended because one about blocked ports stands for it: while that fires, it always does."""
     is_of_pool = alert.key.name in (AlertName.POOL_NEAR_EXHAUSTION, AlertName.POOL_EXHAUSTION_FORECAST)
     blocked = alerts.states.get(alert.key._replace(name=AlertName.PORTS_BLOCKED, pool=None))
-    return is_of_pool and _has_destination(alert.key.pool) and blocked is not None and blocked.phase is Phase.FIRING
+    leads_somewhere = alert.key.pool is not None and alert.key.pool.destination is not None
+    return is_of_pool and leads_somewhere and blocked is not None and blocked.phase is Phase.FIRING
 
 
 def _pool_object(key: PoolKey) -> dict[str, Any]:
@@ -86,18 +89,8 @@ def _pool_object(key: PoolKey) -> dict[str, Any]:
     }
 
 
-def _has_destination(key: PoolKey | None) -> bool:
-    return key is not None and key.destination is not None
-
-
 def _name(key: PoolKey | None) -> str:
-    """Return `tcp_connect from 10.0.0.1 to 10.0.0.9:443`, `tcp_bind at 10.0.0.1`."""
-    if key is None:
-        return "every pool"
-    where = "" if key.netns == OWN_NETNS else f" in {printable(key.netns)}"
-    if not _has_destination(key):
-        return f"{key.kind} at {printable(key.source)}{where}"
-    return f"{key.kind} from {printable(key.source)} to {endpoint(key.destination, key.destination_port)}{where}"
+    return "every pool" if key is None else pool_name(key)
 
 
 def _rest(pool: Pool) -> str:
@@ -127,7 +120,16 @@ def _ports_blocked(alert: Alert) -> str:
 def _connect_exhaustions(alert: Alert) -> str:
     calls = "1 connect() call" if alert.value == 1 else f"{alert.value:.0f} connect() calls"
     now = "".join(f"; the pool is at {percent(pool.utilisation)}%" for pool in alert.pools)
-    return f"{calls} of {_name(alert.key.pool)} failed because no port was left{now}."
+    return f"{calls} of {_name(alert.key.pool)} failed because no port was left{now}.{_last_caller(alert.call)}"
+
+
+def _last_caller(call: ExhaustionEvent | None) -> str:
+    if call is None or call.pid is None:
+        return ""
+    owner = owner_of(call.cgroup, call.uid)
+    user = f", uid {call.uid}" if call.uid is not None and (owner is None or owner.kind != OwnerKind.UID) else ""
+    where = f" of {printable(owner.name)}" if owner else ""
+    return f" The last one was made by {printable(call.command or '?')}{where} (pid {call.pid}{user})."
 
 
 def _too_many(alert: Alert) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ephmon.model.forecast import Forecast
+    from ephmon.model.owners import Owners, OwnerShare
     from ephmon.model.pools import Pool
     from ephmon.model.report import NamespaceReport, Report
 
@@ -34,7 +35,7 @@ def pools_document(report: Report, pools: Sequence[Pool]) -> dict[str, Any]:
 
     `pools_total` counts the pools that exist and `pools_listed` those given. Before the first good poll `taken_at` is
     null and `complete` false. What lies ahead of a pool is null where there is no forecast of it, as in every report of
-    a single poll.
+    a single poll, and who holds its ports where nobody asked.
     """
     forecasts = {listed.pool.key: listed.forecast for listed in report.listed}
     return {
@@ -46,8 +47,14 @@ def pools_document(report: Report, pools: Sequence[Pool]) -> dict[str, Any]:
         "missing": list(report.missing),
         "pools_total": existing_pools(report),
         "pools_listed": len(pools),
-        "namespaces": [_namespace_object(namespace) for namespace in report.namespaces],
-        "pools": [pool_object(pool) | _forecast_fields(forecasts.get(pool.key)) for pool in pools],
+        "namespaces": [
+            _namespace_object(namespace) | blocked_owner_fields(report.blocked_owners.get(namespace.netns))
+            for namespace in report.namespaces
+        ],
+        "pools": [
+            pool_object(pool) | _forecast_fields(forecasts.get(pool.key)) | owner_fields(report.owners.get(pool.key))
+            for pool in pools
+        ],
     }
 
 
@@ -88,6 +95,31 @@ def _forecast_fields(forecast: Forecast | None) -> dict[str, float | None]:
     )
     rounded = (None if value is None else round(value, _DECIMALS) for value in values)
     return dict(zip(_FORECAST_FIELDS, rounded, strict=True))
+
+
+def owner_fields(owners: Owners | None) -> dict[str, Any]:
+    """Return who holds the ports of a pool, null where nobody asked; a port that two hold counts for both."""
+    return {
+        "owners": None if owners is None else [_share_object(share) for share in owners.shares],
+        "other_owners": None if owners is None else owners.other_owners,
+        "other_owner_ports": None if owners is None else owners.other_ports,
+        "unknown_owner_ports": None if owners is None else owners.unknown_ports,
+    }
+
+
+def blocked_owner_fields(owners: Owners | None) -> dict[str, Any]:
+    """Return the same of the blocked ports of a namespace."""
+    return {name.replace("owner", "blocked_owner"): value for name, value in owner_fields(owners).items()}
+
+
+def _share_object(share: OwnerShare) -> dict[str, Any]:
+    return {
+        "owner": printable(share.owner.name),
+        "kind": share.owner.kind,
+        "ports": share.ports,
+        "estimated_ports": share.estimated_ports,
+        "estimated": share.is_estimated,
+    }
 
 
 def error_document(message: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from ephmon import __version__
 from ephmon.model.rules import Severity
 from ephmon.outputs.alert_metrics import ALERT_METRICS
 from ephmon.outputs.delivery_metrics import DELIVERY_METRICS
+from ephmon.outputs.exhaustion_metrics import EXHAUSTION_METRICS
+from ephmon.outputs.incident_metrics import INCIDENT_METRICS
 from ephmon.outputs.metrics import (
     DO_NOT_SUM,
     KIND,
@@ -29,6 +31,7 @@ from ephmon.outputs.metrics import (
     each_total,
     single,
 )
+from ephmon.outputs.owner_metrics import OWNER_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,8 +51,15 @@ def _backends(subject: Subject) -> Iterable[Sample]:
 def _collectors(subject: Subject) -> Iterable[Sample]:
     available = (Sample((protocol,), 1) for protocol in subject.report.backends)
     missing = (Sample((protocol,), 0) for protocol in subject.report.missing)
-    probe = subject.report.probe_available
-    return (*available, *missing, *(() if probe is None else (Sample(("probe",), probe),)))
+    report = subject.report
+    others = {
+        "exhaustions": report.exhaustions_available,
+        "owners": report.owners_available,
+        "processes": report.processes_available,
+        "probe": report.probe_available,
+    }
+    asked_for = (Sample((name,), is_there) for name, is_there in others.items() if is_there is not None)
+    return (*available, *missing, *asked_for)
 
 
 def _thresholds(subject: Subject) -> Iterable[Sample]:
@@ -242,7 +252,10 @@ METRICS: tuple[Metric, ...] = (
         expires=False,
     ),
     *ALERT_METRICS,
+    *EXHAUSTION_METRICS,
+    *OWNER_METRICS,
     *DELIVERY_METRICS,
+    *INCIDENT_METRICS,
     Metric(
         "ephmon_poll_success",
         MetricType.GAUGE,

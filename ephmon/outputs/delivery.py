@@ -56,11 +56,6 @@ class DeliverySettings:
     external_url: str = ""
     """Where ephmon's page is, for people who are told of an alert; "" for nowhere."""
 
-    @property
-    def is_off(self) -> bool:
-        """Whether there is nobody to deliver to."""
-        return not (self.alertmanager_urls or self.webhook_url)
-
 
 class Delivery:
     """Delivers from a thread of its own, started by `start` and ended by `close`.

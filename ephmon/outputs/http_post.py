@@ -221,6 +221,8 @@ def _judge(answer: _Answer, now: float) -> None:
         return
     if status == 429:
         reason = FailureReason.RATE_LIMITED
+    elif status == 408:
+        reason = FailureReason.TIMEOUT
     elif 300 <= status < 400:
         reason = FailureReason.REDIRECT
     elif 400 <= status < 500:

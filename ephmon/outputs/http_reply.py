@@ -153,10 +153,18 @@ def _metrics(request: Request, state: ServerState) -> Reply:
 
 
 def _pools(request: Request, state: ServerState) -> Reply:
+    return _document(request, state, lambda published: published.pools)
+
+
+def _exhaustions(request: Request, state: ServerState) -> Reply:
+    return _document(request, state, lambda published: published.exhaustions)
+
+
+def _document(request: Request, state: ServerState, choose: Callable[[Publication], Body]) -> Reply:
     if state.publication is None or not state.live:
         error = api.encode(api.error_document(_why_not_live(state)))
         return Reply(HTTPStatus.SERVICE_UNAVAILABLE, JSON, error, (("Vary", "Accept-Encoding"),))
-    return _encoded(state.publication.pools, JSON, request, vary="Accept-Encoding")
+    return _encoded(choose(state.publication), JSON, request, vary="Accept-Encoding")
 
 
 def _page(_request: Request, state: ServerState) -> Reply:
@@ -183,6 +191,7 @@ _ROUTES: Mapping[str, Callable[[Request, ServerState], Reply]] = MappingProxyTyp
         "/": _page,
         "/metrics": _metrics,
         "/api/v1/pools": _pools,
+        "/api/v1/exhaustions": _exhaustions,
         "/-/healthy": _healthy,
         "/-/ready": _ready,
     }

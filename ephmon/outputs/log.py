@@ -18,6 +18,7 @@ from ephmon.model.alert_advice import advice_on
 from ephmon.model.alerts import Phase, transitions
 from ephmon.model.rules import Severity
 from ephmon.outputs.alert_text import figures, is_stood_for, sentence
+from ephmon.outputs.owner_text import largest_owner_sentence, owners_behind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -190,8 +191,9 @@ def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
     elif alert.phase is Phase.FIRING and alert.is_told:
         level = logging.ERROR if alert.severity is Severity.CRITICAL else logging.WARNING
         advice = advice_on(alert, report)
-        in_short = f" {advice.in_short}" if advice else ""
-        yield Line(level, f"{name} fires as {alert.severity}: {sentence(alert)}{in_short}", said)
+        owners = owners_behind(alert, report)
+        parts = [sentence(alert), largest_owner_sentence(owners) if owners else "", advice.in_short if advice else ""]
+        yield Line(level, f"{name} fires as {alert.severity}: {' '.join(filter(None, parts))}", said)
     elif before is not None and before.is_told and alert.phase is Phase.FIRING:
         yield Line(logging.INFO, f"{name} goes on, but has lost its place among alerts.max_active.", said)
     elif alert.phase is Phase.PENDING:
@@ -217,8 +219,32 @@ def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:
     if report.probe_error is not None and report.probe_error != previous.probe_error:
         probed = "not all probed" if report.probe_available else "not probed"
         yield Line(logging.WARNING, f"Ports in doubt are {probed}: {report.probe_error}")
+    yield from _owner_changes(previous, report)
     yield from _pace_changes(previous, report)
     yield from _namespace_changes(previous, report)
+
+
+def exhaustion_changes(previous: Report, report: Report, *, required: bool) -> Iterator[Line]:
+    """Yield what is to be said of the collector of failed connect() calls, which is asked between polls too.
+
+    That it cannot be had is a warning only where it is `required`.
+    """
+    if report.exhaustions_error is not None and report.exhaustions_error != previous.exhaustions_error:
+        level = logging.WARNING if required or previous.exhaustions_available else logging.INFO
+        yield Line(level, f"Failed connect() calls are not counted: {report.exhaustions_error}")
+    elif report.exhaustions_available and not previous.exhaustions_available:
+        yield Line(logging.INFO, "Failed connect() calls are counted.")
+
+
+def _owner_changes(previous: Report, report: Report) -> Iterator[Line]:
+    """Say why owners are not known, or not all; what differs in no more than its figures is no news."""
+    if report.owners_error is not None:
+        if not report.owners_available and report.owners_error != previous.owners_error:
+            yield Line(logging.WARNING, f"The owners of ports are not known: {report.owners_error}")
+        elif report.owners_available and (previous.owners_error is None or not previous.owners_available):
+            yield Line(logging.INFO, f"Not all owners of ports are known: {report.owners_error}")
+    if report.processes_error is not None and previous.processes_error is None:
+        yield Line(logging.INFO, f"Not all processes that hold ports can be named: {report.processes_error}")
 
 
 def _pace_changes(previous: Report, report: Report) -> Iterator[Line]:

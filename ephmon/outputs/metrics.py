@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ephmon.model.pools import PoolKey, PoolKind
     from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, Report
     from ephmon.outputs.delivery_status import DeliveryStatus
+    from ephmon.outputs.incident_status import IncidentStatus
 
 NAMESPACE = ("netns",)
 KIND = ("netns", "kind")
@@ -42,6 +43,8 @@ class Subject(NamedTuple):
     """The facts of the report are too old to be shown."""
     delivery: DeliveryStatus | None = None
     """How deliveries fare; None where nothing is delivered."""
+    incidents: IncidentStatus | None = None
+    """How the keeping of incidents fares; None where none are kept."""
 
 
 class Sample(NamedTuple):

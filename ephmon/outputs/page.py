@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ephmon import __version__
 from ephmon.outputs.alert_text import sentence
+from ephmon.outputs.owner_text import owners_behind, owners_line
 from ephmon.outputs.text import (
     exhaustion,
     existing_pools,
@@ -26,6 +27,7 @@ from ephmon.outputs.text import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ephmon.model.alerts import Alert
     from ephmon.model.forecast import Forecast
     from ephmon.model.report import Report
     from ephmon.model.rules import Severity
@@ -45,6 +47,7 @@ _STYLE = (
 _LINKS = (
     ("/metrics", "metrics"),
     ("/api/v1/pools", "pools as JSON"),
+    ("/api/v1/exhaustions", "failed connect() calls as JSON"),
     ("/-/healthy", "healthy"),
     ("/-/ready", "ready"),
 )
@@ -102,11 +105,16 @@ def _troubles(report: Report, *, expired: bool) -> tuple[str, ...]:
 def _alerts(report: Report, *, expired: bool) -> list[str]:
     """Say what fires, without live figures too: alerts are held while polls fail."""
     seen = ", last seen" if expired else ""
-    told = (
-        (f"{alert.severity} since {utc_time(alert.since.wall)}{seen}: {sentence(alert)}", alert.severity)
-        for alert in report.alerts.firing
-    )
-    return [line for said, severity in told for line in _paragraphs([said], severity)]
+    lines = []
+    for alert in report.alerts.firing:
+        told = f"{alert.severity} since {utc_time(alert.severity_since.wall)}{seen}: {sentence(alert)}"
+        lines += _paragraphs([told if expired else told + _holders(alert, report)], alert.severity)
+    return lines
+
+
+def _holders(alert: Alert, report: Report) -> str:
+    owners = owners_behind(alert, report)
+    return f" Held by: {owners_line(owners)}." if owners and owners.shares else ""
 
 
 def _facts(report: Report) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ephmon.model.report import Report
     from ephmon.outputs.delivery_status import DeliveryStatus
+    from ephmon.outputs.incident_status import IncidentStatus
 
 LABEL_VALUE_LENGTH = 128
 """In characters. Prometheus fails a whole scrape over one value longer than its `label_value_length_limit`."""
@@ -76,17 +77,18 @@ def render(
     process_registry: Collector | None,
     openmetrics: bool,
     delivery: DeliveryStatus | None = None,
+    incidents: IncidentStatus | None = None,
 ) -> Exposition:
     """Return both bodies of a report in Prometheus text 0.0.4 or OpenMetrics 1.0.
 
     `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`,
-    without a `delivery` no `ephmon_notifications_*`.
+    without a `delivery` no `ephmon_notifications_*`, without `incidents` no `ephmon_incident*`.
     """
     generate = _generate_openmetrics if openmetrics else prometheus_text.generate_latest
     process = () if process_registry is None else tuple(process_registry.collect())
 
     def body(*, expired: bool) -> bytes:
-        subject = Subject(report, kernel_release, expired, delivery)
+        subject = Subject(report, kernel_release, expired, delivery, incidents)
         return generate(_Families((*_families(subject), *process)))
 
     return Exposition(full=body(expired=False), expired=body(expired=True))

@@ -49,6 +49,8 @@ class Publication:
     expired_openmetrics: Body
     pools: Body
     """The JSON of `/api/v1/pools`."""
+    exhaustions: Body
+    """The JSON of `/api/v1/exhaustions`."""
     page: bytes
     """The HTML of `/`."""
     expired_page: bytes
@@ -64,6 +66,7 @@ class Publication:
         expired_metrics: str | bytes,
         expired_openmetrics: str | bytes,
         pools: str | bytes,
+        exhaustions: str | bytes,
         page: str | bytes,
         expired_page: str | bytes,
     ) -> Self:
@@ -75,6 +78,7 @@ class Publication:
             expired_metrics=Body.of(expired_metrics),
             expired_openmetrics=Body.of(expired_openmetrics),
             pools=Body.of(pools),
+            exhaustions=Body.of(exhaustions),
             page=page.encode() if isinstance(page, str) else page,
             expired_page=expired_page.encode() if isinstance(expired_page, str) else expired_page,
         )

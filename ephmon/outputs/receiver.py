@@ -3,7 +3,7 @@
 A receiver is owed the state of each alert that it has not taken yet. What changed is sent at once, but never sooner
 than `pause_seconds` after the last time; what has not is sent again at the pace of the kind. After a failure it is left
 alone for a while that doubles, or for as long as it asks; what changes meanwhile is in the next attempt. What it
-refuses (4xx) counts as taken: it is not sent again before the regular time.
+refuses (4xx, but not 408 and 429) counts as taken: it is not sent again before the regular time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ephmon.outputs.notification import Identity, Notification
 
 _WARNING_SECONDS = 60.0
+# After any other failure the name is looked up again: somebody else may have got the address, and answers.
+_NOT_OF_THE_ADDRESS = (FailureReason.NAME, FailureReason.SOURCE_PORT, FailureReason.RATE_LIMITED, FailureReason.DEFECT)
 
 _log = logging.getLogger(__name__)
 
@@ -224,7 +226,7 @@ class Receiver:
     def _failed(self, error: PostError, standing: Standing) -> None:
         self._failures += 1
         self._tally.failures[error.reason] += 1
-        if error.reason in (FailureReason.CONNECTION, FailureReason.TIMEOUT):
+        if error.reason not in _NOT_OF_THE_ADDRESS:
             self.poster.addresses.refresh()
         now = asyncio.get_running_loop().time()
         if error.reason == FailureReason.CLIENT_ERROR:

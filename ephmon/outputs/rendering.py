@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.outputs import api, page, prometheus
 from ephmon.outputs.alert_text import alert_objects
+from ephmon.outputs.exhaustion_document import exhaustions_document
 from ephmon.outputs.publication import Publication
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from ephmon.model.report import Report
     from ephmon.outputs.delivery_status import DeliveryStatus
+    from ephmon.outputs.incident_status import IncidentStatus
 
 
 def publication_of(
@@ -22,10 +24,11 @@ def publication_of(
     process_registry: Collector,
     expires_at: float | None,
     delivery: DeliveryStatus | None = None,
+    incidents: IncidentStatus | None = None,
 ) -> Publication:
     """Render the report; `expires_at` is when it must no longer be served as live, in monotonic seconds.
 
-    `delivery` says how deliveries fare, None that nothing is delivered.
+    `delivery` says how deliveries fare, None that nothing is delivered; `incidents` the same of keeping incidents.
     """
     text, openmetrics = (
         prometheus.render(
@@ -34,6 +37,7 @@ def publication_of(
             process_registry=process_registry,
             openmetrics=openmetrics,
             delivery=delivery,
+            incidents=incidents,
         )
         for openmetrics in (False, True)
     )
@@ -47,6 +51,7 @@ def publication_of(
             api.pools_document(report, [listed.pool for listed in report.listed])
             | {"alerts": alert_objects(report.alerts)}
         ),
+        exhaustions=api.encode(exhaustions_document(report)),
         page=page.render(report, expired=False),
         expired_page=page.render(report, expired=True),
     )

@@ -21,7 +21,7 @@ from ephmon.outputs.text import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ephmon.model.advice import Advice
     from ephmon.model.pools import Pool, PoolKey
@@ -32,7 +32,9 @@ _YELLOW = "\x1b[33m"
 _RESET = "\x1b[0m"
 _COLOUR_OF = {Severity.CRITICAL: _RED, Severity.WARNING: _YELLOW}
 
-_LEFT_ALIGNED = frozenset({"NETNS", "KIND", "SOURCE", "DESTINATION", "STATES"})
+_LEFT_ALIGNED = frozenset(
+    {"NETNS", "KIND", "SOURCE", "DESTINATION", "STATES", "TIME", "REASON", "HOST", "WORST POOL", "FILE"}
+)
 _GAP = "  "
 _ELLIPSIS = "..."
 """In ASCII, as a terminal need not know more."""
@@ -58,19 +60,20 @@ def render(
     colour: bool,
     width: int | None,
     selection: Selection | None = None,
+    owners: Iterable[str] = (),
     advice: Mapping[PoolKey, Advice] = NO_ADVICE,
 ) -> str:
     """Return the head and the table of `pools`, in the order given, with a newline at the end.
 
     A line whose pool has reached a threshold of `report.rules` is red or yellow if `colour`. Only the last column is
     ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end. Without
-    a `selection` the pools are chosen from all that exist. Below the table stands the `advice` on each pool shown that
-    there is some for; it is meant to be pasted, so its lines are not cut.
+    a `selection` the pools are chosen from all that exist. Below the table stand the lines on `owners`, then the
+    `advice` on each pool shown that there is some for; it is meant to be pasted, so its lines are not cut.
     """
     chosen_from = selection or Selection(matching=existing_pools(report))
     table = _table_lines(report, pools, colour=colour, width=width) if pools else [_no_pools(report)]
     foot = [*explanations(pools), *_hidden(existing_pools(report), len(pools), chosen_from)]
-    return "\n".join([*_head_lines(report, colour=colour), "", *table, *foot, *_advice(pools, advice)]) + "\n"
+    return "\n".join([*_head_lines(report, colour=colour), "", *table, *foot, *owners, *_advice(pools, advice)]) + "\n"
 
 
 def _advice(pools: Sequence[Pool], advice: Mapping[PoolKey, Advice]) -> Iterator[str]:
@@ -91,7 +94,7 @@ def _head_lines(report: Report, *, colour: bool) -> list[str]:
 
 def _table_lines(report: Report, pools: Sequence[Pool], *, colour: bool, width: int | None) -> list[str]:
     headings, rows = grid(pools)
-    lines = _aligned(headings, [headings, *rows], width)
+    lines = aligned(headings, rows, width)
     if not colour:
         return lines
     thresholds = report.rules.thresholds
@@ -99,8 +102,9 @@ def _table_lines(report: Report, pools: Sequence[Pool], *, colour: bool, width: 
     return [lines[0], *map(_painted, lines[1:], severities)]
 
 
-def _aligned(headings: tuple[str, ...], grid: list[tuple[str, ...]], width: int | None) -> list[str]:
-    columns = zip(headings, zip(*grid, strict=True), strict=True)
+def aligned(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], width: int | None = None) -> list[str]:
+    """Return the lines of a table, the headings first; only the last column is ever cut, to fit them into `width`."""
+    columns = zip(headings, zip(headings, *rows, strict=True), strict=True)
     *fixed, last = [_justified(heading, column) for heading, column in columns]
     starts = [_GAP.join(row) for row in zip(*fixed, strict=True)]
     room = None if width is None else width - len(starts[0]) - len(_GAP)

@@ -163,7 +163,7 @@ def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
 
     With a sentence stands which of the general thresholds the blocked share of the range has reached.
     """
-    ranges = [(_range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
+    ranges = [(range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
     if any(severity for _, severity in ranges):
         ranges.append((_WHO_BLOCKS, None))
     if report.taken_at is not None:
@@ -192,7 +192,8 @@ def _of(namespace: NamespaceReport) -> str:
     return "" if namespace.netns == OWN_NETNS else f" of {printable(namespace.netns)}"
 
 
-def _range_sentence(namespace: NamespaceReport) -> str:
+def range_sentence(namespace: NamespaceReport) -> str:
+    """Return the port range of a namespace, and how many of its ports are usable, blocked and ambiguous."""
     return (
         f"Ports{_of(namespace)} {namespace.port_range_low}-{namespace.port_range_high}: {namespace.usable_ports} usable"
         f" ({namespace.reserved_ports} reserved), {_count(namespace.blocked_ports)} blocked for connect(),"

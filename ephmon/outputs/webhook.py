@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.alertmanager import rfc3339
+from ephmon.outputs.text import utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,8 +50,8 @@ def _alert(alert: Notification, external_url: str) -> dict[str, object]:
         "status": "firing" if alert.ends_at is None else "resolved",
         "labels": dict(alert.identity),
         "annotations": {name: text for name, text in alert.annotations.items() if text},
-        "startsAt": rfc3339(alert.starts_at),
-        "endsAt": _NOT_OVER if alert.ends_at is None else rfc3339(alert.ends_at),
+        "startsAt": utc_time(alert.starts_at),
+        "endsAt": _NOT_OVER if alert.ends_at is None else utc_time(alert.ends_at),
         "generatorURL": external_url,
         "fingerprint": alert.fingerprint,
     }

@@ -279,6 +279,17 @@ def test_a_wrong_configuration_is_unknown_with_all_its_mistakes(config: Path) ->
     assert "|" not in got.out
 
 
+def test_a_warning_behind_the_critical_of_an_override_is_unknown(idle: Namespace, config: Path) -> None:
+    """The pools of the override would go from OK to CRITICAL, and their figures would have the limits crossed."""
+    write(config, 'thresholds: {overrides: [{destination: "10.0.0.9", critical: {utilisation: 0.8}}]}\n')
+
+    sentence = (
+        "The warning at 0.85 does not come before the critical at 0.8 of thresholds.overrides[0]; move one of them."
+    )
+    assert ask(idle, config, "--warning", "0.85") == (3, f"EPHMON UNKNOWN - {sentence}\n", "")
+    assert ask(idle, config, "--warning", "0.75").status == 0
+
+
 @pytest.mark.parametrize(
     "words",
     [

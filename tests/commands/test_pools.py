@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.commands import owners
 from tests import sockets
-from tests.commands.answers import answer
+from tests.commands.answers import Answer, answer
 from tests.kernel_truth.experiment import leave_time_wait
 from tests.namespaces import Namespace
 from tests.sockets import FillResult, Recipe
@@ -90,3 +91,29 @@ def test_the_thresholds_of_the_configuration_decide(ns: Namespace, tmp_path: Pat
 
     pools = json.loads(got.out)["pools"]
     assert {pool["destination_port"] for pool in pools if "advice" in pool} == {81}
+
+
+def answer_about_one_pool(*words: str) -> Answer:
+    """Run a command that asks about the owners of one pool at most."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owners, "MOST_ASKED", 1)
+        return answer(*words)
+
+
+def test_the_fullest_pools_are_asked_about_and_it_is_said_how_many_are_not(ns: Namespace, config: str) -> None:
+    table = ns.call(answer_about_one_pool, "pools", "--config", config, "--owners", "--top", "3")
+    one_less = ns.call(answer_about_one_pool, "pools", "--config", config, "--owners", "--top", "2")
+    document = json.loads(ns.call(answer_about_one_pool, "pools", "--config", config, "--owners", "--json").out)
+
+    told = "The owners of {} were not asked for; --top and --destination choose what is shown.\n"
+    assert (table.status, one_less.status) == (0, 0)
+    assert told.format("2 more pools") in table.out
+    assert told.format("1 more pool") in one_less.out
+    assert [pool["owners"] is None for pool in document["pools"]] == [False, *[True] * (len(document["pools"]) - 1)]
+
+
+def test_who_is_not_asked_about_owners_tells_none(ns: Namespace, config: str) -> None:
+    (*_, pool) = json.loads(ns.call(answer, "pools", "--config", config, "--json").out)["pools"]
+
+    assert pool["owners"] is None
+    assert "processes" not in pool

@@ -356,6 +356,13 @@ def test_a_wider_range_leaves_out_the_services_that_it_would_come_to_cover(
     assert advise(BRIEF, sysctls, listening_ports=listening).steps[1] == step
 
 
+def test_for_udp_it_is_not_known_who_listens() -> None:
+    """Services of TCP do not matter to UDP sockets, and those of UDP are not looked for."""
+    pool = make_pool(kind=PoolKind.UDP_CONNECT, source="0.0.0.0", destination=None, destination_port=None)
+
+    assert f"{PORTS_UNKNOWN}`{RESERVE}PORTS && {WIDER}`." in advise(pool, DEFAULT, listening_ports={19_100}).steps
+
+
 def test_a_range_that_is_wide_is_widened_to_the_last() -> None:
     wide = make_sysctls(10_240, 65_535)
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.model.alerts import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
-from ephmon.model.conditions import EXHAUSTION_QUIET_SECONDS, RecentFailures, after_full_poll
+from ephmon.model.conditions import after_full_poll
 from ephmon.model.forecast import Forecast, History
 from ephmon.model.next_report import build_report, failed_report, refreshed_report
 from ephmon.model.outlook import Followed
 from ephmon.model.pools import PoolKey, PoolKind
+from ephmon.model.recent_failures import QUIET_SECONDS, RecentFailures
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import (
     DestinationPattern,
@@ -297,6 +298,28 @@ def test_the_alert_of_blocked_ports_ends_below_clear_and_not_within_the_band() -
         assert active(report) == {OF_SHARE: (phase, WARNING)}
 
 
+def test_a_share_that_wanders_around_clear_raises_nothing_new() -> None:
+    """The pool is critical all the time: on the first turn the alert goes from the share to the pool, and stays."""
+    report = blank()
+    found = []
+    for now, number in enumerate([66, 64, 66, 64, 66]):
+        report = polled(report, 5.0 * now, binder(number), clients(30))
+        found.append({key for key, (phase, _) in active(report).items() if phase is FIRING})
+
+    assert found == [{OF_SHARE}, {near()}, {near()}, {near()}, {near()}]
+
+
+def test_where_a_pool_and_the_blocked_ports_have_equal_shares_their_alerts_do_not_take_turns() -> None:
+    warning = Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4)
+    report = blank(Rules(thresholds=Thresholds(warning=warning)))
+    found = []
+    for now, number in enumerate([44, 46, 44, 46, 44, 39]):
+        report = polled(report, 5.0 * now, binder(45), clients(number))
+        found.append({key for key, (phase, _) in active(report).items() if phase is FIRING})
+
+    assert found == [{OF_SHARE}, *[{OF_SHARE, near()}] * 4, {OF_SHARE}]
+
+
 def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_fires() -> None:
     report = polled(polled(blank(), 0.0, binder(40), clients(35)), 10.0, binder(40), clients(35))
     assert active(report) == {near(): (FIRING, WARNING)}
@@ -448,9 +471,9 @@ def heading(seconds: float | None) -> Followed:
 
 
 def forecast(
-    seconds: list[float | None], in_use: int, *rows: Sockets, rise: int = 1
+    seconds: list[float | None], in_use: int, *rows: Sockets, rise: int = 1, interval: float = 5.0
 ) -> list[tuple[Phase, Severity] | None]:
-    """Return the alert of the forecast after each of some polls, 5 s apart, of a pool of 100 ports that fills."""
+    """Return the alert of the forecast after each of some polls of a pool of 100 ports that fills."""
     alerts = Alerts()
     found: list[tuple[Phase, Severity] | None] = []
     for number, left in enumerate(seconds):
@@ -458,7 +481,7 @@ def forecast(
             survey(reading(clients(in_use + rise * number), *rows)),
             alerts,
             Rules(),
-            Moment(5.0 * number, TAKEN_AT),
+            Moment(interval * number, TAKEN_AT),
             followed={connect_key("10.0.0.9", 443, "10.0.0.1"): heading(left)},
         )
         alert = alerts.states.get(near()._replace(name=FORECAST))
@@ -468,6 +491,11 @@ def forecast(
 
 def test_a_forecast_alerts_when_two_polls_see_exhaustion_within_a_minute() -> None:
     assert forecast([60.0, 59.9, 54.0, 49.0], 49) == [None, (PENDING, WARNING), (FIRING, WARNING), (FIRING, WARNING)]
+
+
+def test_two_polls_are_enough_if_they_are_a_little_closer_together_than_the_interval() -> None:
+    """As they are half of the time: one that took longer than the next counts from its end."""
+    assert forecast([50.0, 45.0], 60, interval=4.97) == [(PENDING, WARNING), (FIRING, WARNING)]
 
 
 def test_a_forecast_that_comes_and_goes_does_not_alert() -> None:
@@ -544,7 +572,7 @@ def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
         )
         found.append((alerts.states[key].phase, alerts.states[key].severity))
 
-    assert EXHAUSTION_QUIET_SECONDS == 60.0
+    assert QUIET_SECONDS == 60.0
     assert found == [(FIRING, CRITICAL)] * 3 + [(RESOLVED, CRITICAL)]
 
 

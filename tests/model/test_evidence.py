@@ -296,3 +296,20 @@ def test_a_reading_that_only_counts_never_claims_that_nothing_is_hidden() -> Non
     ports, _ = weigh(make_sysctls(), counted(), Evidence())
 
     assert ports.blind_to == {Blindness.BOUND_UNCONNECTED}
+
+
+def test_a_reading_that_only_counts_forgets_no_binder() -> None:
+    """Its sockets are bound and not connected yet, which is not seen."""
+    before = remembered(replace(make_tcp(bound(HERE, LOW)), bound_to_any_port=frozenset({packed(HERE)})))
+
+    assert remembered(counted(), before).binders == {packed(HERE)}
+
+
+def test_counting_would_miss_much_where_many_ports_are_blocked_by_others_than_listeners() -> None:
+    """Those that come later would not be seen: 1 of 100 ports is little, 2 are not."""
+    in_doubt = plain(range(FIRST + 20, FIRST + 40, 2))
+
+    assert not remembered(make_tcp(in_doubt, bound(HERE, LOW))).settles_much
+    assert remembered(make_tcp(in_doubt, bound(HERE, [LOW, LOW + 2]))).settles_much
+    assert remembered(make_tcp(in_doubt, plain([SECOND, SECOND + 2], "10.0.0.7"))).settles_much
+    assert not remembered(make_tcp(in_doubt, listening(HERE, [LOW, LOW + 2, LOW + 4]))).settles_much

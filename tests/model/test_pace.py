@@ -62,7 +62,9 @@ def test_a_pool_near_its_end_is_watched_in_between() -> None:
 
 def test_near_the_end_more_may_be_spent_but_not_everything() -> None:
     """An eighth of a core for full polls and an eighth for narrow ones."""
-    assert pace(RULES, Costs(full=(1.0,), narrow=(0.25,)), NEAR) == Pace(full=8.0, narrow=2.0, is_stretched=True)
+    assert pace(RULES, Costs(full=(1.0,), narrow=(0.25,)), NEAR) == Pace(
+        full=8.0, narrow=2.0, soonest=2.0, is_stretched=True
+    )
 
 
 def test_a_narrow_poll_that_would_not_come_before_the_next_full_one_is_none() -> None:

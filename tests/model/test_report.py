@@ -22,6 +22,7 @@ from tests.model.facts import (
     LOW,
     TAKEN_AT,
     Sockets,
+    bound,
     connect_key,
     connected,
     listening,
@@ -399,7 +400,7 @@ def test_a_pool_above_its_warning_threshold_sets_the_pace() -> None:
 
 
 def test_where_evidence_is_dear_and_settles_little_three_polls_count_after_each_that_gathers_it() -> None:
-    tcp = make_tcp(connected("10.0.0.1", range(LOW, LOW + 20), "10.0.0.9", 443))
+    tcp = make_tcp(connected("10.0.0.1", range(LOW, LOW + 40, 2), "10.0.0.9", 443))
     evidence = make_snapshot(make_namespace(tcp))
     counting = make_snapshot(make_namespace(replace(tcp, has_evidence=False)))
     dear = Costs(full=(1.0,), counting=(0.6,))
@@ -413,6 +414,16 @@ def test_where_evidence_is_dear_and_settles_little_three_polls_count_after_each_
     assert kinds == [Poll.FULL, Poll.COUNTING, Poll.COUNTING, Poll.COUNTING, Poll.FULL, Poll.COUNTING]
     assert report.pace.full == pytest.approx(35.0)
     assert report.totals.polls == {"full": 6}
+
+
+def test_a_poll_that_only_counts_claims_no_exactness_of_the_ports_that_bind_has_left() -> None:
+    """The program has bound a second port meanwhile, which is not seen."""
+    one = replace(make_tcp(bound("10.0.0.1", LOW)), bound_to_any_port=frozenset({packed("10.0.0.1")}))
+    report = build_report(make_snapshot(make_namespace(one)), blank(ListingRules(min_in_use=0)), 0.0)
+    counting = make_snapshot(make_namespace(replace(make_tcp(), has_evidence=False)))
+    report = build_report(counting, report, 5.0)
+
+    assert [(one.pool.key.kind, one.pool.exact) for one in report.listed] == [(PoolKind.TCP_BIND, False)]
 
 
 def test_where_evidence_settles_the_ports_every_poll_gathers_it() -> None:

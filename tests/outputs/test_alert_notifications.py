@@ -9,7 +9,7 @@ from ephmon.model.alerts import Alert, AlertName, Phase
 from ephmon.model.rules import Severity
 from ephmon.outputs.alert_notifications import SUMMARIES, notifications_of
 from ephmon.outputs.notification import Notification
-from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_pool, make_report
+from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_owners, make_pool, make_report
 
 
 def notified(*alerts: Alert) -> list[Notification]:
@@ -53,6 +53,24 @@ def test_users_cannot_choose_a_label_that_alerts_have_themselves() -> None:
     (notification,) = notified(make_alert(make_pool()))
 
     assert notification.labels.keys() == RESERVED_LABELS
+
+
+def test_who_holds_the_ports_is_told_and_makes_no_other_alert_of_it() -> None:
+    """What a receiver has been told of it is not told again because owners come, go or change."""
+    pool = make_pool()
+    alerts = [make_alert(pool), make_alert(name=AlertName.PORTS_BLOCKED)]
+    held = make_owners(("haproxy.service", 812), ("uid 33", 12, 12))
+    before = notifications_of(make_report(alerts=alerts))
+    after = notifications_of(
+        make_report(alerts=alerts, owners={pool.key: held}, blocked_owners={"own": make_owners(("nginx.service", 25))})
+    )
+
+    assert [one.annotations.get("owners") for one in after] == [
+        "haproxy.service 812 ports, uid 33 12 (estimated)",
+        "nginx.service 25 ports",
+    ]
+    assert ["owners" in one.annotations for one in before] == [False, False]
+    assert [(one.identity, one.state) for one in after] == [(one.identity, one.state) for one in before]
 
 
 @pytest.mark.parametrize("name", AlertName)

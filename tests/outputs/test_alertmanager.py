@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ephmon.outputs.alertmanager import render, rfc3339
+from ephmon.outputs.alertmanager import render
 from ephmon.outputs.notification import Notification
 
 NOW = 1_700_000_000.0
@@ -37,12 +37,21 @@ def test_an_active_alert_ends_four_resends_from_now_and_a_resolved_one_when_it_e
     ]
 
 
+def test_no_alert_starts_or_has_ended_after_now_though_the_clock_was_set_back() -> None:
+    """Alertmanager refuses one that starts after it ends, and takes one that ends later to be active until then."""
+    active = Notification(labels={}, starts_at=NOW + 3600)
+    ended_since = Notification(labels={}, starts_at=NOW + 3600, ends_at=NOW - 30)
+    ended_before = Notification(labels={}, starts_at=NOW + 3600, ends_at=NOW + 3700)
+    found = json.loads(render([active, ended_since, ended_before], now=NOW, resend_seconds=60.0, external_url=""))
+
+    assert [(one["startsAt"], one["endsAt"]) for one in found] == [
+        ("2023-11-14T22:13:20.000Z", "2023-11-14T22:17:20.000Z"),
+        ("2023-11-14T22:12:50.000Z", "2023-11-14T22:12:50.000Z"),
+        ("2023-11-14T22:13:20.000Z", "2023-11-14T22:13:20.000Z"),
+    ]
+
+
 def test_without_a_page_there_is_no_generator_url() -> None:
     (one,) = json.loads(render([FIRING], now=NOW, resend_seconds=60.0, external_url=""))
 
     assert "generatorURL" not in one
-
-
-def test_times_are_in_utc_with_milliseconds() -> None:
-    assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
-    assert rfc3339(NOW + 0.1234) == "2023-11-14T22:13:20.123Z"

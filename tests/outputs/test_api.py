@@ -10,7 +10,15 @@ import pytest
 from ephmon.model.pools import PoolKind
 from ephmon.model.report import ListedPool
 from ephmon.outputs.api import encode, error_document, pool_object, pools_document
-from tests.builders import make_bind_pool, make_first_failure, make_forecast, make_namespace, make_pool, make_report
+from tests.builders import (
+    make_bind_pool,
+    make_first_failure,
+    make_forecast,
+    make_namespace,
+    make_owners,
+    make_pool,
+    make_report,
+)
 
 CONTRACT = """
 {"schema": 1, "taken_at": "2026-01-02T03:04:05.006Z", "backend": {"tcp": "inet_diag", "udp": "inet_diag"},
@@ -18,7 +26,10 @@ CONTRACT = """
  "pools_total": 1, "pools_listed": 1,
  "namespaces": [{"netns": "own", "inode": 4026531833, "port_range_low": 32768, "port_range_high": 60999,
                  "reserved_ports": 0, "usable_ports": 28232, "blocked_ports": 3, "ambiguous_ports": 120,
-                 "blind_to": [], "tcp_tw_reuse": 2}],
+                 "blind_to": [], "tcp_tw_reuse": 2,
+                 "blocked_owners": [{"owner": "haproxy.service", "kind": "unit", "ports": 3, "estimated_ports": 0,
+                                     "estimated": false}],
+                 "other_blocked_owners": 0, "other_blocked_owner_ports": 0, "unknown_blocked_owner_ports": 0}],
  "pools": [{"netns": "own", "kind": "tcp_connect", "source": "10.0.0.1", "destination": "10.0.0.9",
             "destination_port": 443, "taken_at": "2026-01-02T03:04:05.006Z",
             "usable_ports": 28232, "blocked_ports": 3, "capacity_ports": 28229, "in_use_ports": 120,
@@ -27,7 +38,11 @@ CONTRACT = """
             "failure_errno": "EADDRNOTAVAIL",
             "utilisation_ratio": 0.004357, "states": {"established": 90, "time_wait": 30},
             "opens_per_second": 120.5, "growth_per_second": 2.333333, "sustainable_opens_per_second": 470.5,
-            "seconds_to_exhaustion": null}]}
+            "seconds_to_exhaustion": null,
+            "owners": [{"owner": "haproxy.service", "kind": "unit", "ports": 90, "estimated_ports": 0,
+                        "estimated": false},
+                       {"owner": "uid 33", "kind": "uid", "ports": 12, "estimated_ports": 5, "estimated": true}],
+            "other_owners": 2, "other_owner_ports": 11, "unknown_owner_ports": 7}]}
 """
 
 
@@ -36,7 +51,12 @@ def test_document_has_the_contract_keys_in_their_order() -> None:
     expected = " ".join(line.strip() for line in CONTRACT.strip().splitlines())
 
     forecast = make_forecast(opens_per_second=120.5, growth_per_second=7 / 3)
-    report = make_report(listed=[ListedPool(pool=pool, peak_utilisation=0.1, forecast=forecast)])
+    owners = make_owners(("haproxy.service", 90), ("uid 33", 12, 5), other_owners=2, other_ports=11, unknown_ports=7)
+    report = make_report(
+        listed=[ListedPool(pool=pool, peak_utilisation=0.1, forecast=forecast)],
+        owners={pool.key: owners},
+        blocked_owners={"own": make_owners(("haproxy.service", 3))},
+    )
 
     assert encode(pools_document(report, [pool])) == expected.encode() + b"\n"
 
@@ -64,15 +84,34 @@ def test_pool_without_a_destination_has_nulls() -> None:
     assert found["blocked_ports"] == 0
 
 
-def test_pool_without_a_forecast_has_nulls_for_what_lies_ahead() -> None:
-    (found,) = pools_document(make_report(), [make_pool()])["pools"]
+def test_pool_without_a_forecast_and_without_owners_has_nulls() -> None:
+    document = pools_document(make_report(), [make_pool()])
+    (pool,), (namespace,) = document["pools"], document["namespaces"]
 
-    assert {name: found[name] for name in list(found)[-4:]} == {
+    assert {name: pool[name] for name in list(pool)[-8:]} == {
         "opens_per_second": None,
         "growth_per_second": None,
         "sustainable_opens_per_second": None,
         "seconds_to_exhaustion": None,
+        "owners": None,
+        "other_owners": None,
+        "other_owner_ports": None,
+        "unknown_owner_ports": None,
     }
+    assert {name: namespace[name] for name in list(namespace)[-4:]} == {
+        "blocked_owners": None,
+        "other_blocked_owners": None,
+        "other_blocked_owner_ports": None,
+        "unknown_blocked_owner_ports": None,
+    }
+
+
+def test_ports_that_nobody_holds_are_not_ports_that_nobody_asked_about() -> None:
+    pool = make_pool()
+    document = pools_document(make_report(owners={pool.key: make_owners()}), [pool])
+
+    assert document["pools"][0]["owners"] == []
+    assert document["pools"][0]["other_owners"] == 0
 
 
 def test_pool_read_by_a_narrow_poll_carries_its_own_time() -> None:

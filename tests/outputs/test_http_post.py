@@ -152,6 +152,7 @@ def test_a_receiver_that_does_not_close_the_connection_is_not_waited_for() -> No
         (answering("HTTP/1.1 500 Secret words"), FailureReason.SERVER_ERROR, "answered with status 500"),
         (answering("HTTP/1.1 503 No"), FailureReason.SERVER_ERROR, "answered with status 503"),
         (answering("HTTP/1.1 429 Slow down"), FailureReason.RATE_LIMITED, "answered with status 429"),
+        (answering("HTTP/1.1 408 Request Timeout"), FailureReason.TIMEOUT, "answered with status 408"),
         (answering("HTTP/1.1 400 Bad"), FailureReason.CLIENT_ERROR, "answered with status 400"),
         (answering("HTTP/1.1 404 Not Found"), FailureReason.CLIENT_ERROR, "answered with status 404"),
         (

@@ -29,6 +29,7 @@ PUBLICATION = Publication.of(
     expired_metrics="expired metrics",
     expired_openmetrics="expired openmetrics",
     pools='{"schema": 1}',
+    exhaustions='{"schema": 1, "available": false}',
     page="<p>page</p>",
     expired_page="<p>expired page</p>",
 )
@@ -66,6 +67,7 @@ def get(path: str, *, accept: str = "", accept_encoding: str = "") -> Request:
         ("/", EXPIRED, 200, b"<p>expired page</p>"),
         ("/", STARTING, 503, b"ephmon is starting: nothing has been published yet.\n"),
         ("/api/v1/pools", LIVE, 200, b'{"schema": 1}'),
+        ("/api/v1/exhaustions", LIVE, 200, b'{"schema": 1, "available": false}'),
         ("/-/ready", LIVE, 200, b"The data is current.\n"),
         ("/-/ready", EXPIRED, 503, b"The data has expired: no poll has succeeded for three poll intervals.\n"),
         ("/-/ready", NO_GOOD_POLL, 503, b"No poll has succeeded yet.\n"),

@@ -15,7 +15,7 @@ from ephmon.model.alerts import AlertName, Phase
 from ephmon.model.rules import Severity
 from ephmon.outputs import log
 from ephmon.outputs.log import Line
-from tests.builders import make_alert, make_first_failure, make_namespace, make_pool, make_report
+from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -388,6 +388,54 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         make_report(alerts=[make_alert(NEAR)]),
         make_report(alerts=[make_alert(NEAR, severity=Severity.CRITICAL)]),
         [("error", f"EphmonPoolNearExhaustion fires as critical: {IS_NEAR} {of_alert('critical')}")],
+    ),
+    "an alert whose owners are known": (
+        GOOD,
+        make_report(
+            alerts=[make_alert(NEAR)], owners={NEAR.key: make_owners(("haproxy.service", 812), ("uid 33", 12))}
+        ),
+        [
+            (
+                "warning",
+                f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} haproxy.service holds 812 ports. "
+                + of_alert("warning"),
+            )
+        ],
+    ),
+    "owners that cannot be read": (
+        GOOD,
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        [("warning", "The owners of ports are not known: It was refused.")],
+    ),
+    "owners that cannot be read for another reason": (
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        replace(GOOD, owners_available=False, owners_error="It was cut."),
+        [("warning", "The owners of ports are not known: It was cut.")],
+    ),
+    "owners that cannot be read again": (
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        [],
+    ),
+    "owners that lack something": (
+        GOOD,
+        replace(GOOD, owners_available=True, owners_error="20,000 cgroups were seen."),
+        [("info", "Not all owners of ports are known: 20,000 cgroups were seen.")],
+    ),
+    "owners that lack it with other figures": (
+        replace(GOOD, owners_available=True, owners_error="20,000 cgroups were seen."),
+        replace(GOOD, owners_available=True, owners_error="19,000 cgroups were seen."),
+        [],
+    ),
+    "processes that may not be looked at": (
+        GOOD,
+        replace(GOOD, processes_available=False, processes_error="1 of 1 may not be read."),
+        [("info", "Not all processes that hold ports can be named: 1 of 1 may not be read.")],
+    ),
+    "more processes that may not": (
+        replace(GOOD, processes_available=False, processes_error="1 of 1 may not be read."),
+        replace(GOOD, processes_available=False, processes_error="2 of 2 may not be read."),
+        [],
     ),
     "an alert that ends": (
         make_report(alerts=[make_alert(NEAR)]),

@@ -23,6 +23,7 @@ from tests.builders import (
     make_first_failure,
     make_forecast,
     make_namespace,
+    make_owners,
     make_pool,
     make_report,
 )
@@ -95,6 +96,7 @@ def test_page_is_well_formed_and_needs_nothing_else() -> None:
     assert [value for name, value in outline.attributes if name == "href"] == [
         "/metrics",
         "/api/v1/pools",
+        "/api/v1/exhaustions",
         "/-/healthy",
         "/-/ready",
     ]
@@ -155,6 +157,14 @@ def test_time_to_exhaustion_stands_behind_what_remains(forecast: Forecast | None
     assert f'<td class="figure">28109</td><td class="figure">{shown}</td>' in page
 
 
+def test_an_alert_is_critical_since_it_became_so_and_not_since_it_was_a_warning() -> None:
+    alert = make_alert(make_pool(), severity=Severity.CRITICAL, since=60.0)
+    begun = make_alert(make_pool(), since=0.0).since
+    page = render(make_report(alerts=[replace(alert, since=begun)]), expired=False).decode("utf-8")
+
+    assert "critical since 2026-01-02T03:05:05.006Z" in page
+
+
 def test_alerts_that_fire_stand_at_the_top_and_stay_when_the_figures_have_expired() -> None:
     pool = make_pool(usable=100, blocked=0, in_use=95)
     report = make_report(
@@ -210,6 +220,7 @@ def test_markup_in_any_string_is_shown_as_text() -> None:
         listed=[pool],
         reload=ReloadStatus(successful=False, succeeded_at=TAKEN_AT, error=SCRIPT),
         alerts=[make_alert(pool)],
+        owners={pool.key: make_owners((SCRIPT, 3))},
     )
 
     for expired in (False, True):
@@ -219,7 +230,7 @@ def test_markup_in_any_string_is_shown_as_text() -> None:
         assert b'"&' not in page.replace(b'"&amp;', b"").replace(b'">', b"")
         assert "script" not in outline.tags
         assert outline.open == []
-    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 17
+    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 18
 
 
 def test_lone_surrogates_and_control_characters_do_not_reach_the_page() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from ephmon import __version__
 from ephmon.model.alerts import AlertName, Phase
+from ephmon.model.exhaustion_events import Destination
+from ephmon.model.exhaustions import Count, Exhaustions
+from ephmon.model.owners import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pools import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
 from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
 from ephmon.outputs.catalogue import METRICS
 from ephmon.outputs.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
+from ephmon.outputs.incident_status import FailureReason as IncidentFailure
+from ephmon.outputs.incident_status import IncidentStatus
 from ephmon.outputs.metrics import DO_NOT_SUM
 from ephmon.outputs.prometheus import Exposition, process_registry, render
 from tests.builders import (
@@ -29,6 +35,7 @@ from tests.builders import (
     make_first_failure,
     make_forecast,
     make_namespace,
+    make_owners,
     make_pool,
     make_report,
 )
@@ -62,6 +69,12 @@ FACTS = {
     "ephmon_worst_pool_utilisation_ratio",
     "ephmon_pools",
     "ephmon_pools_unlisted",
+    "ephmon_pool_owner_ports",
+    "ephmon_pool_other_owner_ports",
+    "ephmon_pool_unknown_owner_ports",
+    "ephmon_blocked_port_owner_ports",
+    "ephmon_blocked_port_other_owner_ports",
+    "ephmon_blocked_port_unknown_owner_ports",
 }
 """The metrics about the host, by their contract names."""
 
@@ -87,6 +100,11 @@ SELF = {
     "ephmon_notifications_dropped_total",
     "ephmon_notifications_pending",
     "ephmon_last_successful_notification_timestamp_seconds",
+    "ephmon_connect_exhaustions_total",
+    "ephmon_destination_connect_exhaustions_total",
+    "ephmon_exhaustion_events_lost_total",
+    "ephmon_incidents_total",
+    "ephmon_incident_failures_total",
 }
 """Those about ephmon itself."""
 
@@ -103,9 +121,19 @@ DELIVERY = DeliveryStatus(
 )
 
 
+EXHAUSTIONS = Exhaustions(
+    totals={"own": 41, "other": 7, "unknown": 0},
+    destinations={
+        Destination("own", bytes([10, 0, 0, 9]), 443): Count(41, 0.0),
+        Destination("own", bytes([10, 0, 0, 8]), 443): Count(0, 0.0),
+    },
+    lost=3,
+)
+
+
 def everything() -> Report:
     """A report in which every metric has a sample."""
-    return make_report(
+    report = make_report(
         listed=[
             ListedPool(
                 pool=make_pool(in_use=20000, time_wait=1000, reusable=400),
@@ -130,10 +158,27 @@ def everything() -> Report:
             make_alert(make_pool(in_use=26000), severity=Severity.CRITICAL),
         ],
     )
+    return replace(
+        report,
+        exhaustions=EXHAUSTIONS,
+        exhaustions_available=True,
+        owners={make_pool().key: make_owners(("haproxy.service", 25500, 900), ("uid 33", 300), unknown_ports=200)},
+        blocked_owners={"own": make_owners(("nginx.service", 3), other_owners=2, other_ports=4)},
+        owners_available=True,
+        processes_available=False,
+    )
+
+
+INCIDENTS = IncidentStatus(written=2, failures={IncidentFailure.NO_SPACE: 1, IncidentFailure.READ_ONLY: 0})
 
 
 def exposed(
-    report: Report, *, openmetrics: bool = False, process: bool = False, delivery: DeliveryStatus | None = DELIVERY
+    report: Report,
+    *,
+    openmetrics: bool = False,
+    process: bool = False,
+    delivery: DeliveryStatus | None = DELIVERY,
+    incidents: IncidentStatus | None = INCIDENTS,
 ) -> Exposition:
     registry = process_registry() if process else None
     return render(
@@ -142,6 +187,7 @@ def exposed(
         process_registry=registry,
         openmetrics=openmetrics,
         delivery=delivery,
+        incidents=incidents,
     )
 
 
@@ -235,7 +281,7 @@ def test_process_metrics_are_in_both_bodies_if_their_registry_is_given() -> None
 def test_every_pool_metric_says_that_it_must_not_be_summed() -> None:
     pool_metrics = [metric for metric in METRICS if metric.name.startswith("ephmon_pool_")]
 
-    assert len(pool_metrics) == 9
+    assert len(pool_metrics) == 12
     assert all(metric.help.endswith(DO_NOT_SUM) for metric in pool_metrics)
     assert DO_NOT_SUM == "Do not sum over kind or destination: one port may be in many pools."
 
@@ -278,6 +324,49 @@ def test_what_is_not_foretold_is_absent(forecast: Forecast | None, foretold: dic
 
     names_of_both = ("opens_per_second", "seconds_to_exhaustion")
     assert {name: found[name] for name in names_of_both if name in found} == foretold
+
+
+def test_failed_calls_are_absent_while_nobody_counts_them() -> None:
+    """What was counted before comes back when counting does: a counter must not start anew."""
+    counting = exposed(everything()).full
+    not_counting = exposed(replace(everything(), exhaustions_available=False)).full
+
+    assert samples(counting)["ephmon_connect_exhaustions_total", (("netns", "own"),)] == 41
+    assert {name for name in names(counting) if "exhaustion" in name} - names(not_counting) == {
+        "ephmon_connect_exhaustions_total",
+        "ephmon_destination_connect_exhaustions_total",
+        "ephmon_exhaustion_events_lost_total",
+    }
+    available = ("ephmon_collector_available", (("collector", "exhaustions"),))
+    assert (samples(counting)[available], samples(not_counting)[available]) == (1, 0)
+
+
+def test_owners_who_bear_one_name_are_one_series() -> None:
+    """A container may be called as a unit is, and Prometheus refuses a scrape with a series that comes twice."""
+    unit, container = (Owner(kind, "web.service") for kind in (OwnerKind.UNIT, OwnerKind.CONTAINER))
+    owners = Owners(shares=(OwnerShare(owner=unit, ports=30), OwnerShare(owner=container, ports=12)))
+    body = exposed(make_report(blocked_owners={"own": owners})).full
+
+    labels = (("netns", "own"), ("owner", "web.service"))
+    assert body.count(b"ephmon_blocked_port_owner_ports{") == 1
+    assert samples(body)["ephmon_blocked_port_owner_ports", labels] == 42
+
+
+def test_where_no_incidents_are_kept_nothing_is_said_of_them() -> None:
+    assert not [name for name in names(exposed(everything(), incidents=None).full) if "incident" in name]
+
+
+def test_failures_to_keep_an_incident_are_there_as_0_before_the_first() -> None:
+    found = samples(exposed(everything(), incidents=IncidentStatus()).full)
+
+    assert found["ephmon_incidents_total", ()] == 0
+    assert {labels[0][1] for name, labels in found if name == "ephmon_incident_failures_total"} == {
+        *("no_directory", "permission", "read_only", "no_space", "too_large", "system", "defect")
+    }
+
+
+def test_owners_are_absent_while_nobody_asks() -> None:
+    assert not [name for name in names(exposed(make_report()).full) if "owner" in name]
 
 
 def test_pool_without_a_destination_has_empty_labels() -> None:
@@ -323,6 +412,9 @@ def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
         "ephmon_backend_info",
         "ephmon_collector_available",
         "ephmon_last_successful_poll_timestamp_seconds",
+        "ephmon_connect_exhaustions_total",
+        "ephmon_destination_connect_exhaustions_total",
+        "ephmon_exhaustion_events_lost_total",
     }
     assert b"ephmon_usable_ports" not in exposition.full
 

@@ -33,6 +33,7 @@ def test_data_is_live_from_the_first_good_poll_until_the_moment_it_expires() -> 
         expired_metrics="",
         expired_openmetrics="",
         pools="",
+        exhaustions="",
         page="é",
         expired_page="é",
     )

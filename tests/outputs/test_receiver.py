@@ -259,9 +259,26 @@ def test_after_any_other_failure_it_is_tried_again(reason: FailureReason) -> Non
     assert course.tally.succeeded_at == START + 2.0
 
 
-def test_names_are_looked_up_again_when_nobody_is_found_behind_them() -> None:
-    assert Course(Webhook, failing(NOBODY, times=3), (0.0, "A"), seconds=HOUR).poster.addresses.refreshed == 3
-    assert Course(Webhook, failing(SERVER_ERROR, times=3), (0.0, "A"), seconds=HOUR).poster.addresses.refreshed == 0
+@pytest.mark.parametrize(
+    ("reason", "refreshed"),
+    [
+        (FailureReason.CONNECTION, 3),
+        (FailureReason.TIMEOUT, 3),
+        (FailureReason.TLS, 3),
+        (FailureReason.PROTOCOL, 3),
+        (FailureReason.REDIRECT, 3),
+        (FailureReason.SERVER_ERROR, 3),
+        (FailureReason.RATE_LIMITED, 0),
+        (FailureReason.SOURCE_PORT, 0),
+        (FailureReason.DEFECT, 0),
+    ],
+)
+def test_names_are_looked_up_again_when_nobody_or_somebody_else_is_found_behind_them(
+    reason: FailureReason, refreshed: int
+) -> None:
+    course = Course(Webhook, failing(PostError(reason, "x"), times=3), (0.0, "A"), seconds=HOUR)
+
+    assert course.poster.addresses.refreshed == refreshed
 
 
 def test_an_alert_that_came_and_went_while_a_webhook_was_down_is_still_told() -> None:

@@ -46,6 +46,7 @@ def publication(*, expires_at: float | None = 1015.0, metrics: str = "live metri
         expired_metrics="ephmon_poll_success 0\n",
         expired_openmetrics="ephmon_poll_success 0\n# EOF\n",
         pools='{"schema": 1, "pools": []}',
+        exhaustions='{"schema": 1, "events": []}',
         page="<p>page</p>",
         expired_page="<p>expired page</p>",
     )

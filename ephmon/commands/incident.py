@@ -1,0 +1,28 @@
+"""`ephmon incident`: print one incident, from this host or another."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+from ephmon.errors import EphmonError
+from ephmon.outputs.incident_reading import IncidentError, read
+from ephmon.outputs.incident_text import render
+from ephmon.terminal import tell
+from ephmon.yaml_document import shown_path
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the incident, for people or as JSON; raises EphmonError for a file that is none."""
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    try:
+        incident = read(str(options.file))
+        text = render(incident, width=shutil.get_terminal_size().columns if on_terminal else None)
+    except IncidentError as error:
+        raise EphmonError(f"{shown_path(options.file)} cannot be shown. {error}") from error
+    tell(incident.json() if options.json else text)
+    return 0

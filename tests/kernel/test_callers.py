@@ -1,0 +1,94 @@
+"""Who called: what /proc tells of a thread, and what it does not."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ephmon.errors import KernelError
+from ephmon.kernel.callers import GONE, Callers, escaped
+from tests.namespaces import Agent, Namespace
+
+PROC = Path("/proc")
+
+
+def caller(thread_id: int) -> tuple[str, bool, int | None, str | None]:
+    """Ask who a thread is; the inode of its namespace is given as whether it is known."""
+    found = Callers(PROC).find(thread_id, time.monotonic())
+    return found.netns.label, found.netns.inode is not None, found.pid, found.command
+
+
+def test_a_neighbour_is_in_our_own_namespace_and_a_stranger_is_not() -> None:
+    with Namespace() as ns, Namespace() as other:
+        neighbour = ns.another_agent()
+
+        assert neighbour.call(caller, ns.pid)[:3] == ("own", True, ns.pid)
+        assert neighbour.call(caller, other.pid)[0] == "other"
+
+
+def test_without_cap_sys_ptrace_the_own_namespace_is_still_told_from_others() -> None:
+    with Namespace() as ns, Namespace() as other:
+        agent = Agent(ns.command("setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", "--"))
+        try:
+            assert agent.call(caller, ns.pid)[:3] == ("own", True, ns.pid)
+            assert agent.call(caller, other.pid)[:3] == ("other", False, other.pid)
+        finally:
+            agent.close()
+
+
+def test_a_number_that_nobody_has_is_gone() -> None:
+    assert Callers(PROC).find(2**22 + 1, time.monotonic()) == GONE
+
+
+def test_a_number_that_was_given_away_since_is_gone() -> None:
+    """This process began after the call."""
+    with Namespace() as ns:
+        assert Callers(PROC).find(ns.pid, time.monotonic()).pid == ns.pid
+        assert Callers(PROC).find(ns.pid, time.monotonic() - 3600) == GONE
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"nginx", "nginx"),
+        (b'\xff\xfe"\n', r"\xff\xfe" + '"' + r"\n"),
+        ("Bücher".encode(), "Bücher"),
+        (rb"\n", r"\\n"),
+        ("a\u200bb\u2028".encode(), r"a\u200bb\u2028"),
+        (b"\x1b[31m) S 1", r"\x1b[31m) S 1"),
+        (b"", ""),
+        (b"\xed\xb2\x80", r"\xed\xb2\x80"),
+    ],
+)
+def test_a_name_is_printable_and_tells_escapes_from_what_is_written(name: bytes, text: str) -> None:
+    assert escaped(name) == text
+    assert escaped(name).isprintable()
+
+
+def test_a_procfs_with_other_numbers_is_refused(tmp_path: Path) -> None:
+    """As in a container with a pid namespace of its own: there is no kernel thread 2."""
+    me = tmp_path / "77"
+    for name in ("net/dev", "ns/net", "ns/pid"):
+        (me / name).parent.mkdir(parents=True, exist_ok=True)
+        (me / name).touch()
+    (tmp_path / "self").symlink_to("77")
+    with pytest.raises(KernelError) as caught:
+        Callers(tmp_path)
+
+    assert str(caught.value) == (
+        f"The kernel tells of failed connect() calls by the host's process ids, and {tmp_path} has others; run ephmon "
+        "in the host's pid namespace (--pid=host, hostPID: true)."
+    )
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2/stat").write_text("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0")
+    assert Callers(tmp_path).own_pid == 77
+    (tmp_path / "2/stat").write_text("2 (kthreadd) S 0 0 0 0 -1 4194560 0 0")
+    with pytest.raises(KernelError, match="has others"):
+        Callers(tmp_path)
+
+
+def test_no_procfs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match=rf"^{tmp_path} does not show ephmon itself \(.*\); mount a procfs there\.$"):
+        Callers(tmp_path)

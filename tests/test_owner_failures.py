@@ -1,0 +1,112 @@
+"""What keeps owners from being known fails no poll and holds none up, and while nothing alerts nothing is done."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ephmon import owner_reader
+from ephmon.errors import KernelError
+from ephmon.kernel.processes import Search
+from ephmon.owner_watch import CUT, OwnerWatch
+from tests.builders import make_alert, make_owners, make_pool, make_report
+from tests.namespaces import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ephmon.model.report import Report
+
+PROC = Path("/proc")
+
+
+def alerting() -> Report:
+    return make_report(alerts=[make_alert(make_pool())])
+
+
+def watch(
+    proc: Path = PROC, clock: Callable[[], float] = time.monotonic, wanted: Callable[[], bool] = lambda: True
+) -> OwnerWatch:
+    return OwnerWatch(proc, clock, wanted)
+
+
+def test_while_nothing_alerts_nothing_is_read_or_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no procfs to read, and what would read it cannot be imported."""
+    monkeypatch.setitem(sys.modules, "ephmon.owner_reader", None)
+    before = make_report(owners={make_pool().key: make_owners(("haproxy.service", 3))})
+    after = watch(tmp_path).look(before)
+
+    assert (after.owners, after.owners_available, after.owners_error) == ({}, True, None)
+    assert (after.processes_available, after.processes_error) == (None, None)
+
+
+def test_while_nothing_alerts_it_is_known_all_the_same_whether_owners_could_be_told() -> None:
+    assert watch().look(make_report(backends={"tcp": "procfs"})).owners_available is False
+    assert watch().look(make_report(backends={"udp": "inet_diag"})).owners_available is False
+
+
+def test_what_the_kernel_refuses_stands_in_the_report(tmp_path: Path) -> None:
+    after = watch(tmp_path).look(alerting())
+
+    assert after.success
+    assert after.owners == {}
+    assert after.owners_available is False
+    assert after.owners_error is not None
+    assert str(tmp_path) in after.owners_error
+
+
+def test_what_takes_too_long_is_cut_and_said() -> None:
+    """The clock goes on by a minute each time that it is looked at."""
+    steps = count(0.0, 60.0)
+    after = watch(clock=lambda: next(steps)).look(alerting())
+
+    assert (after.owners, after.owners_available, after.owners_error) == ({}, False, CUT)
+
+
+def test_who_is_told_to_stop_stops() -> None:
+    with pytest.raises(KernelError) as error:
+        watch(wanted=lambda: False).look(alerting())
+
+    assert error.value.reason == "stopped"
+
+
+def test_a_poll_does_not_wait_for_processes_and_they_are_looked_for_once_for_an_alert() -> None:
+    with Namespace() as ns:
+        during, after, searched = ns.call(look_while_a_search_goes_on)
+
+    assert (during.processes_available, during.owners_error) == (None, None)
+    assert (after.processes_available, after.processes_error) == (False, "Not permitted.")
+    assert searched == [[make_pool().key], [make_pool(destination_port=80).key]]
+
+
+def look_while_a_search_goes_on() -> tuple[Report, Report, list[list[object]]]:
+    """Look three times: when the search begins, while it goes on and another pool alerts, and when it has ended."""
+    goes_on = threading.Event()
+    searched: list[list[object]] = []
+
+    def search() -> list[Search]:
+        goes_on.wait(60)
+        return [Search(processes=(), is_complete=False, problem="Not permitted.")]
+
+    def process_search(_self: object, held: list[object]) -> Callable[[], list[Search]]:
+        searched.append(held)
+        return search
+
+    two = make_report(alerts=[make_alert(make_pool()), make_alert(make_pool(destination_port=80))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner_reader.OwnerReader, "process_search", process_search)
+        daemon = watch()
+        daemon.look(alerting())
+        during = daemon.look(two)
+        goes_on.set()
+        assert daemon._thread is not None
+        daemon._thread.join(60)
+        after = daemon.look(two)
+        daemon.look(two)
+    return during, after, searched

@@ -1,0 +1,145 @@
+"""Tracing in tests: readers of failed connect() calls in a namespace, with a tracefs that the host does not see.
+
+tracefs is mounted in a mount namespace that ends with the agent; the instances in it are the host's, so each that a
+test makes it also removes. Functions without a docstring are for `Agent.call` and speak of the agent's one reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ephmon.kernel.callers import Callers
+from ephmon.kernel.exhaustion_reader import ExhaustionCollector, ExhaustionReader
+from ephmon.kernel.tracefs import FILTER, make_instance, open_instance
+from tests import sockets
+from tests.namespaces import Agent
+from tests.processes import Running, ephmon
+from tests.sockets import FillResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ephmon.model.exhaustion_events import ExhaustionBatch
+    from tests.namespaces import Namespace
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")
+
+LOW, HIGH = 40_000, 40_099
+HERE = "127.0.0.1"
+PORTS = PORT, CLOSED, OPEN = 7411, 7412, 7413
+"""Calls toward other ports are no business of the tests: whoever else is on the host may make some."""
+TRACING = Path("/run/tracing")
+PREPARED = Path("/run/ephmon/tracing")
+PROC = Path("/proc")
+_MOUNT = f"""
+mount -t tmpfs none /run
+mkdir -p {TRACING} {PREPARED}
+mount -t tracefs none {TRACING}
+rmdir {PREPARED}
+exec "$@"
+"""
+
+_MOUNT_IN_PLACE = 'mount -t tracefs none /sys/kernel/tracing; exec "$@"'
+
+_EXHAUSTED = FillResult(HIGH - LOW + 1, errno.EADDRNOTAVAIL)
+
+_held = ExitStack()
+_collectors: list[ExhaustionCollector] = []
+_readers: list[ExhaustionReader] = []
+
+
+def tracing_agent(ns: Namespace) -> Agent:
+    """Start an agent in the network namespace that sees a tracefs at `TRACING` and has a /run of its own. For root."""
+    return Agent(ns.command("unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT, "sh"))
+
+
+@contextmanager
+def tracing_daemon(ns: Namespace, config: Path) -> Iterator[Running]:
+    """Run a daemon with mounts of its own, one of them a tracefs where it is expected. For root."""
+    seen = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT_IN_PLACE, "sh"]
+    with Running(ns, [*seen, *ephmon("run", "--config", config)]) as daemon:
+        try:
+            yield daemon
+        finally:
+            daemon.stop()  # one that is killed leaves its instance for the next to clear away
+
+
+def exhaust(ns: Namespace, *addresses: str) -> None:
+    """Take all ports of a small range toward `PORT` of each address; the last call fails."""
+    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
+    for address in addresses:
+        ns.call(sockets.listen, address, PORT, tag="server")
+        assert ns.call(sockets.fill, address, PORT, tag="clients") == _EXHAUSTED
+
+
+def failures(address: str, calls: int, *, blocks: bool = True) -> int:
+    """Connect so many fresh sockets to `PORT` and return how many got EADDRNOTAVAIL."""
+    found = 0
+    for _ in range(calls):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as ours:
+            ours.setblocking(blocks)
+            found += ours.connect_ex((address, PORT)) == errno.EADDRNOTAVAIL
+    return found
+
+
+def total(batch: ExhaustionBatch) -> int:
+    """Return how many events a batch counts."""
+    return sum(batch.totals.values())
+
+
+def open_collector() -> None:
+    instance = _held.enter_context(make_instance(TRACING))
+    _narrow(instance.directory)
+    _collectors[:] = [ExhaustionCollector(instance, Callers(PROC))]
+
+
+def open_prepared_collector() -> None:
+    instance = _held.enter_context(open_instance(TRACING, PREPARED))
+    assert instance.directory == PREPARED
+    _collectors[:] = [ExhaustionCollector(instance, Callers(PROC))]
+
+
+def _narrow(instance: Path) -> None:
+    narrow = f"{FILTER}&&dport>={PORTS[0]}&&dport<={PORTS[-1]}"
+    (instance / "events/sock/inet_sock_set_state/filter").write_text(narrow, encoding="ascii")
+
+
+def collected() -> ExhaustionBatch:
+    (collector,) = _collectors
+    collector.drain(lambda: True)
+    return collector.take()
+
+
+def open_reader() -> None:
+    before = instances()
+    _readers[:] = [ExhaustionReader.open(PROC, tracing=TRACING, prepared=PREPARED)]
+    for name in instances() - before:
+        if name.startswith(f"ephmon-{os.getpid()}-"):
+            _narrow(TRACING / "instances" / name)
+
+
+def taken() -> ExhaustionBatch:
+    (reader,) = _readers
+    return reader.take()
+
+
+def close_all() -> None:
+    for reader in _readers:
+        reader.close()
+    _held.close()
+
+
+def instances() -> set[str]:
+    return {path.name for path in (TRACING / "instances").iterdir()}
+
+
+def remove_instances(names: set[str]) -> None:
+    for name in names:
+        (TRACING / "instances" / name).rmdir()
