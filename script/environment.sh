@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# What script/run and script/test share: finds Python, makes virtual environments, installs Debian packages.
+# What the scripts here share: finds Python, makes virtual environments, installs Debian packages.
 # The script that sources this file has set `root` to the checkout.
 : "${root:?}"
 
@@ -91,6 +91,12 @@ lock() {
 
 unlock() {
     exec 9<&-
+}
+
+# Tells whether a system can be booted in a container: by root, in namespaces, with cgroups of its own.
+can_boot() {
+    [ "$(id -u)" -eq 0 ] && unshare --mount --pid --fork --mount-proc true 2>/dev/null &&
+        awk '$3 == "cgroup2" && $4 ~ /^rw/ { found = 1 } END { exit !found }' /proc/mounts
 }
 
 # --- Debian packages ------------------------------------------------------------------------------------------------
