@@ -128,6 +128,7 @@ class IncidentLog:
         self._collect()
         if self._worker is None and not self._is_checked:
             self._is_checked = True
+            self._said = None
             self._start(partial(self._check, self._config))
         return self._worker is None
 

@@ -196,6 +196,17 @@ def test_a_reload_can_end_it_and_begin_it(place: Path) -> None:
     assert keeper.update(CRITICAL).written == 1
 
 
+def test_a_reload_that_begins_it_again_says_again_what_is_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = Keeper(tmp_path / "absent")
+    for config in (IncidentsConfig(), keeper.config):
+        keeper.log.go_by(config)
+    keeper.wait()
+
+    assert len(said(caplog)) == 2
+
+
 def test_a_defect_costs_the_incident_alone_and_is_said_with_its_place(
     place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ephmon.errors import KernelError
 from ephmon.kernel.deadline import Deadline
+from ephmon.model.alert_advice import largest_owner
 from ephmon.model.holders import BLOCKED, Ground
 from ephmon.model.owner_questions import OwnerQuestions, refusal, unanswerable
 from ephmon.outputs.owner_text import owner_lines, processes_line
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from ephmon.kernel.processes import Search
     from ephmon.model.holders import Held
-    from ephmon.model.pools import Pool
+    from ephmon.model.pools import Pool, PoolKey
     from ephmon.model.report import Report
     from ephmon.model.survey import NamespaceSurvey
 
@@ -49,6 +50,12 @@ class Holding:
         }
         if self.failure is None or asked:
             yield from owner_lines(self.report, asked, found, left_out=max(0, len(shown) - MOST_ASKED))
+
+    def names(self, key: PoolKey) -> tuple[str | None, ...]:
+        """Return the names of who holds most ports of a pool: of the process and of the owner, as far as known."""
+        search = self.searches.get(key)
+        largest = search.processes[0].comm if search and search.processes else None
+        return largest, largest_owner(self.report.owners.get(key))
 
     def put_into(self, document: dict[str, Any], shown: Sequence[Pool]) -> None:
         """Add the processes to the document of these pools, null where none were looked for, and what went wrong."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ephmon.commands.reading import configuration, ports_to_keep, read
 from ephmon.model.advice import advise
 from ephmon.model.next_report import report_of
+from ephmon.model.proxies import known_program
 from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.survey import every_pool, survey
 from ephmon.outputs import api, table
@@ -57,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
         holding = who_holds(shown, surveyed, report, proc=options.proc, deadline_seconds=seconds)
         report = holding.report
     if options.json:
-        tell(_json(report, shown, _advice(shown, snapshot, config), holding))
+        tell(_json(report, shown, _advice(shown, snapshot, config, holding), holding))
     else:
-        advice = _advice(shown, snapshot, config) if toward else {}
+        advice = _advice(shown, snapshot, config, holding) if toward else {}
         tell(_table(report, shown, table.Selection(matching=len(pools), toward=toward), advice, holding))
     if holding is None or holding.failure is None:
         return 0
@@ -100,11 +101,18 @@ def _is_toward(pool: Pool, address: str, port: int | None) -> bool:
     return pool.key.destination == address and port in (None, pool.key.destination_port)
 
 
-def _advice(pools: Iterable[Pool], snapshot: Snapshot, config: Config) -> dict[PoolKey, Advice]:
+def _advice(
+    pools: Iterable[Pool], snapshot: Snapshot, config: Config, holding: Holding | None
+) -> dict[PoolKey, Advice]:
     """Return what to do about the pools that reached a threshold."""
     namespaces = {namespace.netns: namespace for namespace in snapshot.namespaces}
     return {
-        pool.key: advise(pool, namespace.sysctls, listening_ports=ports_to_keep(namespace, config))
+        pool.key: advise(
+            pool,
+            namespace.sysctls,
+            listening_ports=ports_to_keep(namespace, config),
+            program=None if holding is None else known_program(holding.names(pool.key)),
+        )
         for pool in pools
         if config.thresholds.severity_at(pool.key, pool.utilisation)
         for namespace in (namespaces[pool.key.netns],)

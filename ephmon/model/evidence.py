@@ -12,7 +12,9 @@ Where there is none, the likelier case is estimated. Most programs connect(), so
 - it has the wrong parity. connect() takes ports of the parity of the range's lower end as long as there are any, and
   bind(address, 0) the others first (inet_csk_find_open_port()). A socket that holds a port of the other parity, while
   others of the first are there for its destination, is likely to have got it from bind(); not so if its source shares
-  the port toward several destinations, which bind(address, 0) never lets happen.
+  the port toward several destinations, which bind(address, 0) never lets happen. A port that was spared for either
+  reason stays so until it is seen without a socket: destinations empty, mostly the oldest connections first, and those
+  of the other parity are the youngest.
 
 From the same follows which addresses programs bind(address, 0) to: the *binders*.
 
@@ -68,6 +70,12 @@ class Past(IntEnum):
     BLOCKED = 2
     BOUND = 4
     """By a socket that was neither connected nor listening when it was last looked for."""
+    SPARED = 8
+    """Of the wrong parity, with a reason for it."""
+
+
+# By bit: what turns a table of past bits into 1 where the bit is set.
+_HAS = {bit: bytes(bool(value & bit) for value in range(256)) for bit in Past}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,7 @@ def weigh(
     blocked = {port for port in held.union(blocking, answers) if verdicts[port] == Verdict.BLOCKED}
     unanswered = {port for port in uncertain if verdicts[port] in _UNCERTAIN}
     suspects = _with_a_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
-    suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked)
+    suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked, past)
     _assign(verdicts, suspects, Verdict.SUSPECT)
     classes = _classes(sysctls, unanswered, suspects, blocked)
     accepted = _left_by_listeners(past, held)
@@ -166,7 +174,8 @@ def _classes(sysctls: Sysctls, ambiguous: Iterable[int], suspects: Iterable[int]
 
 def _left_by_listeners(past: bytearray, held: Iterable[int]) -> frozenset[int]:
     """Return the ports whose sockets were accepted: they had a listener and have not been without sockets since."""
-    return frozenset(port for port in held if past[port] & Past.LISTENED_ON) if any(past) else frozenset()
+    listened_on = past.translate(_HAS[Past.LISTENED_ON])
+    return frozenset(port for port in held if listened_on[port]) if any(listened_on) else frozenset()
 
 
 def _without_listener(past: bytearray, ports: Iterable[int]) -> int:
@@ -260,7 +269,8 @@ def _past(tcp: TcpSockets, previous: Evidence, held: frozenset[int]) -> bytearra
 
 def _bound_before(previous: Evidence) -> list[int]:
     """Return the ports that were bound and unconnected when that was last looked for."""
-    return [port for port, bits in enumerate(previous.past) if bits & Past.BOUND] if any(previous.past) else []
+    bound = previous.past.translate(_HAS[Past.BOUND])
+    return [port for port, is_bound in enumerate(bound) if is_bound] if any(bound) else []
 
 
 def _with_a_past(tcp: TcpSockets, past: bytearray, ports: set[int]) -> set[int]:
@@ -269,12 +279,14 @@ def _with_a_past(tcp: TcpSockets, past: bytearray, ports: set[int]) -> set[int]:
     return {port for port in ports if past[port] & telling} if any(past) else set()
 
 
-def _of_wrong_parity(sysctls: Sysctls, connections: SocketTable, ports: set[int], blocked: set[int]) -> set[int]:
+def _of_wrong_parity(
+    sysctls: Sysctls, connections: SocketTable, ports: set[int], blocked: set[int], past: bytearray
+) -> set[int]:
     """Return those of the ports, of the second parity, whose socket found ports of the first to be had.
 
-    A socket that certainly is from connect() found none, however many there are now.
+    A socket that certainly is from connect() found none, however many there are now. The others are marked as spared.
     """
-    second = {port for port in ports if port % 2 != sysctls.port_range.low % 2}
+    second = {port for port in ports if port % 2 != sysctls.port_range.low % 2 and not past[port] & Past.SPARED}
     if not second:
         return set()
     tuples, tuple_of = connections.groups.tuples, connections.groups.tuple_of
@@ -294,7 +306,10 @@ def _of_wrong_parity(sysctls: Sysctls, connections: SocketTable, ports: set[int]
     ]
     suspects = {port for group, port in rows if not certain[group] and tuple_of[group] not in overflowing}
     sharers = Counter((port, tuples[tuple_of[group]].source) for group, port in rows if port in suspects)
-    return suspects - {port for (port, _), number in sharers.items() if number > 1}
+    suspects -= {port for (port, _), number in sharers.items() if number > 1}
+    for port in second - suspects:
+        past[port] |= Past.SPARED
+    return suspects
 
 
 def _first_parity(sysctls: Sysctls, blocked: set[int]) -> bytearray:

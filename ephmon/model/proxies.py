@@ -18,12 +18,13 @@ are to be filled in. Sources, where each was looked up:
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 class Proxy(StrEnum):
@@ -134,3 +135,12 @@ def how_to(setting: Setting, program: str | None) -> str:
         return "; ".join(f"{proxy or 'other programs'}: {text}" for proxy, text in known.items())
     proxy = next((proxy for proxy in known if proxy and program.lower().startswith(proxy.lower())), None)
     return f"{proxy or 'In its settings or its code'}: {known[proxy]}"
+
+
+def known_program(names: Iterable[str | None]) -> str | None:
+    """Return the first of these names of processes and units that is a known proxy's, None if none is.
+
+    `haproxy`, `haproxy.service` and `haproxy@blue.service` are, `haproxy_exporter` is not.
+    """
+    known = {proxy.lower() for proxy in Proxy}
+    return next((name for name in names if name and re.split("[.@]", name)[0].lower() in known), None)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from socket import AF_INET
 
 from ephmon.model.alert_advice import advice_on
 from ephmon.model.alerts import AlertName
+from ephmon.model.exhaustion_events import ExhaustionEvent, Netns
 from ephmon.model.next_report import build_report
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import Rules, Threshold, Thresholds
 from ephmon.model.snapshot import TcpState
-from tests.model.facts import LOW, Sockets, bound, connected, make_namespace, make_snapshot, make_sysctls, make_tcp
+from tests.builders import make_owners
+from tests.model.facts import (
+    LOW,
+    Sockets,
+    bound,
+    connected,
+    make_namespace,
+    make_snapshot,
+    make_sysctls,
+    make_tcp,
+    packed,
+)
 
 AT_ONCE = Thresholds(
     warning=Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4),
@@ -60,6 +73,50 @@ def test_a_wider_range_leaves_out_listeners_and_the_ports_that_ephmon_sends_from
 
     assert advice is not None
     assert any("12345,39000" in step for step in advice.steps)
+
+
+def test_the_proxy_that_holds_most_ports_gets_its_own_setting() -> None:
+    report = report_of(waiting(50))
+    (alert,) = report.alerts.firing
+    assert alert.key.pool is not None
+    held = {alert.key.pool: make_owners(("haproxy.service", 30), ("nginx.service", 20))}
+    of_unknown, of_haproxy = (advice_on(alert, one) for one in (report, replace(report, owners=held)))
+
+    assert of_unknown is not None
+    assert of_haproxy is not None
+    assert ("; nginx: " in of_unknown.steps[0], "; nginx: " in of_haproxy.steps[0]) == (True, False)
+    assert of_haproxy.steps[0].startswith("Send many requests over one connection. HAProxy: `http-reuse safe`, or")
+
+
+def test_where_the_holder_is_a_container_the_caller_tells_the_proxy() -> None:
+    report = report_of(waiting(50))
+    (alert,) = report.alerts.firing
+    assert alert.key.pool is not None
+    call = ExhaustionEvent(
+        at=1e9,
+        at_monotonic=100.0,
+        netns=Netns("own", 1),
+        source=packed("10.0.0.1"),
+        destination=packed("10.0.0.9"),
+        destination_port=443,
+        family=AF_INET,
+        thread_id=7,
+        command="haproxy",
+    )
+    held = {alert.key.pool: make_owners(("3f2a9c0b1d4e", 50))}
+    advice = advice_on(replace(alert, call=call), replace(report, owners=held))
+
+    assert advice is not None
+    assert advice.steps[0].startswith("Send many requests over one connection. HAProxy: ")
+
+
+def test_the_proxy_that_blocks_most_ports_gets_its_own_setting() -> None:
+    report = report_of(bound("10.0.0.1", range(LOW, LOW + 70)))
+    (alert,) = (alert for alert in report.alerts.firing if alert.key.name is AlertName.PORTS_BLOCKED)
+    advice = advice_on(alert, replace(report, blocked_owners={alert.key.netns: make_owners(("nginx.service", 70))}))
+
+    assert advice is not None
+    assert advice.steps[1].endswith("nginx: `proxy_bind ADDRESS;` without a port does it by itself from 1.11.4 on.")
 
 
 def test_where_nothing_was_read_there_is_no_advice() -> None:

@@ -245,6 +245,31 @@ def test_what_a_listener_accepted_makes_no_binder() -> None:
     assert binders(left, listened) == set()
 
 
+# --- destinations that empty --------------------------------------------------------------------------------------
+
+
+def test_a_destination_that_empties_oldest_first_leaves_no_suspects() -> None:
+    """Ports of the first parity were taken first, and are given back first."""
+    full = plain(range(LOW, LOW + 90))
+    emptied = plain(range(LOW + 1, LOW + 90, 2))
+
+    assert set(classes(make_tcp(emptied)).values()) == {PortClass.SUSPECT}
+    assert set(classes(make_tcp(emptied), remembered(make_tcp(full))).values()) == {PortClass.AMBIGUOUS}
+
+
+def test_a_port_that_was_shared_stays_spared_when_the_other_connection_has_gone() -> None:
+    shared = make_tcp(plain(SECOND), plain(SECOND, "10.0.0.8"))
+
+    assert classes(make_tcp(plain(SECOND)), remembered(shared)) == {SECOND: PortClass.AMBIGUOUS}
+
+
+def test_a_port_seen_without_a_socket_is_spared_no_longer() -> None:
+    shared = remembered(make_tcp(plain(SECOND), plain(SECOND, "10.0.0.8")))
+    empty = remembered(make_tcp(), shared)
+
+    assert classes(make_tcp(plain(SECOND)), empty) == {SECOND: PortClass.SUSPECT}
+
+
 # --- readings that only count -------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from ephmon.model.proxies import SETTINGS, Proxy, Setting, how_to
+from ephmon.model.proxies import SETTINGS, Proxy, Setting, how_to, known_program
 from tests.processes import run
 
 if TYPE_CHECKING:
@@ -173,6 +173,19 @@ PROGRAMS = {
 @pytest.mark.parametrize(("program", "text"), PROGRAMS.items(), ids=PROGRAMS)
 def test_a_program_is_known_by_how_its_name_begins(program: str, text: str) -> None:
     assert how_to(Setting.CONNECT_TIMEOUT, program) == text
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (["haproxy"], "haproxy"),
+        (["lb.service", "nginx.service"], "nginx.service"),
+        ([None, "haproxy@blue.service", "nginx"], "haproxy@blue.service"),
+        (["haproxy_exporter", "3f2a9c0b1d4e", "uid 33", "", None], None),
+    ],
+)
+def test_the_first_name_of_a_known_proxy_is_chosen_and_else_none(names: list[str | None], known: str | None) -> None:
+    assert known_program(names) == known
 
 
 def test_a_proxy_without_the_setting_gets_what_fits_any_program() -> None:
