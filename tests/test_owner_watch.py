@@ -170,6 +170,26 @@ def test_without_any_capability_the_daemon_names_owners_and_says_once_what_it_ma
     assert not [line for line in daemon.lines if "are held by" in line]
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "is_enough"),
+    [("+sys_ptrace", False), ("+dac_read_search", False), ("+sys_ptrace,+dac_read_search", True)],
+)
+def test_it_takes_both_capabilities_to_name_processes(
+    stage: Stage, config: Path, capabilities: str, *, is_enough: bool
+) -> None:
+    stage.connect(TO_HAPROXY, 30, tag="haproxy")
+    rights = (f"--{kind}=-all,{capabilities}" for kind in ("inh-caps", "ambient-caps", "bounding-set"))
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *rights, "--"]
+    with Running(stage.ns, beside(stage, *command, *ephmon("run", "--config", config))) as daemon:
+        metrics = eventually(daemon.metrics, lambda metrics: metrics.get(available("processes")) is not None)
+        daemon.stop()
+
+    assert owner_ports(metrics) == {HAPROXY: 30}
+    assert metrics[available("processes")] == is_enough
+    assert any(NEEDED in line for line in daemon.lines) != is_enough
+    assert any(re.search(r"are held by haproxy \(pid \d+, 30 sockets\)", line) for line in daemon.lines) == is_enough
+
+
 def test_by_procfs_there_are_no_owners_and_that_is_said(stage: Stage, config: Path) -> None:
     put(config, ALERTING.replace("cpu_budget: 1,", "cpu_budget: 1, backend: procfs,", 1))
     stage.connect(TO_HAPROXY, 30, tag="haproxy")

@@ -60,15 +60,29 @@ def tracing_agent(ns: Namespace) -> Agent:
     return Agent(ns.command("unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT, "sh"))
 
 
+def seeing_tracefs(*command: str) -> list[str]:
+    """Return the command line that runs a program with mounts of its own, one of them a tracefs where it is expected.
+
+    For root.
+    """
+    return ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT_IN_PLACE, "sh", *command]
+
+
 @contextmanager
 def tracing_daemon(ns: Namespace, config: Path) -> Iterator[Running]:
-    """Run a daemon with mounts of its own, one of them a tracefs where it is expected. For root."""
-    seen = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT_IN_PLACE, "sh"]
-    with Running(ns, [*seen, *ephmon("run", "--config", config)]) as daemon:
+    """Run a daemon that sees a tracefs where it is expected. For root."""
+    with stopping(Running(ns, seeing_tracefs(*ephmon("run", "--config", config)))) as daemon:
+        yield daemon
+
+
+@contextmanager
+def stopping(daemon: Running) -> Iterator[Running]:
+    """Let a daemon that counts end by itself: one that is killed leaves its instance for the next to clear away."""
+    with daemon:
         try:
             yield daemon
         finally:
-            daemon.stop()  # one that is killed leaves its instance for the next to clear away
+            daemon.stop()
 
 
 def exhaust(ns: Namespace, *addresses: str) -> None:

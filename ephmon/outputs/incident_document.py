@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ephmon.model.alert_advice import advice_on
 from ephmon.model.alerts import Alerts
 from ephmon.model.incidents import Reason
+from ephmon.model.owners import owner_of
 from ephmon.model.pools import PoolKey, PoolKind
 from ephmon.model.port_list import format_ports
 from ephmon.model.snapshot import OWN_NETNS
@@ -95,8 +96,12 @@ def _summary(incident: Incident) -> str:
 
 def _failed_call(call: ExhaustionEvent) -> str:
     toward = endpoint(str(ip_address(call.destination)), call.destination_port)
-    caller = "" if call.pid is None else f" It was made by {printable(call.command or '?')} (pid {call.pid})."
-    return f"A connect() from {ip_address(call.source)} to {toward} failed because no port was left.{caller}"
+    failure = f"A connect() from {ip_address(call.source)} to {toward} failed because no port was left."
+    if call.pid is None:
+        return failure
+    owner = owner_of(call.cgroup, call.uid)
+    where = "" if owner is None else f" of {printable(owner.name)}"
+    return f"{failure} It was made by {printable(call.command or '?')}{where} (pid {call.pid})."
 
 
 def _alerts(report: Report, incident: Incident) -> list[Alert]:
