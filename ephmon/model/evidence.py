@@ -59,7 +59,7 @@ class Verdict(IntEnum):
 
 
 _UNCERTAIN = (Verdict.NONE, Verdict.SUSPECT)
-_BLOCKING = (Verdict.BLOCKED, Verdict.SUSPECT)
+_IS_BLOCKING = bytes(value in (Verdict.BLOCKED, Verdict.SUSPECT) for value in range(256))
 _NOT = bytes([1]) + bytes(255)
 
 
@@ -154,8 +154,9 @@ def _as_last_judged(
     blocking = tcp.bound.ports
     in_doubt = held - blocking
     suspects = _with_a_past(tcp, past, set(in_doubt)).union(_bound_before(previous)) - blocking
-    if any(map(previous.verdicts.count, _BLOCKING)):
-        suspects.update(port for port in in_doubt if previous.verdicts[port] in _BLOCKING)
+    judged_blocked = previous.verdicts.translate(_IS_BLOCKING)
+    if any(judged_blocked):
+        suspects.update(port for port in in_doubt if judged_blocked[port])
     # The binders stay too: what is bound and unconnected, and so makes an address one of them, is not seen now.
     evidence = replace(previous, past=bytes(past))
     classes = _classes(sysctls, in_doubt, suspects, blocking)
