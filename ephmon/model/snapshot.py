@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import cached_property
-from itertools import chain, count
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 if TYPE_CHECKING:
@@ -279,7 +279,10 @@ class SocketTable:
     """The local ports that there are."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ports", frozenset(chain.from_iterable(set(rows.port_of) for rows in self.pieces())))
+        ports: set[int] = set()
+        for rows in self.pieces():
+            ports.update(rows.port_of)
+        object.__setattr__(self, "ports", frozenset(ports))
 
     def __len__(self) -> int:
         return len(self.group_of)
