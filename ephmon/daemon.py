@@ -126,14 +126,14 @@ class Daemon:
         try:
             self._say_where()
             self._deliver(self._config, self._webhook_url)
-            self._exhaustions.go_by(self._config.exhaustions)
+            _warn(self._exhaustions.go_by(self._config.exhaustions))
             self._incidents.go_by(self._config.incidents)
             self._loop()
         finally:
             self._service_manager.stopping()
             self._deliveries.close()
             self._incidents.close()
-            self._stop_counting_exhaustions()
+            _warn(self._exhaustions.close())
             self._server.stop()
         log.write(_log, Line(logging.INFO, "Stopped."))
 
@@ -150,12 +150,6 @@ class Daemon:
         for line in log.exhaustion_changes(previous, self._report, required=required):
             log.write(_log, line)
         return failed_here
-
-    def _stop_counting_exhaustions(self) -> None:
-        try:
-            self._exhaustions.close()
-        except KernelError as error:
-            log.write(_log, Line(logging.WARNING, str(error)))
 
     def _loop(self) -> None:
         polled_at = narrowly_polled_at = -math.inf
@@ -321,7 +315,7 @@ class Daemon:
             self._source = self._open_source(config)
         log.set_up(config.log.level, config.log.format)
         self._config = config
-        self._exhaustions.go_by(config.exhaustions)
+        _warn(self._exhaustions.go_by(config.exhaustions))
         self._incidents.go_by(config.incidents)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
         self._report = paced(replace(self._report, rules=config.rules, reload=reload), self._report.costs)
@@ -388,6 +382,11 @@ class Daemon:
         except KernelError as error:
             log.write(_log, Line(logging.WARNING, str(error)))
             return None
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        log.write(_log, Line(logging.WARNING, sentence))
 
 
 def _tls_context(tls: TlsConfig) -> ssl.SSLContext | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,12 +41,11 @@ class ExhaustionWatch:
         """Whether failed calls are counted at the moment."""
         return self._reader is not None
 
-    def go_by(self, config: ExhaustionsConfig) -> None:
-        """Count as the configuration says from now on; what was counted so far stays."""
+    def go_by(self, config: ExhaustionsConfig) -> str | None:
+        """Count as the configuration says from now on; what was counted so far stays. Returns what `close` does."""
         self._config = config
         self._retry_at = -math.inf
-        if config.enabled == Switch.OFF:
-            self.close()
+        return self.close() if config.enabled == Switch.OFF else None
 
     def updated(self, report: Report, now: float) -> tuple[Report, bool]:
         """Return the report with what happened since the last time, and whether a call in our namespace failed.
@@ -76,14 +74,17 @@ class ExhaustionWatch:
     def give_up(self) -> None:
         """Count no more, until a reload."""
         self._config = None
-        with suppress(KernelError):
-            self.close()
+        self.close()
 
-    def close(self) -> None:
-        """Stop counting, and remove what was set up for it."""
+    def close(self) -> str | None:
+        """Stop counting, and remove what was set up for it; return what kept it from that, as one sentence."""
         reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.close()
+        try:
+            if reader is not None:
+                reader.close()
+        except KernelError as error:
+            return str(error)
+        return None
 
     def _open(self, now: float) -> None:
         # Only who counts needs what this drags in.
@@ -95,12 +96,8 @@ class ExhaustionWatch:
             self._fail(error, now)
 
     def _fail(self, error: KernelError, now: float) -> None:
-        self._error = str(error)
         self._retry_at = now + RETRY_SECONDS
-        try:
-            self.close()
-        except KernelError as of_closing:
-            self._error = f"{error} {of_closing}"
+        self._error = " ".join(filter(None, [str(error), self.close()]))
 
 
 def _listed(report: Report) -> Iterator[Destination]:

@@ -124,11 +124,17 @@ class OwnerWatch:
             return
         held: list[Held] = [*firing.pools, *([None] if firing.blocked else [])]
         new = [one for one in held if one not in self._searched]
-        self._searched = frozenset(held)
+        before, self._searched = self._searched, frozenset(held)
         search = reader.process_search(new) if new else None
         if search is not None:
-            self._thread = threading.Thread(target=self._search, args=(new, search), name="ephmon-owners", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._search, args=(new, search), name="ephmon-owners", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no thread is to be had: the next look tries again
+                self._searched = before
+                self._processes = (False, f"The processes cannot be looked for now: {error}.")
+                return
+            self._thread = thread
 
     def _search(self, held: Sequence[Held], search: Callable[[], list[Search]]) -> None:
         found = search()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import sockets
 from tests.namespaces import Namespace
-from tests.processes import Running, ephmon, eventually, put
-from tests.sockets import ALL_PORTS, FillResult
+from tests.processes import Running, ephmon, eventually, put, run
+from tests.sockets import ALL_PORTS, FillResult, Recipe
 from tests.tracing import failures, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HERE, PORT = "127.0.0.1", 7411
 PORTS = 100
@@ -98,3 +99,33 @@ def test_switched_off_nothing_is_said_of_it(ns: Namespace, tmp_path: Path) -> No
         assert AVAILABLE not in metrics
         assert OWN not in metrics
     assert not any("connect() calls" in line for line in daemon.lines)
+
+
+def test_a_probe_of_the_command_line_is_no_failure(ns: Namespace, tmp_path: Path) -> None:
+    """It asks for ports that others hold, and is refused for each; a real failure after it is the only one counted."""
+    recipe = Recipe(bind=(HERE, 0), connect=(HERE, PORT))
+    for _ in range(20):
+        assert ns.call(sockets.open_sockets, recipe, tag="bound", limit=1) == FillResult(1, 0)
+    with tracing_daemon(ns, put(tmp_path / "config.yaml", CONFIG)) as daemon:
+        daemon.wait_for(poll_success=1)
+        assert run(ns.command(*ephmon("headroom", f"{HERE}:{PORT}", "--probe"))).returncode == 0
+        assert ns.call(sockets.fill, HERE, PORT, tag="clients", limit=ALL_PORTS).errno == errno.EADDRNOTAVAIL
+        metrics = eventually(daemon.metrics, lambda metrics: metrics.get(OWN, 0) > 0)
+
+        assert metrics[OWN] == 1
+
+
+def test_an_instance_that_cannot_be_removed_does_not_end_the_daemon(ns: Namespace, tmp_path: Path) -> None:
+    quick = CONFIG.replace("interval: 30s", "interval: 1s")
+    config = put(tmp_path / "config.yaml", quick)
+    with tracing_daemon(ns, config) as daemon:
+        daemon.wait_for(poll_success=1)
+        (instance,) = Path(f"/proc/{daemon.pid}/root/sys/kernel/tracing/instances").glob(f"ephmon-{daemon.pid}-*")
+        with (instance / "trace").open(encoding="utf-8"):
+            put(config, quick + "exhaustions: {enabled: off}\n")
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for_line("cannot be removed")
+            metrics = eventually(daemon.metrics, lambda metrics: AVAILABLE not in metrics)
+        instance.rmdir()
+
+        assert metrics["ephmon_poll_success"] == 1

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ephmon.errors import KernelError
 from ephmon.kernel.callers import Caller, Callers
+from ephmon.kernel.loopback import is_dummy
 from ephmon.kernel.ring_buffer import parse_page
 from ephmon.kernel.tracefs import PREPARED, TRACING, open_instance
 from ephmon.model.exhaustion_events import Destination, ExhaustionBatch, ExhaustionEvent, Netns
@@ -98,6 +99,7 @@ class _Tally:
     def __init__(self) -> None:
         self._totals: Counter[Netns] = Counter()
         self._destinations: dict[str, Counter[Destination]] = {}
+        self._latest: dict[tuple[bytes, bytes, int], _Calls] = {}
         self._last = {is_own: deque[_Calls](maxlen=MOST_EVENTS) for is_own in (True, False)}
 
     def add(self, calls: _Calls) -> None:
@@ -109,6 +111,10 @@ class _Tally:
         if destination in counts or len(counts) < MOST_DESTINATIONS:
             counts[destination] += number
         self._last[netns.label == OWN_NETNS].append(calls._replace(times=calls.times[-MOST_EVENTS:]))
+        # One destination that fails often must not hide another that fails now and then.
+        ends = (calls.call.source, calls.call.destination, calls.call.destination_port)
+        if netns.label == OWN_NETNS and (ends in self._latest or len(self._latest) < MOST_DESTINATIONS):
+            self._latest[ends] = calls._replace(times=calls.times[-1:])
 
     def batch(self, lost: int, epoch: float) -> ExhaustionBatch:
         """Return it as a batch. `epoch` is when the monotonic clock was 0, in seconds since the epoch."""
@@ -117,6 +123,7 @@ class _Tally:
             totals=dict(self._totals),
             destinations={key: number for counts in self._destinations.values() for key, number in counts.items()},
             events=tuple(sorted(events, key=lambda event: event.at_monotonic)),
+            latest=tuple(_last_events(self._latest.values(), epoch, MOST_DESTINATIONS)),
             lost=lost,
         )
 
@@ -173,7 +180,8 @@ class ExhaustionCollector:
         for call, nanoseconds in calls.items():
             times = tuple(at * _FROM_NANOSECONDS for at in nanoseconds)
             caller = self._caller(call.thread_id, times[0])
-            if caller.pid != self._callers.own_pid:  # our own probe asks for failures
+            # A probe asks for failures: ours, or that of `ephmon headroom --probe`.
+            if caller.pid != self._callers.own_pid and not is_dummy(_unmapped(call.destination)):
                 with self._lock:
                     self._tally.add(_Calls(call, caller, times))
 
@@ -207,11 +215,14 @@ class ExhaustionReader:
             held.callback(instance.close)
             self._collector = ExhaustionCollector(instance, callers, wall_clock)
             self._buffers = instance.buffers
-            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            held.callback(os.close, self._stop)
             self._error: KernelError | None = None
             self._thread = threading.Thread(target=self._run, name="exhaustions", daemon=True)
-            self._thread.start()
+            try:
+                self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                held.callback(os.close, self._stop)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
+                raise KernelError(f"Failed connect() calls cannot be read now: {error}.", reason="tracefs") from error
             self._held = held.pop_all()
 
     @classmethod
@@ -289,10 +300,10 @@ class ExhaustionReader:
                 return
 
 
-def _last_events(last: Iterable[_Calls], epoch: float) -> list[ExhaustionEvent]:
-    """Return the last of the events, at most as many as are handed over."""
+def _last_events(last: Iterable[_Calls], epoch: float, most: int = MOST_EVENTS) -> list[ExhaustionEvent]:
+    """Return the last of the events, at most so many, oldest first."""
     every = sorted(((at, calls) for calls in last for at in calls.times), key=itemgetter(0))
-    return [_event(calls, at, epoch) for at, calls in every[-MOST_EVENTS:]]
+    return [_event(calls, at, epoch) for at, calls in every[-most:]]
 
 
 def _event(calls: _Calls, at: float, epoch: float) -> ExhaustionEvent:

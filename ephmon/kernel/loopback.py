@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from secrets import randbelow
 
+_DUMMIES = bytes([127, 254])
+"""The network of the dummies, which tells calls toward them from others: 127.254.0.0/16."""
+
 
 def unlikely_address() -> str:
-    """Return an IPv4 address of the network 127.0.0.0/8, drawn from 16,516,096.
+    """Return an IPv4 address of 127.254.0.0/16, drawn from 65,024; none that ends in 0 or 255.
 
-    127.0.0.0/16 is left out, which is where the addresses lie that people choose (127.0.0.1, 127.0.1.1, 127.0.0.53),
-    and so is what ends in 0 or 255, because 127.255.255.255 is a broadcast address.
+    People choose addresses of 127.0.0.0/16 (127.0.0.1, 127.0.1.1, 127.0.0.53).
     """
-    return f"127.{1 + randbelow(254)}.{randbelow(256)}.{1 + randbelow(254)}"
+    return f"127.254.{randbelow(256)}.{1 + randbelow(254)}"
+
+
+def is_dummy(address: bytes) -> bool:
+    """Tell whether a packed address is one that `unlikely_address` draws from."""
+    return address.startswith(_DUMMIES)

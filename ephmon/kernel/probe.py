@@ -4,10 +4,10 @@ A socket that is limited to one port (IP_LOCAL_PORT_RANGE) and in repair mode (T
 of `__inet_hash_connect()` and is connected without a handshake. That it succeeds means that the port is shared or free;
 EADDRNOTAVAIL means that it is blocked, or that a socket leads from it to the same destination already.
 
-The destination is therefore a dummy, drawn anew in each run from 10^12 addresses and ports of the loopback device: one
-that no socket leads to, and none whose TIME_WAITs the search would recycle. Should there be one after all, a second
+The destination is therefore a dummy, drawn anew in each run from 4 * 10^9 addresses and ports of the loopback device:
+one that no socket leads to, and none whose TIME_WAITs the search would recycle. Should there be one after all, a second
 dummy, drawn independently, tells: the kernel says EADDRNOTAVAIL to both of a port that is not blocked only if somebody
-leads from it to two destinations out of 10^12 that were chosen a moment ago.
+leads from it to two destinations out of 4 * 10^9 that were chosen a moment ago.
 
 What else makes it harmless: the port is held for some ten microseconds, so only ports that have a socket already are
 asked about unless the caller says otherwise; closing in repair mode sends nothing. Each success counts once in

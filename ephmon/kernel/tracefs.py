@@ -196,7 +196,8 @@ def make_instance(tracing: Path = TRACING) -> Instance:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise _refusal(directory, error) from error
+                # Named without the part that is drawn anew, so that each try says the same.
+                raise _refusal(instances, error) from error
             held.callback(_remove, directory)
             _set_up(directory)
             return Instance(directory, held)

@@ -322,16 +322,18 @@ def _by_place(alerts: Iterable[Alert], places: int) -> tuple[list[Alert], list[A
     return told, [*untold, *by_phase[Phase.PENDING]], [alert for alert in by_phase[Phase.RESOLVED] if alert.is_told]
 
 
-def _most_urgent_first(alert: Alert) -> tuple[bool, bool, bool, float, float, tuple[str, ...]]:
+def _most_urgent_first(alert: Alert) -> tuple[bool, bool, bool, bool, float, float, tuple[str, ...]]:
     """Return what decides who gets a place.
 
     A condition of a namespace stands for many pools; a critical alert must not be kept out by warnings; and among
-    equals those keep their places who have them, because a place that is lost looks like an end.
+    equals those keep their places who have them, because a place that is lost looks like an end. Failed calls that no
+    pool explains come last: any user can make them.
     """
     utilisation = alert.pools[0].utilisation if alert.pools else 0.0
     return (
         alert.key.pool is not None,
         alert.severity is not Severity.CRITICAL,
+        alert.key.name is AlertName.CONNECT_EXHAUSTIONS and alert.severity is not Severity.CRITICAL,
         not alert.is_told,
         alert.since.monotonic,
         -utilisation,

@@ -51,6 +51,8 @@ Those whose alerts are not inactive are judged besides.
 
 They cost some 10 microseconds each; only blocked ports or a very low threshold bring more of them near one.
 """
+MOST_FAILING = 10
+"""Pools that are not scarce, but toward which connect() failed: so many alert at once."""
 MOST_NAMED = 5
 """Pools that EphmonPortsBlocked names."""
 TAKE_OVER_MARGIN = 0.05
@@ -183,9 +185,7 @@ class _Namespace(NamedTuple):
     ) -> dict[AlertKey, Observation]:
         """Judge the failed connect() calls; what failed too long ago is left out, and so ends."""
         observations = {}
-        for one in recent:
-            if at.monotonic - one.last_at >= QUIET_SECONDS:
-                continue
+        for one in self._foremost(recent, pools, at):
             pool = pools.get(one.key)
             # Between the severities, so that a pool which empties meanwhile does not take the alert up and down.
             critical = Signal.REACHED if self._is_scarce(pool) else Signal.BETWEEN
@@ -196,6 +196,21 @@ class _Namespace(NamedTuple):
                 call=one.call,
             )
         return observations
+
+    def _foremost(
+        self, recent: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool], at: Moment
+    ) -> list[RecentFailures]:
+        """Return the failures that may alert: of scarce pools all, of others a few, those that alert already first.
+
+        Any user can make calls fail toward any number of destinations, by a port range of the socket's own.
+        """
+        lately = [one for one in recent if at.monotonic - one.last_at < QUIET_SECONDS]
+        scarce = [one for one in lately if self._is_scarce(pools.get(one.key))]
+        alerting = {key.pool for key in self.previous.states if key.name is AlertName.CONNECT_EXHAUSTIONS}
+        others = sorted(
+            (one for one in lately if one not in scarce), key=lambda one: (one.key not in alerting, -one.count, one.key)
+        )
+        return [*scarce, *others[:MOST_FAILING]]
 
     def _is_in_band(self) -> bool:
         """Tell whether so many ports are blocked that an alert of them would go on firing."""

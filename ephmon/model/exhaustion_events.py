@@ -72,5 +72,7 @@ class ExhaustionBatch:
     """The same events by destination; those toward destinations beyond a bound are left out."""
     events: tuple[ExhaustionEvent, ...] = ()
     """The last of each kind of namespace, oldest first."""
+    latest: tuple[ExhaustionEvent, ...] = ()
+    """The last toward each destination of our own namespace, from each source; those beyond a bound are left out."""
     lost: int = 0
     """Events that the kernel counted and nobody read."""

@@ -24,6 +24,8 @@ STAY_SECONDS = 600.0
 """So long a destination keeps its place after its last event, or after its pool left the list."""
 MOST_EVENTS = 100
 """The last events of our own namespace that are remembered, and the last of all others."""
+MOST_LATEST = 500
+"""Of so many pools the last failure is remembered."""
 MOST_NAMESPACES = 32
 """So many other namespaces are told apart."""
 
@@ -51,6 +53,8 @@ class Exhaustions:
     """A bounded choice of destinations."""
     events: tuple[ExhaustionEvent, ...] = ()
     """The last events of each kind of namespace, oldest first."""
+    latest: tuple[ExhaustionEvent, ...] = ()
+    """The last event toward each destination of our own namespace, from each source, oldest first; a bounded number."""
     lost: int = 0
     """Events that happened and were not read. Together with `totals`, all there were, our own probe's left out."""
 
@@ -77,6 +81,7 @@ def counted(
         namespaces=dict([*namespaces.items()][-MOST_NAMESPACES:]),
         destinations=_destinations(previous.destinations, batch.destinations, listed, top, now),
         events=_remembered((*previous.events, *batch.events)),
+        latest=_latest((*previous.latest, *batch.latest)),
         lost=previous.lost + batch.lost,
     )
 
@@ -111,3 +116,13 @@ def _remembered(events: tuple[ExhaustionEvent, ...]) -> tuple[ExhaustionEvent, .
     own = [event for event in events if event.netns.label == OWN_NETNS][-MOST_EVENTS:]
     others = [event for event in events if event.netns.label != OWN_NETNS][-MOST_EVENTS:]
     return tuple(sorted((*own, *others), key=lambda event: event.at_monotonic))
+
+
+def _latest(events: tuple[ExhaustionEvent, ...]) -> tuple[ExhaustionEvent, ...]:
+    """Return the last event of each pool, of the pools that failed last."""
+    found: dict[tuple[bytes, bytes, int], ExhaustionEvent] = {}
+    for event in sorted(events, key=lambda event: event.at_monotonic):
+        ends = (event.source, event.destination, event.destination_port)
+        found.pop(ends, None)
+        found[ends] = event
+    return tuple(found.values())[-MOST_LATEST:]

@@ -101,7 +101,8 @@ def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: 
             previous.rules,
             at,
             followed=followed,
-            exhaustions=_recent_failures(previous, now) if previous.exhaustions_available else None,
+            # Also while nobody counts any more: what is remembered grows old, and so the alerts end.
+            exhaustions=None if previous.exhaustions is None else _recent_failures(previous, now),
         ),
     )
 

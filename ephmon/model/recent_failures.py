@@ -28,7 +28,7 @@ class RecentFailures:
 
     key: PoolKey
     count: int
-    """Since the start, toward the pool's destination."""
+    """Since the start, toward the pool's destination; 1 where that is not counted."""
     last_at: float
     """When the last one failed, monotonic seconds."""
     call: ExhaustionEvent | None = None
@@ -40,11 +40,11 @@ def recent_failures(
 ) -> tuple[RecentFailures, ...]:
     """Return the pools of our own namespace that a call failed of within QUIET_SECONDS, the latest last.
 
-    As many as there are among the events that are remembered; ignored destinations are left out.
+    Ignored destinations are left out.
     """
     found: dict[PoolKey, RecentFailures] = {}
-    for event in exhaustions.events:
-        if event.netns.label != OWN_NETNS or now - event.at_monotonic >= QUIET_SECONDS:
+    for event in exhaustions.latest:
+        if now - event.at_monotonic >= QUIET_SECONDS:
             continue
         if is_ignored((event.destination, event.destination_port), ignored):
             continue
@@ -55,11 +55,10 @@ def recent_failures(
             destination=str(ip_address(event.destination)),
             destination_port=event.destination_port,
         )
-        before = found.pop(key, None)
         seen = exhaustions.destinations.get(Destination(OWN_NETNS, event.destination, event.destination_port))
         found[key] = RecentFailures(
             key=key,
-            count=seen.events if seen else 1 + (before.count if before else 0),
+            count=seen.events if seen else 1,
             last_at=event.at_monotonic,
             call=event,
         )

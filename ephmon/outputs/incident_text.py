@@ -14,7 +14,7 @@ from ephmon.model.report import NamespaceReport
 from ephmon.outputs.advice_text import advice_lines
 from ephmon.outputs.owner_text import owners_line
 from ephmon.outputs.table import aligned
-from ephmon.outputs.text import blindness, endpoint, grid, pool_name, range_sentence
+from ephmon.outputs.text import blindness, endpoint, grid, one_line, pool_name, range_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ def _head(incident: Part) -> Iterator[str]:
     if incident.has("poll_error"):
         yield f"The poll before it had failed, so the figures are older: {incident.text('poll_error')}"
     missing = incident.part("missing")
-    yield from (f"{name} is missing: {missing.text(name)}" for name in missing.names())
+    yield from (f"{one_line(name)} is missing: {missing.text(name)}" for name in missing.names())
 
 
 def _namespaces(incident: Part, snapshot: Part) -> Iterator[str]:

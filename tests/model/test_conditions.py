@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.model.alerts import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
-from ephmon.model.conditions import after_full_poll
+from ephmon.model.conditions import MOST_FAILING, after_full_poll
 from ephmon.model.forecast import Forecast, History
 from ephmon.model.next_report import build_report, failed_report, refreshed_report
 from ephmon.model.outlook import Followed
@@ -585,3 +585,22 @@ def test_alerts_of_failed_calls_are_held_while_nobody_counts_them() -> None:
     key = near()._replace(name=FAILED)
 
     assert [one.states[key].phase for one in (alerts, held, over)] == [FIRING, FIRING, RESOLVED]
+
+
+def test_calls_that_fail_toward_many_destinations_raise_a_few_alerts_and_push_no_other_out() -> None:
+    """Any user can make them. Those that alert go on, whoever fails more often by now."""
+    surveys = survey(reading(clients(75)))
+    rules = Rules(max_active=15)
+    at_first = [
+        RecentFailures(key=connect_key(f"10.1.0.{host}", 443, "10.0.0.1"), count=1, last_at=0.0) for host in range(50)
+    ]
+    later = [
+        RecentFailures(key=connect_key(f"10.2.0.{host}", 443, "10.0.0.1"), count=9, last_at=10.0) for host in range(50)
+    ]
+    before = after_full_poll(surveys, Alerts(), rules, Moment(0.0, TAKEN_AT), exhaustions=at_first)
+    after = after_full_poll(surveys, before, rules, Moment(10.0, TAKEN_AT), exhaustions=[*at_first, *later])
+
+    failing = [{key for key in alerts.states if key.name is FAILED} for alerts in (before, after)]
+    assert failing[0] == failing[1]
+    assert len(failing[0]) == MOST_FAILING
+    assert after.states[near()].is_told

@@ -5,21 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_network
 from socket import AF_INET
+from typing import TYPE_CHECKING
 
-from ephmon.model.exhaustion_events import Destination, ExhaustionEvent, Netns
-from ephmon.model.exhaustions import Count, Exhaustions
+from ephmon.model.exhaustion_events import Destination, ExhaustionBatch, ExhaustionEvent, Netns
+from ephmon.model.exhaustions import Count, Exhaustions, counted
 from ephmon.model.recent_failures import QUIET_SECONDS, recent_failures
 from ephmon.model.rules import DestinationPattern
 from tests.model.facts import connect_key, packed
 
+if TYPE_CHECKING:
+    from ephmon.model.pools import PoolKey
+
 OWN = Netns("own", 1)
 
 
-def failed(at: float, host: int = 9, *, netns: Netns = OWN) -> ExhaustionEvent:
+def failed(at: float, host: int = 9) -> ExhaustionEvent:
     return ExhaustionEvent(
         at=1e9 + at,
         at_monotonic=at,
-        netns=netns,
+        netns=OWN,
         source=packed("10.0.0.1"),
         destination=packed(f"10.0.0.{host}"),
         destination_port=443,
@@ -28,33 +32,41 @@ def failed(at: float, host: int = 9, *, netns: Netns = OWN) -> ExhaustionEvent:
     )
 
 
-def told(exhaustions: Exhaustions, now: float, *ignored: DestinationPattern) -> list[tuple[object, int, float]]:
+def told(exhaustions: Exhaustions, now: float, *ignored: DestinationPattern) -> list[tuple[PoolKey, int, float]]:
     return [(one.key, one.count, one.last_at) for one in recent_failures(exhaustions, ignored, now)]
 
 
-def test_failures_are_counted_by_pool_the_latest_last() -> None:
-    known = Exhaustions(events=(failed(1.0), failed(2.0, 8), failed(3.0)))
+def test_failures_are_told_by_pool_the_latest_last() -> None:
+    known = Exhaustions(latest=(failed(2.0, 8), failed(3.0)))
 
     assert told(known, 10.0) == [
         (connect_key("10.0.0.8", 443, "10.0.0.1"), 1, 2.0),
-        (connect_key("10.0.0.9", 443, "10.0.0.1"), 2, 3.0),
+        (connect_key("10.0.0.9", 443, "10.0.0.1"), 1, 3.0),
     ]
+
+
+def test_a_destination_that_fails_often_hides_no_other() -> None:
+    known = Exhaustions()
+    for now in range(30):
+        often = tuple(failed(now + number / 500) for number in range(500))
+        batch = ExhaustionBatch(totals={OWN: 501}, events=often[-100:], latest=(failed(float(now), 8), often[-1]))
+        known = counted(known, batch, listed=(), top=100, now=now + 1.0)
+
+    assert {key.destination: at for key, _, at in told(known, 30.0)} == {"10.0.0.8": 29.0, "10.0.0.9": 29.998}
 
 
 def test_the_count_is_that_of_the_destination_where_it_is_kept() -> None:
     """No more than the last hundred events are remembered one by one."""
     known = Exhaustions(
-        events=(failed(1.0),), destinations={Destination("own", packed("10.0.0.9"), 443): Count(5000, 1.0)}
+        latest=(failed(1.0),), destinations={Destination("own", packed("10.0.0.9"), 443): Count(5000, 1.0)}
     )
 
     assert [count for _, count, _ in told(known, 10.0)] == [5000]
 
 
-def test_what_is_old_or_of_another_namespace_or_ignored_is_left_out() -> None:
+def test_what_is_old_or_ignored_is_left_out() -> None:
     ignored = DestinationPattern(network=ip_network("10.0.0.8/32"), port=443)
-    known = Exhaustions(
-        events=(failed(1.0), failed(50.0, 8), failed(50.0, 7, netns=Netns("other", 2)), failed(50.0, 6))
-    )
+    known = Exhaustions(latest=(failed(1.0), failed(50.0, 8), failed(50.0, 6)))
 
     assert [key for key, _, _ in told(known, 1.0 + QUIET_SECONDS, ignored)] == [
         connect_key("10.0.0.6", 443, "10.0.0.1")
@@ -63,6 +75,6 @@ def test_what_is_old_or_of_another_namespace_or_ignored_is_left_out() -> None:
 
 def test_the_last_call_comes_with_it() -> None:
     last = replace(failed(2.0), command="curl", uid=1000)
-    (one,) = recent_failures(Exhaustions(events=(failed(1.0), last)), (), 10.0)
+    (one,) = recent_failures(Exhaustions(latest=(last,)), (), 10.0)
 
     assert one.call == last
