@@ -5,7 +5,8 @@ In come an `OwnerTable` and the paths of cgroups, out come `Owners`: at most fiv
 An owner is named by the first of these that is known:
 
 container  any part of the path ends in 64 hexadecimal digits, as Docker, containerd, CRI-O and Podman name their
-           cgroups, with systemd or without it: the first 12 of them; LXC names its own
+           cgroups, with systemd or without it: the first 12 of them; LXC names its own; one that a user's service
+           manager runs bears that manager's name too, since users name cgroups there as they like
 unit       the outermost systemd service or scope of the path (cg_path_get_unit(), src/basic/cgroup-util.c of systemd);
            of a user's service manager also the unit below it; of a session the slice of its user too
 slice      the innermost systemd slice
@@ -210,7 +211,9 @@ _SHORT_ID = 12
 def _named(path: str) -> Owner:
     parts = [part for part in path.split("/") if part]
     if (container := _container(parts)) is not None:
-        return Owner(OwnerKind.CONTAINER, _label(container))
+        # A user may name cgroups below their own service manager as they like.
+        manager = next((f"{part}/" for part in parts if _USER_MANAGER.fullmatch(part)), "")
+        return Owner(OwnerKind.CONTAINER, _label(f"{manager}{container}"))
     if (unit := _unit(parts)) is not None:
         return Owner(OwnerKind.UNIT, _label(unit))
     slices = [part for part in parts if part.endswith(".slice")]

@@ -68,7 +68,14 @@ UNIT, CONTAINER, SLICE, CGROUP, UID = (
             f"/system.slice/containerd.service/kubepods-besteffort-pod1.slice:cri-containerd:{ID}",
             Owner(CONTAINER, SHORT),
         ),
-        (f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope", Owner(CONTAINER, SHORT)),
+        (
+            f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope",
+            Owner(CONTAINER, f"user@1000.service/{SHORT}"),
+        ),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/lxc.payload.haproxy.service",
+            Owner(CONTAINER, "user@1000.service/haproxy.service"),
+        ),
         (f"/machine.slice/libpod-{ID}.scope/container", Owner(CONTAINER, SHORT)),
         ("/lxc.payload.web-1/system.slice/nginx.service", Owner(CONTAINER, "web-1")),
         (f"/kubepods.slice/{POD}", Owner(SLICE, POD)),
