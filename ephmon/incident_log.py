@@ -57,12 +57,24 @@ class _Outcome(NamedTuple):
     """How long ago somebody else has kept an incident of the same reason, where that is too short; nothing is kept."""
 
 
+HUNG_SECONDS = 60.0
+"""What is not written by then is told to hang."""
+HANGS = (
+    "Incidents cannot be kept: writing to incidents.directory has not ended for a minute; look at its disk or mount, "
+    "or name another directory and reload."
+)
+
+
 class _Worker(threading.Thread):
     """A thread that leaves behind what became of its task; the daemon reads that when it has ended."""
 
-    def __init__(self, work: Callable[[], _Outcome], task: _Task | None) -> None:
+    def __init__(self, work: Callable[[], _Outcome], task: _Task | None, started: float) -> None:
         # What hangs in a dead disk must not keep the daemon from stopping.
         super().__init__(name="incident", daemon=True)
+        self.started = started
+        """Monotonic seconds."""
+        self.hangs = False
+        """Whether it has been told that it takes too long."""
         self._work = work
         self.task = task
         self.outcome = _Outcome(failure=FailureReason.DEFECT)
@@ -126,6 +138,8 @@ class IncidentLog:
     def _is_free(self) -> bool:
         """Tell whether nothing is being written; a directory that is new is looked at first."""
         self._collect()
+        if self._worker is not None and self._worker.hangs and not self._is_checked:
+            self._worker = None  # it is left to the disk that it hangs in; the new directory may be on another
         if self._worker is None and not self._is_checked:
             self._is_checked = True
             self._said = None
@@ -133,7 +147,7 @@ class IncidentLog:
         return self._worker is None
 
     def _start(self, work: Callable[[], _Outcome], task: _Task | None = None) -> None:
-        worker = _Worker(work, task)
+        worker = _Worker(work, task, self._clock())
         try:
             worker.start()
         except RuntimeError as error:  # no thread can be had
@@ -144,9 +158,20 @@ class IncidentLog:
 
     def _collect(self) -> None:
         """Take over what a thread has left behind that has ended."""
-        if self._worker is not None and not self._worker.is_alive():
-            worker, self._worker = self._worker, None
+        worker = self._worker
+        if worker is None:
+            return
+        if not worker.is_alive():
+            self._worker = None
             self._take(worker)
+        elif not worker.hangs and self._clock() - worker.started >= HUNG_SECONDS:
+            worker.hangs = True
+            self._count_failure(FailureReason.SYSTEM)
+            log.write(_log, Line(logging.WARNING, HANGS))
+
+    def _count_failure(self, reason: FailureReason) -> None:
+        failures = {**self._status.failures, reason: self._status.failures[reason] + 1}
+        self._status = replace(self._status, failures=failures)
 
     def _take(self, worker: _Worker) -> None:
         task, outcome = worker.task, worker.outcome
@@ -154,8 +179,7 @@ class IncidentLog:
             return
         reason, noticed_at = task.incident.reason, task.at.monotonic
         if outcome.failure is not None:
-            failures = {**self._status.failures, outcome.failure: self._status.failures[outcome.failure] + 1}
-            self._status = replace(self._status, failures=failures)
+            self._count_failure(outcome.failure)
             self._told = self._told.delayed(reason, noticed_at)
         elif outcome.latest_age is not None:
             self._told = self._told.delayed(reason, noticed_at - outcome.latest_age)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.config import IncidentsConfig
-from ephmon.incident_log import IncidentLog
+from ephmon.incident_log import HANGS, HUNG_SECONDS, IncidentLog
 from ephmon.model.incidents import PAUSE_SECONDS
 from ephmon.model.rules import Severity
 from ephmon.outputs import incident_document
@@ -115,6 +115,37 @@ def test_a_disk_that_hangs_delays_nobody(place: Path, monkeypatch: pytest.Monkey
     released.set()
     assert keeper.wait().written == 1
     assert keeper.update(CRITICAL, OTHER).written == 2
+
+
+def test_a_disk_that_hangs_for_a_minute_is_told_and_can_be_left(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released, write, other = threading.Event(), Folder.write, tmp_path / "other"
+    other.mkdir()
+
+    def hang(folder: Folder, content: bytes, *, reason: str, at: float) -> str:
+        assert folder.directory == str(other) or released.wait(60)
+        return write(folder, content, reason=reason, at=at)
+
+    monkeypatch.setattr(Folder, "write", hang)
+    keeper = Keeper(place)
+    keeper.log.update(make_report(alerts=[CRITICAL]))
+    keeper.now += HUNG_SECONDS
+    for _ in range(3):
+        keeper.log.update(make_report(alerts=[CRITICAL]))
+    status = keeper.log.status()
+
+    assert status is not None
+    assert (status.written, failures(status)) == (0, {"system": 1})
+    assert said(caplog) == [HANGS]
+    keeper.log.go_by(replace(keeper.config, directory=str(other)))
+
+    def kept() -> list[Path]:
+        keeper.log.update(make_report(alerts=[CRITICAL]))
+        return list(other.glob("*.json"))
+
+    assert len(eventually(kept, bool)) == 1
+    released.set()
 
 
 def test_a_directory_that_cannot_be_used_is_said_before_it_is_needed(
