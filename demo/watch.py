@@ -61,6 +61,8 @@ class Watch:
         self._stage = stage
         self._timeline = timeline
         self._pager = pager
+        self.criticals: set[str] = set()
+        """The critical alerts that the pager has been told of, and not yet of their ends."""
         self._shown: Figures | None = None
         self._severities: dict[str, str] = {}
         self.figures = Figures()
@@ -99,6 +101,9 @@ class Watch:
         self._see_failures()
         for page in self._pager.pages():
             self._timeline.say("pager", _called(page))
+            if page.labels["severity"] == "critical":
+                change = self.criticals.add if page.status == "firing" else self.criticals.discard
+                change(page.labels["alertname"])
 
     def show(self) -> None:
         """Say how full the pool is."""
