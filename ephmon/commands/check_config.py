@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ephmon.commands.reading import DEFAULT_CONFIG, configuration
@@ -11,6 +10,8 @@ from ephmon.config import describe
 from ephmon.config_thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
 from ephmon.model.rules import Severity
+from ephmon.model.survey import is_ignored
+from ephmon.model.tcp_connect import own_key
 from ephmon.terminal import tell
 from ephmon.yaml_document import compose, read_text, shown_path
 
@@ -46,7 +47,8 @@ def _thresholds(config: Config, key: PoolKey, path: Path | None) -> str:
         if general:
             origin += f" It leaves {' and '.join(general)} as in general."
     sentences = [origin]
-    if _is_ignored(config, key):
+    ends = own_key(key)
+    if is_ignored((ends.destination, ends.destination_port) if ends else None, config.listing.ignore_destinations):
         sentences.append("But pools.ignore_destinations leaves this pool out.")
     return "".join([*(f"# {sentence}\n" for sentence in sentences), describe_thresholds(config.thresholds.of(key))])
 
@@ -55,10 +57,3 @@ def _where(path: Path | None, place: int) -> str:
     """Return the file and line of an override; the file may have changed since it was read as the configuration."""
     line = override_line(compose(read_text(path)), place) if path else None
     return f" ({shown_path(str(path))}:{line})" if line else ""
-
-
-def _is_ignored(config: Config, key: PoolKey) -> bool:
-    return key.destination is not None and any(
-        ip_address(key.destination) in pattern.network and pattern.port in (None, key.destination_port)
-        for pattern in config.listing.ignore_destinations
-    )

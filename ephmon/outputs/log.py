@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.model.alert_advice import advice_on
@@ -19,6 +18,7 @@ from ephmon.model.alerts import Phase, transitions
 from ephmon.model.rules import Severity
 from ephmon.outputs.alert_text import figures, is_stood_for, sentence
 from ephmon.outputs.owner_text import largest_owner_sentence, owners_behind
+from ephmon.outputs.text import utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +136,7 @@ class _KeyValueFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         pairs = {"level": record.levelname.lower(), "msg": record.getMessage(), **_fields(record)}
         if not self._journal:
-            pairs = {"time": _time(record), **pairs}
+            pairs = {"time": utc_time(record.created), **pairs}
         text = " ".join(f"{key}={_quoted(value)}" for key, value in pairs.items())
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
@@ -151,7 +151,7 @@ class _JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        pairs = {"time": _time(record), "level": record.levelname.lower(), "msg": record.getMessage()}
+        pairs = {"time": utc_time(record.created), "level": record.levelname.lower(), "msg": record.getMessage()}
         if record.exc_info:
             pairs["traceback"] = self.formatException(record.exc_info)
         return json.dumps({**pairs, **_fields(record)}, default=str)
@@ -160,10 +160,6 @@ class _JsonFormatter(logging.Formatter):
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
     fields: Mapping[str, Any] = getattr(record, _FIELDS, {})
     return {key: value for key, value in fields.items() if value is not None}
-
-
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _quoted(value: object) -> str:
