@@ -17,7 +17,7 @@ from benchmarks.scenario import NotMeasuredError
 from tests import sockets
 from tests.processes import environment, python
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "proof" / "benchmarks.md"
 QUICK_SECONDS = 300.0
 WRK = """\
 Running 1s test @ http://10.9.1.2:8000/

@@ -1,4 +1,4 @@
-"""The page docs/incident.md, played: HAProxy runs out of ports, ephmon says what and why, the fix ends it.
+"""The page docs/walkthrough-incident.md, played: HAProxy runs out of ports, ephmon says what and why, the fix ends it.
 
 The commands are those of the page, run once in a shell in a network namespace; only where the page sleeps, what it
 sleeps for is waited for instead. The page ends with a minute of waiting for TIME_WAITs and alerts to end, which is left
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs and makes cgroups")
 
-PAGE = (Path(__file__).parents[1] / "docs" / "incident.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "walkthrough-incident.md").read_text(encoding="utf-8")
 BACKEND = "10.8.0.2:8080"
 TOWARD = 'ephmon_destination_connect_exhaustions_total{destination="10.8.0.2",destination_port="8080",netns="own"}'
 ERRORS, RETRIES = (f'haproxy_backend_{name}_total{{proxy="shop"}}' for name in ("connection_errors", "retry_warnings"))

@@ -146,7 +146,7 @@ def test_the_debian_package_puts_the_runbook_where_the_alerts_say() -> None:
     package = (ROOT / "script" / "package").read_text(encoding="utf-8")
 
     assert "documentation=usr/share/doc/ephmon\n" in package
-    assert 'for page in "$root"/docs/*.md; do\n        put 644 "$page" "$documentation/${page##*/}"\n' in package
+    assert 'for page in "$share"/doc/ephmon/*.md; do\n        put 644 "$page" "$documentation/${page##*/}"\n' in package
 
 
 @pytest.mark.parametrize("name", sorted({*ALERT_RULES, *AlertName}))

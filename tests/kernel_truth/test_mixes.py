@@ -1,6 +1,6 @@
 """Random mixes of sockets: every prediction is held against the kernel, and one miss fails.
 
-How good the best estimate is where ports are in doubt is printed (`pytest -s`), and stands in docs/exactness.md.
+How good the best estimate is where ports are in doubt is printed (`pytest -s`), and stands in docs/proof/exactness.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _ns() -> Iterator[Namespace]:
 
 
 def summary(name: str, outcomes: list[Outcome]) -> str:
-    """Return what docs/exactness.md quotes: how often the numbers were right, and how far off they were otherwise."""
+    """Return what the page quotes: how often the numbers were right, and how far off they were otherwise."""
     probed = sum(one.probed.remaining == one.count for one in outcomes if one.probed)
     claimed = sum(one.pool.exact for one in outcomes)
     parts = [f"{name}: {len(outcomes)} mixes, claimed exact {claimed}, with the probe exact {probed}"]
