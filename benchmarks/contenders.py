@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.measurement import Cost, cpu_seconds_of, memory, peak_memory_of_program, spent, spent_by_program
 from benchmarks.scenario import NotMeasuredError
-from ephmon.kernel.netlink import HEADER, NETLINK_SOCK_DIAG, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from ephmon.kernel.netlink.sock_diag import (
+    HEADER,
+    NETLINK_SOCK_DIAG,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ephmon.kernel.netlink import Request
+    from ephmon.kernel.netlink.sock_diag import Request
 
 _BUFFER_BYTES = 1 << 16
 _EXPORTER_PORT = 9100

@@ -37,12 +37,12 @@ from benchmarks.__main__ import positive_number
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import table
 from benchmarks.scenario import NotMeasuredError, program
-from ephmon.model.exhaustion_events import Destination
-from ephmon.model.exhaustions import Count, Exhaustions
-from ephmon.model.pools import PoolKind
+from ephmon.facts.failed_calls import Destination
+from ephmon.model.failures.counters import Count, Exhaustions
+from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, Report
 from ephmon.model.rules import Severity
-from ephmon.outputs.prometheus import process_registry, render
+from ephmon.outputs.metrics.exposition import process_registry, render
 from tests.builders import make_alert, make_forecast, make_namespace, make_pool, make_report
 from tests.namespaces import Namespace
 from tests.processes import WAIT_SECONDS, environment, eventually, fetch, parse_metrics, put, python

@@ -21,9 +21,9 @@ from random import Random
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import table
 from ephmon.kernel.source import SocketSource
-from ephmon.model.next_report import build_report
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import ListingRules, Rules
+from ephmon.model.step import build_report
 from tests import sockets
 from tests.namespaces import Namespace
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
-from ephmon.model.next_report import build_report, next_full_poll, paced
+from ephmon.facts.snapshot import NO_SOCKETS, SocketGroup, SocketGroups, SocketTable, TcpSockets, TcpState
 from ephmon.model.pace import Costs, Poll
 from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.rules import Rules
-from ephmon.model.snapshot import NO_SOCKETS, SocketGroup, SocketGroups, SocketTable, TcpSockets, TcpState
+from ephmon.model.step import build_report, next_full_poll, paced
 from tests.model.facts import make_namespace, make_snapshot, make_sysctls, packed
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING
 import psutil
 import tornado
 
-from ephmon.outputs.publication import Publication
-from ephmon.outputs.server import HttpServer
-from ephmon.outputs.tls import TlsFiles, build_tls_context
+from ephmon.http.publication import Publication
+from ephmon.http.server import HttpServer
+from ephmon.http.tls import TlsFiles, build_tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -34,8 +34,8 @@ from benchmarks.__main__ import positive_number
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import table
 from benchmarks.scenario import NotMeasuredError, program
-from ephmon.config import Config
-from ephmon.model.alerts import AlertName
+from ephmon.config.settings import Config
+from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.rules import Severity, Thresholds
 from tests import sockets
 from tests.namespaces import Namespace, connect

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.measurement import Cost, memory, spent
-from ephmon.kernel.netlink import Request, SockDiag
+from ephmon.http.rendering import publication_of
+from ephmon.kernel.netlink.sock_diag import Request, SockDiag
 from ephmon.kernel.source import SocketSource
-from ephmon.model.next_report import build_report
 from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.rules import Rules
-from ephmon.outputs.prometheus import process_registry
-from ephmon.outputs.rendering import publication_of
+from ephmon.model.step import build_report
+from ephmon.outputs.metrics.exposition import process_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ephmon.facts.snapshot import Snapshot
     from ephmon.kernel.deadline import Deadline
-    from ephmon.model.snapshot import Snapshot
 
 _DEADLINE_SECONDS = 120.0
 

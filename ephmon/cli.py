@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ephmon import __version__, arguments, signals
-from ephmon.commands import check, check_config, headroom, pools
+from ephmon import __version__, log
+from ephmon.commands import arguments, check, check_config, headroom, pools
 from ephmon.commands.reading import configuration
+from ephmon.commands.terminal import complain
+from ephmon.daemon import signals
 from ephmon.errors import ConfigError, EphmonError, UsageError, shown
-from ephmon.outputs import log
-from ephmon.terminal import complain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ephmon.config import Config
+    from ephmon.config.settings import Config
 
 PROC = Path("/proc")
 
@@ -213,7 +213,7 @@ def _show_incident(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     signals.block()
     # Only the daemon needs the HTTP side and what it drags in.
-    from ephmon.daemon import Daemon  # noqa: PLC0415
+    from ephmon.daemon.loop import Daemon  # noqa: PLC0415
 
     def read_config() -> Config:
         config = configuration(options.config)

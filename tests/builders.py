@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.model.alerts import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
-from ephmon.model.forecast import Forecast
-from ephmon.model.owners import Owner, OwnerKind, Owners, OwnerShare
+from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.model.alerting.state_machine import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
+from ephmon.model.forecast.forecast import Forecast
+from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pace import Pace
-from ephmon.model.pools import Pool, PoolKey, PoolKind
+from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
 from ephmon.model.rules import Rules, Severity
-from ephmon.model.snapshot import OWN_NETNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

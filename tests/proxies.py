@@ -14,8 +14,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.model.owners import Owner, OwnerKind
-from ephmon.model.snapshot import PortRange
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.owners.shares import Owner, OwnerKind
 from tests import sockets
 from tests.cgroups import Cgroups
 from tests.namespaces import Namespace

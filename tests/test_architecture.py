@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,37 +14,27 @@ import ephmon
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(ephmon.__file__).parent
 
-CONFIGURATION = ("ephmon.yaml_document", *(f"ephmon.{path.stem}" for path in PACKAGE.glob("config*.py")))
+_MODEL = ("ephmon.model", "ephmon.facts")
 
-VALUES = ("ephmon.model.pools", "ephmon.model.rules", "ephmon.model.snapshot")
-"""What the model asks and is told, without what it does with it."""
-
-MAY_IMPORT = {
-    "ephmon": (),
-    "ephmon.endpoint": ("ephmon.model.rules",),
-    "ephmon.model": ("ephmon.model",),
-    "ephmon.kernel": (
-        "ephmon.kernel",
-        "ephmon.model.exhaustion_events",
-        "ephmon.model.owner_table",
-        "ephmon.model.snapshot",
-    ),
-    "ephmon.outputs": ("ephmon.outputs", "ephmon.model"),
-    **dict.fromkeys(CONFIGURATION, (*CONFIGURATION, "ephmon.endpoint", *VALUES)),
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    # package or module: what it may import, with all that lies below
+    "ephmon.facts": ("ephmon.facts",),
+    "ephmon.kernel": ("ephmon.kernel", "ephmon.facts"),
+    "ephmon.model": _MODEL,
+    "ephmon.config": ("ephmon.config", *_MODEL),
+    "ephmon.outputs": ("ephmon.outputs", *_MODEL, "ephmon.log"),
+    "ephmon.http": ("ephmon.http", "ephmon.outputs", *_MODEL, "ephmon.log"),
+    "ephmon.delivery": ("ephmon.delivery", "ephmon.outputs", *_MODEL, "ephmon.log"),
     "ephmon.daemon": ("ephmon",),
-    "ephmon.cli": ("ephmon",),
     "ephmon.commands": ("ephmon",),
-    "ephmon.exhaustion_watch": (*CONFIGURATION, "ephmon.kernel", "ephmon.model"),
-    "ephmon.owner_reader": ("ephmon.kernel", "ephmon.model"),
-    "ephmon.owner_watch": ("ephmon.kernel", "ephmon.model", "ephmon.outputs", "ephmon.owner_reader"),
-    "ephmon.deliveries": (*CONFIGURATION, "ephmon.model", "ephmon.outputs"),
-    "ephmon.incident_log": (*CONFIGURATION, "ephmon.model", "ephmon.outputs"),
-    "ephmon.arguments": (*CONFIGURATION, "ephmon.endpoint", "ephmon.terminal", *VALUES),
+    "ephmon.cli": ("ephmon",),
     "ephmon.__main__": ("ephmon.cli",),
+    "ephmon.log": ("ephmon.outputs.text", *_MODEL),
 }
-"""What a module or package may import of ephmon: these and all that lies below them."""
+"""The flow, from the edge where the kernel is read to the edges where the answer leaves.
 
-ANY_OTHER_MODULE_MAY_IMPORT = ("ephmon.model", "ephmon.endpoint")
+What is not in the table may import nothing of ephmon.
+"""
 
 OPEN_TO_ALL = {"ephmon", "ephmon.errors"}
 """The version and the errors."""
@@ -85,8 +76,7 @@ def _imports(source: str) -> set[str]:
 
 def _refused_imports(module: str, source: str) -> set[str]:
     """Return what a module imports of ephmon and must not; relative imports are refused altogether."""
-    stage = ".".join(module.split(".")[:2])
-    allowed = MAY_IMPORT.get(stage, ANY_OTHER_MODULE_MAY_IMPORT)
+    allowed = MAY_IMPORT.get(_stage(module), ())
     ours = {name for name in _imports(source) if name.partition(".")[0] in ("ephmon", "")}
     return {name for name in ours - OPEN_TO_ALL if not _lies_in(name, allowed)}
 
@@ -115,16 +105,20 @@ def test_a_module_imports_only_what_its_stage_may(module: str) -> None:
     assert _refused_imports(module, SOURCES[module]) == set()
 
 
-def test_the_daemon_is_imported_by_the_commands_alone_and_the_commands_by_main() -> None:
-    assert _importers("ephmon.daemon") <= {"ephmon.cli"}
-    assert _importers("ephmon.cli") <= {"ephmon.__main__"}
-    commands = [module for module in SOURCES if _lies_in(module, ("ephmon.commands", "ephmon.arguments"))]
-    users = set().union(*map(_importers, commands))
-    assert {user for user in users if not _lies_in(user, ("ephmon.commands", "ephmon.cli"))} == set()
+def test_the_daemon_is_imported_by_the_commands_alone_and_the_commands_by_the_command_line() -> None:
+    assert _users("ephmon.daemon") <= {"ephmon.cli", "ephmon.commands"}
+    assert _users("ephmon.commands") <= {"ephmon.cli"}
+    assert _users("ephmon.cli") <= {"ephmon.__main__"}
 
 
-def _importers(module: str) -> set[str]:
-    return {importer for importer, source in SOURCES.items() if module in _imports(source)}
+def _users(package: str) -> set[str]:
+    """Return the other packages that import something of a package."""
+    found = (module for module, source in SOURCES.items() if any(_lies_in(one, (package,)) for one in _imports(source)))
+    return {_stage(module) for module in found if not _lies_in(module, (package,))}
+
+
+def _stage(module: str) -> str:
+    return ".".join(module.split(".")[:2])
 
 
 @pytest.mark.parametrize("module", [module for module in SOURCES if _lies_in(module, ("ephmon.model",))])
@@ -155,24 +149,34 @@ def test_module_names_say_what_is_inside() -> None:
     assert {name.removeprefix("test_") for name in names} & SAYS_NOTHING == set()
 
 
+def test_no_folder_outgrows_a_glance() -> None:
+    """Five modules at the top and fifteen in a folder: a folder with more does two things."""
+    sizes = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+    assert sizes.pop(PACKAGE) <= 5
+    assert {str(folder.relative_to(PACKAGE)): size for folder, size in sizes.items() if size > 15} == {}
+
+
 @pytest.mark.parametrize(
     ("module", "source", "refused"),
     [
-        ("ephmon.model.pools", "from ephmon.model import snapshot", set()),
-        ("ephmon.model.pools", "from ephmon.kernel.sysctl import read", {"ephmon.kernel.sysctl"}),
-        ("ephmon.model.pools", "from ephmon.errors import KernelError", set()),
-        ("ephmon.kernel.netlink", "import ephmon.model.snapshot", set()),
-        ("ephmon.kernel.netlink", "from ephmon.model import pools", {"ephmon.model.pools"}),
-        ("ephmon.kernel.netlink", "def f():\n    from ephmon.outputs import table", {"ephmon.outputs.table"}),
-        ("ephmon.outputs.table", "from ephmon import __version__", set()),
-        ("ephmon.outputs.table", "from ephmon.kernel import netlink", {"ephmon.kernel.netlink"}),
-        ("ephmon.outputs.table", "from ephmon.model.report import Report", set()),
-        ("ephmon.outputs.table", "from . import page", {"."}),
-        ("ephmon.outputs.table", "from ..model import report", {"..model"}),
-        ("ephmon.config", "from ephmon.model.rules import Rules", set()),
-        ("ephmon.config", "from ephmon.model.report import Report", {"ephmon.model.report"}),
-        ("ephmon.some_new_module", "from ephmon.kernel import sysctl", {"ephmon.kernel.sysctl"}),
-        ("ephmon.model.pools", "if TYPE_CHECKING:\n    from ephmon.outputs import page", {"ephmon.outputs.page"}),
+        ("ephmon.model.pools.kinds", "from ephmon.facts import snapshot", set()),
+        ("ephmon.model.pools.kinds", "from ephmon.kernel.proc.sysctl import read", {"ephmon.kernel.proc.sysctl"}),
+        ("ephmon.model.pools.kinds", "from ephmon.errors import KernelError", set()),
+        ("ephmon.facts.snapshot", "from ephmon.model.report import Report", {"ephmon.model.report"}),
+        ("ephmon.kernel.source", "import ephmon.facts.snapshot", set()),
+        ("ephmon.kernel.source", "from ephmon.model.pools import kinds", {"ephmon.model.pools.kinds"}),
+        ("ephmon.kernel.source", "def f():\n    from ephmon.outputs.text import table", {"ephmon.outputs.text.table"}),
+        ("ephmon.outputs.text.table", "from ephmon import __version__", set()),
+        ("ephmon.outputs.text.table", "from ephmon.kernel import source", {"ephmon.kernel.source"}),
+        ("ephmon.outputs.text.table", "from ephmon.model.report import Report", set()),
+        ("ephmon.outputs.text.table", "from . import wording", {"."}),
+        ("ephmon.outputs.text.table", "from ...model import report", {"...model"}),
+        ("ephmon.outputs.text.table", "from ephmon.http.server import HttpServer", {"ephmon.http.server"}),
+        ("ephmon.config.settings", "from ephmon.model.rules import Rules", set()),
+        ("ephmon.config.settings", "from ephmon.kernel import source", {"ephmon.kernel.source"}),
+        ("ephmon.some_new_module", "from ephmon.kernel import source", {"ephmon.kernel.source"}),
+        ("ephmon.model.report", "if TYPE_CHECKING:\n    from ephmon.outputs import page", {"ephmon.outputs.page"}),
     ],
 )
 def test_an_import_against_the_flow_is_found(module: str, source: str, refused: set[str]) -> None:

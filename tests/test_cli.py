@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon import __version__, cli
-from ephmon.config import Config, describe, load, parse
-from ephmon.kernel.sysctl import read_release
+from ephmon.config.settings import Config, describe, load, parse
+from ephmon.kernel.proc.sysctl import read_release
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import (

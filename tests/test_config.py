@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ephmon.config import (
+from ephmon.config.scalars import RESERVED_LABELS
+from ephmon.config.settings import (
     LISTEN,
     AlertmanagerConfig,
     AlertsConfig,
@@ -35,11 +36,10 @@ from ephmon.config import (
     load,
     parse,
 )
-from ephmon.config_scalars import RESERVED_LABELS
 from ephmon.errors import ConfigError
-from ephmon.model.pools import PoolKind
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules, Threshold, ThresholdOverride, Thresholds
-from ephmon.model.snapshot import PortRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.config import WebhookConfig
-from ephmon.config_secrets import read_webhook_url
+from ephmon.config.secrets import read_webhook_url
+from ephmon.config.settings import WebhookConfig
 from ephmon.errors import ConfigError
 
 if TYPE_CHECKING:

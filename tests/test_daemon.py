@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon import daemon as daemon_module
-from ephmon.config import load
-from ephmon.daemon import Daemon
+from ephmon import log
+from ephmon.config.settings import load
+from ephmon.daemon import loop as daemon_module
+from ephmon.daemon.loop import Daemon
 from ephmon.errors import KernelError
+from ephmon.http import rendering
 from ephmon.kernel import deadline
 from ephmon.kernel.source import SocketSource
-from ephmon.model import next_report
-from ephmon.outputs import log, rendering
+from ephmon.model import step as next_report
 from tests import sockets
 from tests.kernel.seccomp import refuse_netlink
 from tests.namespaces import Namespace
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from typing import Any
 
-    from ephmon.model.snapshot import NarrowSnapshot, Snapshot
+    from ephmon.facts.snapshot import NarrowSnapshot, Snapshot
 
 RANGE = "40000 40999"
 HERE, PORT = "127.0.0.1", 80
@@ -692,13 +693,13 @@ def proc_of(daemon: Running, name: str) -> Path:
 
 def test_it_imports_nothing_that_it_does_not_run_on() -> None:
     """What the tests and the benchmarks need is not needed to run, and what may be large stays out."""
-    code = "import sys, ephmon.cli, ephmon.daemon; print(*sys.modules)"
+    code = "import sys, ephmon.cli, ephmon.daemon.loop; print(*sys.modules)"
     modules = set(run(python("-c", code)).stdout.split())
     loaded = {name.partition(".")[0] for name in modules}
 
-    assert modules & {"ephmon.outputs.delivery", "ephmon.outputs.incident_document"} == set()
-    assert modules & {"ephmon.owner_reader", "ephmon.commands.owners", "ephmon.kernel.processes"} == set()
-    assert modules & {"ephmon.outputs.incident_folder", "ephmon.outputs.incident_reading"} == set()
+    assert modules & {"ephmon.delivery.service", "ephmon.outputs.documents.incident"} == set()
+    assert modules & {"ephmon.daemon.owner_reader", "ephmon.commands.owners", "ephmon.kernel.proc.processes"} == set()
+    assert modules & {"ephmon.daemon.incident_folder", "ephmon.outputs.documents.incident_reading"} == set()
 
     assert {"ephmon", "tornado", "prometheus_client", "yaml"} <= loaded
     assert (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon.cli import main
-from ephmon.outputs import delivery
-from ephmon.outputs.receiver import DeliveryTimes
+from ephmon.delivery import service as delivery
+from ephmon.delivery.receiver import DeliveryTimes
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.outputs import delivering

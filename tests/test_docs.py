@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from ephmon import cli
-from ephmon.config import Config, describe, load
+from ephmon.config.settings import Config, describe, load
 from ephmon.model.rules import ThresholdOverride
-from ephmon.outputs.catalogue import METRICS
+from ephmon.outputs.metrics.catalogue import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

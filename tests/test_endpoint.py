@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.endpoint import (
+from ephmon.config.endpoint import (
     Address,
     format_endpoint,
     format_network_endpoint,

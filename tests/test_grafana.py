@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ephmon.outputs.catalogue import METRICS
+from ephmon.outputs.metrics.catalogue import METRICS
 from tests.dashboards import FOLDER, MADE, NAMES, SELECTOR, TARGETS, Json, Target, panels, variables
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ephmon.outputs.catalogue import METRICS
+from ephmon.outputs.metrics.catalogue import METRICS
 from tests import sockets
 from tests.dashboards import FOLDER, NAMES, TARGETS, Target, variables
 from tests.namespaces import Namespace

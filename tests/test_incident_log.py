@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.config import IncidentsConfig
-from ephmon.incident_log import HANGS, HUNG_SECONDS, IncidentLog
+from ephmon.config.settings import IncidentsConfig
+from ephmon.daemon.incident_folder import Folder, names
+from ephmon.daemon.incident_log import HANGS, HUNG_SECONDS, IncidentLog
 from ephmon.model.incidents import PAUSE_SECONDS
 from ephmon.model.rules import Severity
-from ephmon.outputs import incident_document
-from ephmon.outputs.incident_folder import Folder, names
-from ephmon.outputs.incident_reading import read
+from ephmon.outputs.documents import incident as incident_document
+from ephmon.outputs.documents.incident_reading import read
 from tests.builders import TAKEN_AT, make_alert, make_pool, make_report
 from tests.processes import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ephmon.model.alerts import Alert
-    from ephmon.outputs.incident_status import IncidentStatus
+    from ephmon.model.alerting.state_machine import Alert
+    from ephmon.model.incident_status import IncidentStatus
 
 CRITICAL = make_alert(make_pool(in_use=26000), severity=Severity.CRITICAL)
 OTHER = make_alert(make_pool(in_use=27000, destination="10.0.0.8"), severity=Severity.CRITICAL)

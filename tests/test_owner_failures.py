@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon import owner_reader
+from ephmon.daemon import owner_reader
+from ephmon.daemon.owner_watch import CUT, OwnerWatch
 from ephmon.errors import KernelError
-from ephmon.kernel.processes import Search
-from ephmon.owner_watch import CUT, OwnerWatch
+from ephmon.kernel.proc.processes import Search
 from tests.builders import make_alert, make_owners, make_pool, make_report
 from tests.namespaces import Namespace
 
@@ -38,7 +38,7 @@ def watch(
 
 def test_while_nothing_alerts_nothing_is_read_or_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no procfs to read, and what would read it cannot be imported."""
-    monkeypatch.setitem(sys.modules, "ephmon.owner_reader", None)
+    monkeypatch.setitem(sys.modules, "ephmon.daemon.owner_reader", None)
     before = make_report(owners={make_pool().key: make_owners(("haproxy.service", 3))})
     after = watch(tmp_path).look(before)
 

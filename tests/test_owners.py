@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.kernel import owner_dump
-from ephmon.kernel.cgroup import CgroupTree
+from ephmon.facts.snapshot import OWN_NETNS, Protocol
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import SockDiag
-from ephmon.kernel.processes import ProcessSearch
+from ephmon.kernel.netlink import owner_dump
+from ephmon.kernel.netlink.sock_diag import SockDiag
+from ephmon.kernel.proc.cgroup import CgroupTree
+from ephmon.kernel.proc.processes import ProcessSearch
 from ephmon.kernel.source import SocketSource
-from ephmon.model.owners import Owners, Recent, blocked_owners, pool_owners, port_bits
-from ephmon.model.pools import PoolKey, PoolKind
-from ephmon.model.snapshot import OWN_NETNS, Protocol
-from ephmon.model.survey import survey
-from ephmon.model.tcp_ports import OPEN_CLASSES, PortClass
+from ephmon.model.owners.shares import Owners, Recent, blocked_owners, pool_owners, port_bits
+from ephmon.model.pools.kinds import PoolKey, PoolKind
+from ephmon.model.pools.port_classes import OPEN_CLASSES, PortClass
+from ephmon.model.pools.survey import survey
 from tests.proxies import (
     HAPROXY,
     HERE,
@@ -38,8 +38,8 @@ from tests.proxies import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ephmon.model.owner_table import OwnerTable
-    from ephmon.model.owners import Owner
+    from ephmon.facts.owned_sockets import OwnerTable
+    from ephmon.model.owners.shares import Owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
 

@@ -17,14 +17,14 @@ import pytest
 import yaml
 
 from benchmarks.fleet import host_report
-from ephmon.config import Config
-from ephmon.model.alerts import AlertName
-from ephmon.model.pools import PoolKind
+from ephmon.config.settings import Config
+from ephmon.model.alerting.state_machine import AlertName
+from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
+from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals
 from ephmon.model.rules import Severity
-from ephmon.outputs.catalogue import METRICS
-from ephmon.outputs.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
-from ephmon.outputs.prometheus import process_registry, render
+from ephmon.outputs.metrics.catalogue import METRICS
+from ephmon.outputs.metrics.exposition import process_registry, render
 from tests import sockets
 from tests.builders import make_forecast, make_namespace, make_pool
 from tests.namespaces import Namespace

@@ -170,7 +170,8 @@ def with_proc(folder: Path) -> list[str]:
     make_proc(folder)
     return python(
         "-c",
-        "import sys; from pathlib import Path; from ephmon.config import load; from ephmon.daemon import Daemon; "
+        "import sys; from pathlib import Path; "
+        "from ephmon.config.settings import load; from ephmon.daemon.loop import Daemon; "
         "here = Path(sys.argv[1]); Daemon(lambda: load(here / 'config.yaml'), proc=here / 'proc').run()",
         str(folder),
     )

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ephmon.outputs.catalogue import METRICS
+from ephmon.outputs.metrics.catalogue import METRICS
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import WAIT_SECONDS, environment, ephmon, eventually, fetch, parse_metrics

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.errors import ConfigError
-from ephmon.yaml_document import (
+from ephmon.config.document import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_NODES,
@@ -25,6 +24,7 @@ from ephmon.yaml_document import (
     read_text,
     render,
 )
+from ephmon.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

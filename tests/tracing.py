@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.kernel.callers import Callers
-from ephmon.kernel.exhaustion_reader import ExhaustionCollector, ExhaustionReader
-from ephmon.kernel.tracefs import FILTER, make_instance, open_instance
+from ephmon.kernel.proc.callers import Callers
+from ephmon.kernel.trace.reader import ExhaustionCollector, ExhaustionReader
+from ephmon.kernel.trace.tracefs import FILTER, make_instance, open_instance
 from tests import sockets
 from tests.namespaces import Agent
 from tests.processes import Running, ephmon
@@ -26,7 +26,7 @@ from tests.sockets import FillResult
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ephmon.model.exhaustion_events import ExhaustionBatch
+    from ephmon.facts.failed_calls import ExhaustionBatch
     from tests.namespaces import Namespace
 
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")

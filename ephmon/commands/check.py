@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 
 from ephmon.commands.question import check_from, check_source, connect_source
 from ephmon.commands.reading import configuration, ports_to_keep, read
+from ephmon.commands.terminal import OutputError, complain, tell
 from ephmon.errors import EphmonError, KernelError, UsageError
-from ephmon.model.advice import advise, advise_blocked
-from ephmon.model.pools import PoolKind
-from ephmon.model.snapshot import Protocol, Tuple
-from ephmon.model.survey import survey
-from ephmon.model.verdict import BlockedPorts, judge_host, judge_pool, limited
-from ephmon.outputs import plugin
-from ephmon.outputs.text import blindness
-from ephmon.terminal import OutputError, complain, tell
+from ephmon.facts.snapshot import Protocol, Tuple
+from ephmon.model.advice.causes import advise, advise_blocked
+from ephmon.model.alerting.assessment import BlockedPorts, judge_host, judge_pool, limited
+from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.survey import survey
+from ephmon.outputs.text import plugin
+from ephmon.outputs.text.wording import blindness
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping, Sequence
 
-    from ephmon.model.advice import Advice
+    from ephmon.model.advice.causes import Advice
+    from ephmon.model.alerting.assessment import Finding, Verdict
+    from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.rules import Threshold, Thresholds
-    from ephmon.model.survey import NamespaceSurvey
-    from ephmon.model.verdict import Finding, Verdict
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,21 +6,21 @@ import os
 from typing import TYPE_CHECKING
 
 from ephmon.commands.reading import DEFAULT_CONFIG, configuration
-from ephmon.config import describe
-from ephmon.config_thresholds import describe_thresholds, override_line
+from ephmon.commands.terminal import tell
+from ephmon.config.document import compose, read_text, shown_path
+from ephmon.config.settings import describe
+from ephmon.config.thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
+from ephmon.model.pools.connect import own_key
+from ephmon.model.pools.survey import is_ignored
 from ephmon.model.rules import Severity
-from ephmon.model.survey import is_ignored
-from ephmon.model.tcp_connect import own_key
-from ephmon.terminal import tell
-from ephmon.yaml_document import compose, read_text, shown_path
 
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
-    from ephmon.config import Config
-    from ephmon.model.pools import PoolKey
+    from ephmon.config.settings import Config
+    from ephmon.model.pools.kinds import PoolKey
 
 
 def run(options: argparse.Namespace) -> int:

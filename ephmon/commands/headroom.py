@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING
 
 from ephmon.commands.question import check_from, check_source, connect_source
 from ephmon.commands.reading import configuration, read
+from ephmon.commands.terminal import complain, tell
 from ephmon.errors import KernelError, UsageError
+from ephmon.facts.snapshot import Tuple
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe, require_probe
-from ephmon.model.pools import PoolKind
-from ephmon.model.snapshot import Tuple
-from ephmon.model.survey import survey
-from ephmon.outputs import api, headroom
-from ephmon.terminal import complain, tell
+from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.survey import survey
+from ephmon.outputs.documents import api
+from ephmon.outputs.text import headroom
 
 if TYPE_CHECKING:
     import argparse
 
-    from ephmon.endpoint import Address
-    from ephmon.model.snapshot import Snapshot
-    from ephmon.model.survey import NamespaceSurvey
-    from ephmon.model.tcp_ports import TcpPorts
+    from ephmon.config.endpoint import Address
+    from ephmon.facts.snapshot import Snapshot
+    from ephmon.model.pools.port_classes import TcpPorts
+    from ephmon.model.pools.survey import NamespaceSurvey
 
 
 def run(options: argparse.Namespace) -> int:

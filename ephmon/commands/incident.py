@@ -6,11 +6,11 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from ephmon.commands.terminal import tell
+from ephmon.config.document import shown_path
 from ephmon.errors import EphmonError
-from ephmon.outputs.incident_reading import IncidentError, read
-from ephmon.outputs.incident_text import render
-from ephmon.terminal import tell
-from ephmon.yaml_document import shown_path
+from ephmon.outputs.documents.incident_reading import IncidentError, read
+from ephmon.outputs.text.incident import render
 
 if TYPE_CHECKING:
     import argparse

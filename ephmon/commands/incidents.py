@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.commands.reading import configuration
+from ephmon.commands.terminal import tell
+from ephmon.config.document import shown_path
+from ephmon.daemon.incident_folder import names
 from ephmon.errors import EphmonError
-from ephmon.outputs import api
-from ephmon.outputs.incident_folder import names
-from ephmon.outputs.incident_reading import IncidentError, read
-from ephmon.outputs.incident_text import worst_pool
-from ephmon.outputs.table import aligned
-from ephmon.outputs.text import percent, pool_name
-from ephmon.terminal import tell
-from ephmon.yaml_document import shown_path
+from ephmon.outputs.documents import api
+from ephmon.outputs.documents.incident_reading import IncidentError, read
+from ephmon.outputs.text.incident import worst_pool
+from ephmon.outputs.text.table import aligned
+from ephmon.outputs.text.wording import percent, pool_name
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from ephmon.model.pools import Pool
+    from ephmon.model.pools.kinds import Pool
 
 
 class _Row(NamedTuple):

@@ -6,24 +6,24 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ephmon.daemon.owner_reader import OwnerReader
 from ephmon.errors import KernelError
 from ephmon.kernel.deadline import Deadline
-from ephmon.model.alert_advice import largest_owner
-from ephmon.model.holders import BLOCKED, Ground
-from ephmon.model.owner_questions import OwnerQuestions, refusal, unanswerable
-from ephmon.outputs.owner_text import owner_lines, processes_line
-from ephmon.outputs.text import printable
-from ephmon.owner_reader import OwnerReader
+from ephmon.model.advice.for_alert import largest_owner
+from ephmon.model.owners.answers import BLOCKED, Ground
+from ephmon.model.owners.questions import OwnerQuestions, refusal, unanswerable
+from ephmon.outputs.text.owners import owner_lines, processes_line
+from ephmon.outputs.text.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from ephmon.kernel.processes import Search
-    from ephmon.model.holders import Held
-    from ephmon.model.pools import Pool, PoolKey
+    from ephmon.kernel.proc.processes import Search
+    from ephmon.model.owners.answers import Held
+    from ephmon.model.pools.kinds import Pool, PoolKey
+    from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.report import Report
-    from ephmon.model.survey import NamespaceSurvey
 
 MOST_ASKED = 64
 """So many pools are asked about, the fullest of those shown."""

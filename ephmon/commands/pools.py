@@ -9,26 +9,27 @@ import time
 from typing import TYPE_CHECKING
 
 from ephmon.commands.reading import configuration, ports_to_keep, read
-from ephmon.model.advice import advise
-from ephmon.model.next_report import report_of
-from ephmon.model.proxies import known_program
+from ephmon.commands.terminal import complain, tell
+from ephmon.model.advice.causes import advise
+from ephmon.model.advice.proxies import known_program
+from ephmon.model.pools.survey import every_pool, survey
 from ephmon.model.report import ReloadStatus, initial_report
-from ephmon.model.survey import every_pool, survey
-from ephmon.outputs import api, table
-from ephmon.outputs.advice_text import advice_object
-from ephmon.outputs.text import endpoint
-from ephmon.terminal import complain, tell
+from ephmon.model.step import report_of
+from ephmon.outputs.documents import api
+from ephmon.outputs.text import table
+from ephmon.outputs.text.advice import advice_object
+from ephmon.outputs.text.wording import endpoint
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
     from ephmon.commands.owners import Holding
-    from ephmon.config import Config
-    from ephmon.model.advice import Advice
-    from ephmon.model.pools import Pool, PoolKey
+    from ephmon.config.settings import Config
+    from ephmon.facts.snapshot import Snapshot
+    from ephmon.model.advice.causes import Advice
+    from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.report import Report
-    from ephmon.model.snapshot import Snapshot
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ephmon.errors import UsageError
+from ephmon.kernel.netlink.route import group_of, source_toward
 from ephmon.kernel.own_address import require_own
-from ephmon.kernel.route import group_of, source_toward
 
 if TYPE_CHECKING:
-    from ephmon.endpoint import Address
+    from ephmon.config.endpoint import Address
 
 
 def connect_source(destination: Address, port: int, source: Address | None) -> Address:

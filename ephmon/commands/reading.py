@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.config import Config, load
+from ephmon.config.settings import Config, load
 from ephmon.kernel.source import SocketSource
 
 if TYPE_CHECKING:
-    from ephmon.model.snapshot import NamespaceSnapshot, Snapshot
+    from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot
 
 DEFAULT_CONFIG = Path("/etc/ephmon/config.yaml")
 

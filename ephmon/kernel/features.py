@@ -1,6 +1,6 @@
 """What this kernel can do, found by trying where that takes nothing from anybody, else by its release.
 
-A release is its first two numbers, as `ephmon.kernel.sysctl.read_release` returns them.
+A release is its first two numbers, as `ephmon.kernel.proc.sysctl.read_release` returns them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import random
 import socket
 from typing import TYPE_CHECKING
 
-from ephmon.kernel import dumps
 from ephmon.kernel.loopback import unlikely_address
+from ephmon.kernel.netlink import dumps
 
 if TYPE_CHECKING:
+    from ephmon.facts.snapshot import PortRange
     from ephmon.kernel.deadline import Deadline
-    from ephmon.kernel.netlink import SockDiag
-    from ephmon.model.snapshot import PortRange
+    from ephmon.kernel.netlink.sock_diag import SockDiag
 
 _FIRST_WITH_BOUND_UNCONNECTED = (6, 8)
 _FIRST_WITH_RECOVERING_PORTS = (6, 18)

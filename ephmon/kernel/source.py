@@ -11,10 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ephmon.errors import KernelError
-from ephmon.kernel import dumps, features, procnet, sysctl
-from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import InterruptedDumpError, NetlinkError, SockDiag
-from ephmon.model.snapshot import (
+from ephmon.facts.snapshot import (
     OWN_NETNS,
     Backend,
     NamespaceSnapshot,
@@ -24,12 +21,17 @@ from ephmon.model.snapshot import (
     TcpSockets,
     UdpSockets,
 )
+from ephmon.kernel import features
+from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.netlink import dumps
+from ephmon.kernel.netlink.sock_diag import InterruptedDumpError, NetlinkError, SockDiag
+from ephmon.kernel.proc import procnet, sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-    from ephmon.model.snapshot import PortRange, Sysctls
+    from ephmon.facts.snapshot import PortRange, Sysctls
 
 AUTO = "auto"
 """The mode in which a protocol is read by inet_diag, and by procfs while that is not available."""

@@ -11,17 +11,17 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ephmon.model.alerts import AlertName
-from ephmon.model.recent_failures import QUIET_SECONDS
+from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.model.alerting.state_machine import AlertName
+from ephmon.model.failures.recent import QUIET_SECONDS
+from ephmon.model.pools.survey import is_ignored
 from ephmon.model.rules import Severity
-from ephmon.model.snapshot import OWN_NETNS
-from ephmon.model.survey import is_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.alerts import Alert, AlertKey
-    from ephmon.model.exhaustion_events import ExhaustionEvent
+    from ephmon.facts.failed_calls import ExhaustionEvent
+    from ephmon.model.alerting.state_machine import Alert, AlertKey
     from ephmon.model.report import Report
 
 PAUSE_SECONDS = 600.0

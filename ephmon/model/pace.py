@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ephmon.model.pools import Pool
+    from ephmon.model.pools.kinds import Pool
     from ephmon.model.rules import PollingRules, Thresholds
 
 REMEMBERED_COSTS = 3

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ephmon.model.alerts import Alerts
-from ephmon.model.listing import Listing
+from ephmon.model.alerting.state_machine import Alerts
 from ephmon.model.pace import Costs, Pace, Poll
+from ephmon.model.pools.listing import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.evidence import Evidence
-    from ephmon.model.exhaustions import Exhaustions
-    from ephmon.model.forecast import Forecast, History
-    from ephmon.model.owners import Owners
-    from ephmon.model.pools import Pool, PoolKey, PoolKind
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.model.failures.counters import Exhaustions
+    from ephmon.model.forecast.forecast import Forecast, History
+    from ephmon.model.owners.shares import Owners
+    from ephmon.model.pools.evidence import Evidence
+    from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
+    from ephmon.model.pools.port_classes import TcpPorts
     from ephmon.model.rules import Rules
-    from ephmon.model.snapshot import Sysctls
-    from ephmon.model.tcp_ports import TcpPorts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

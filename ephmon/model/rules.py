@@ -1,4 +1,7 @@
-"""What the user asks of the model: limits and thresholds, already checked. `ephmon.config` builds them from YAML."""
+"""What the user asks of the model: limits and thresholds, already checked.
+
+`ephmon.config.settings` builds them from YAML.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.pools import PoolKey
+    from ephmon.model.pools.kinds import PoolKey
 
 Network = IPv4Network | IPv6Network
 

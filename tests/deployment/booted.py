@@ -224,7 +224,10 @@ def test_ports_are_probed_with_the_drop_in_for_the_probe_alone() -> None:
 
 
 def test_the_drop_in_for_exhaustions_shows_an_instance_and_takes_it_away_again() -> None:
-    code = "from ephmon.kernel.tracefs import open_instance as o; i = o(); print(i.directory, i.lost()); i.require_on()"
+    code = (
+        "from ephmon.kernel.trace.tracefs import open_instance as o; "
+        "i = o(); print(i.directory, i.lost()); i.require_on()"
+    )
     said = in_sandbox(f"/usr/bin/python3 -c '{code}'", "exhaustions.conf")
 
     assert said == "/run/ephmon/tracing 0\n"
@@ -247,7 +250,7 @@ def test_a_process_that_hangs_is_killed_and_started_again_and_the_log_says_where
     said = journal(start)
     assert restarted not in ("0", pid)
     assert "watchdog" in said.lower()
-    assert re.search(r'File "/usr/lib/python3/dist-packages/ephmon/daemon.py", line \d+ in _loop', said)
+    assert re.search(r'File "/usr/lib/python3/dist-packages/ephmon/daemon/loop.py", line \d+ in _loop', said)
 
 
 def test_a_watchdog_that_is_too_short_for_the_deadline_of_a_poll_is_lengthened() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 import ephmon
 from ephmon.commands.reading import DEFAULT_CONFIG
-from ephmon.config import Config, parse
+from ephmon.config.settings import Config, parse
 from tests.deployment.manifests import (
     FOLDER,
     documents,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.inet_diag import ALL_STATES, family_request, tcp_request
-from ephmon.kernel.netlink import NetlinkError, Request, SockDiag
+from ephmon.kernel.netlink.inet_diag import ALL_STATES, family_request, tcp_request
+from ephmon.kernel.netlink.sock_diag import NetlinkError, Request, SockDiag
 from tests import sockets
 from tests.processes import ephmon, run
 

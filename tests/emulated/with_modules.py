@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.kernel.sysctl import read_release
+from ephmon.kernel.proc.sysctl import read_release
 from tests.emulated.reading import HANDLERS, handlers_loaded, pools, prepare
 from tests.namespaces import Namespace
 

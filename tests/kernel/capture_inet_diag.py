@@ -12,8 +12,16 @@ import json
 import socket
 from pathlib import Path
 
-from ephmon.kernel import inet_diag
-from ephmon.kernel.netlink import HEADER, NETLINK_SOCK_DIAG, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, Request
+from ephmon.kernel.netlink import inet_diag
+from ephmon.kernel.netlink.sock_diag import (
+    HEADER,
+    NETLINK_SOCK_DIAG,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Request,
+)
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.sockets import Recipe

@@ -6,7 +6,7 @@ import socket
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM
 from typing import NamedTuple
 
-from ephmon.model.snapshot import PortRange
+from ephmon.facts.snapshot import PortRange
 from tests.sockets import write_sysctl
 
 PORT_RANGE = PortRange(40000, 42999)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.kernel.callers import GONE, Callers, escaped
+from ephmon.kernel.proc.callers import GONE, Callers, escaped
 from tests.namespaces import Agent, Namespace
 
 PROC = Path("/proc")

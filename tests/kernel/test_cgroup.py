@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.kernel import cgroup
-from ephmon.kernel.cgroup import CgroupTree, Mount, find_mount
+from ephmon.kernel.proc import cgroup
+from ephmon.kernel.proc.cgroup import CgroupTree, Mount, find_mount
 from tests.cgroups import Cgroups
 from tests.namespaces import Namespace
 

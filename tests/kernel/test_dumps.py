@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.kernel import dumps
+from ephmon.facts.snapshot import Blindness, PortRange, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import SockDiag
-from ephmon.kernel.sysctl import read_release
-from ephmon.model.snapshot import Blindness, PortRange, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.kernel.netlink import dumps
+from ephmon.kernel.netlink.sock_diag import SockDiag
+from ephmon.kernel.proc.sysctl import read_release
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.sockets import FillResult, Recipe

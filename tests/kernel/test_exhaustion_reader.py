@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch, Netns
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.exhaustion_reader import CPU_SHARE, GATHER_SECONDS, MOST_EVENTS, Budget
 from ephmon.kernel.probe import probe
-from ephmon.model.exhaustion_events import Destination, ExhaustionBatch, Netns
+from ephmon.kernel.trace.reader import CPU_SHARE, GATHER_SECONDS, MOST_EVENTS, Budget
 from tests import io_uring, sockets, tracing
 from tests.namespaces import Agent, Namespace
 from tests.processes import eventually

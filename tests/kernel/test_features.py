@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.facts.snapshot import PortRange
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.features import ports_recover, shows_bound_unconnected
-from ephmon.kernel.netlink import Request, SockDiag
-from ephmon.kernel.sysctl import read_release
-from ephmon.model.snapshot import PortRange
+from ephmon.kernel.netlink.sock_diag import Request, SockDiag
+from ephmon.kernel.proc.sysctl import read_release
 from tests import sockets
 from tests.namespaces import Namespace, ip
 from tests.sockets import FillResult, Recipe

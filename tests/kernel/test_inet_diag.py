@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.kernel import inet_diag
-from ephmon.kernel.netlink import NetlinkError, split
-from ephmon.model.snapshot import SocketGroup, SocketTable, TcpState
+from ephmon.facts.snapshot import SocketGroup, SocketTable, TcpState
+from ephmon.kernel.netlink import inet_diag
+from ephmon.kernel.netlink.sock_diag import NetlinkError, split
 
 DATA = Path(__file__).parent / "data" / "inet_diag"
 SEQUENCE = 7

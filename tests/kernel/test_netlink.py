@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.kernel import inet_diag
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import (
+from ephmon.kernel.netlink import inet_diag
+from ephmon.kernel.netlink.sock_diag import (
     HEADER,
     NLM_F_DUMP_INTR,
     NLM_F_MULTI,

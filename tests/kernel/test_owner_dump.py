@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.kernel import inet_diag, owner_dump
+from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
+from ephmon.facts.snapshot import PortRange, Protocol, TcpState
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import MalformedReplyError, SockDiag, split
-from ephmon.model.owner_table import OwnerGroup, OwnerTable
-from ephmon.model.snapshot import PortRange, Protocol, TcpState
+from ephmon.kernel.netlink import inet_diag, owner_dump
+from ephmon.kernel.netlink.sock_diag import MalformedReplyError, SockDiag, split
 from tests import sockets
 from tests.cgroups import Cgroups
 from tests.namespaces import Namespace

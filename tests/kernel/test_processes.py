@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.kernel import processes
-from ephmon.kernel.processes import Process, ProcessSearch, Search, processes_of_users
+from ephmon.kernel.proc import processes
+from ephmon.kernel.proc.processes import Process, ProcessSearch, Search, processes_of_users
 from tests.namespaces import Agent, Namespace
 
 if TYPE_CHECKING:

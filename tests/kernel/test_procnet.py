@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
+from ephmon.facts.snapshot import Blindness, PortRange, SocketGroup, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.procnet import decode_address, parse_table, read_tcp, read_udp
-from ephmon.kernel.sysctl import Sockstat, read_sockstat
-from ephmon.model.snapshot import Blindness, PortRange, SocketGroup, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.kernel.proc.procnet import decode_address, parse_table, read_tcp, read_udp
+from ephmon.kernel.proc.sysctl import Sockstat, read_sockstat
 from tests.kernel.every_socket import (
     BOUND,
     CLOSE,
@@ -37,7 +37,7 @@ from tests.namespaces import Namespace
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ephmon.kernel.procnet import Row
+    from ephmon.kernel.proc.procnet import Row
 
 CAPTURED = Path(__file__).parent / "data" / "procnet"
 ALL_PORTS = PortRange(0, 65535)

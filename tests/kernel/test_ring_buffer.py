@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.kernel.ring_buffer import Call, parse_page, parse_page_layout, parse_record_layout
+from ephmon.kernel.trace.ring_buffer import Call, parse_page, parse_page_layout, parse_record_layout
 
 DATA = Path(__file__).parent / "data" / "tracefs"
 PAGE = (DATA / "page.bin").read_bytes()

@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.kernel.netlink import HEADER, NLMSG_ERROR
+from ephmon.kernel.netlink.route import Address, group_of, parse_reply, route_type, source_toward
+from ephmon.kernel.netlink.sock_diag import HEADER, NLMSG_ERROR
 from ephmon.kernel.own_address import require_own
-from ephmon.kernel.route import Address, group_of, parse_reply, route_type, source_toward
 from tests import sockets
 from tests.namespaces import Namespace, connect, ip
 from tests.sockets import Recipe

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.kernel import inet_diag
-from ephmon.kernel.netlink import InterruptedDumpError, Request, SockDiag
+from ephmon.facts.snapshot import Backend, Blindness, PortRange, Protocol, SocketTable, TcpState
+from ephmon.kernel.netlink import inet_diag
+from ephmon.kernel.netlink.sock_diag import InterruptedDumpError, Request, SockDiag
 from ephmon.kernel.source import SocketSource
-from ephmon.model.snapshot import Backend, Blindness, PortRange, Protocol, SocketTable, TcpState
 from tests import sockets
 from tests.kernel import every_socket
 from tests.kernel.every_socket import PORT_RANGE
@@ -31,8 +31,8 @@ from tests.sockets import Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ephmon.facts.snapshot import NamespaceSnapshot
     from ephmon.kernel.deadline import Deadline
-    from ephmon.model.snapshot import NamespaceSnapshot
 
 PROC = Path("/proc")
 MINUTE = 60.0

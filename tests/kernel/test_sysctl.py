@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.kernel.file import read_file
-from ephmon.kernel.sysctl import (
+from ephmon.facts.snapshot import PortRange, Sysctls
+from ephmon.kernel.proc.file import read_file
+from ephmon.kernel.proc.sysctl import (
     Sockstat,
     parse_number,
     parse_port_range,
@@ -26,7 +27,6 @@ from ephmon.kernel.sysctl import (
     read_sockstat,
     read_sysctls,
 )
-from ephmon.model.snapshot import PortRange, Sysctls
 from tests.namespaces import Namespace
 from tests.sockets import write_sysctl
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.kernel.tracefs import InstanceInUseError, make_instance, open_instance, remove_stale, use_instance
+from ephmon.kernel.trace.tracefs import InstanceInUseError, make_instance, open_instance, remove_stale, use_instance
 from tests import tracing
 from tests.namespaces import Agent, Namespace
 from tests.tracing import HERE, PREPARED, TRACING, exhaust, failures, only_root, total, tracing_agent

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from ephmon.kernel.netlink import Request, SockDiag
+from ephmon.kernel.netlink.sock_diag import Request, SockDiag
 from ephmon.kernel.source import SocketSource
 from tests import sockets
 from tests.namespaces import Namespace

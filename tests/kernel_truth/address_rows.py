@@ -6,7 +6,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ephmon.model.pools import PoolKind
+from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
 from tests.kernel_truth.experiment import (
     ANY_V4,

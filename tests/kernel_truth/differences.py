@@ -13,14 +13,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ephmon.facts.snapshot import Blindness, TcpState
 from ephmon.kernel import features
-from ephmon.kernel.sysctl import read_release
-from ephmon.model.snapshot import Blindness, TcpState
+from ephmon.kernel.proc.sysctl import read_release
 from tests import sockets
 from tests.kernel_truth.prediction import look
 
 if TYPE_CHECKING:
-    from ephmon.model.survey import NamespaceSurvey
+    from ephmon.model.pools.survey import NamespaceSurvey
 
 PORTS_RECOVER = features.ports_recover(read_release(Path("/proc")))
 OWN_RANGE_IS_SEARCHED_WHOLE = read_release(Path("/proc")) >= (6, 8)

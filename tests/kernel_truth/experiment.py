@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ephmon.model.pools import Pool, PoolKind
+from ephmon.model.pools.kinds import Pool, PoolKind
 from tests import sockets
 from tests.kernel_truth.differences import PATIENCE_SECONDS, hides_sockets, let_time_waits_grow_old
 from tests.kernel_truth.mixes import OWN, fresh_namespace, read_with_probe
@@ -23,8 +23,8 @@ from tests.kernel_truth.prediction import look, pool_in
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
-    from ephmon.model.evidence import Evidence
-    from ephmon.model.survey import NamespaceSurvey
+    from ephmon.model.pools.evidence import Evidence
+    from ephmon.model.pools.survey import NamespaceSurvey
 
 LOW, HIGH = 40_000, 40_999
 PORTS = HIGH - LOW + 1

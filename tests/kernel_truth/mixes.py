@@ -18,14 +18,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ephmon.facts.snapshot import Blindness, Tuple
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
+from ephmon.kernel.proc.sysctl import read_release
 from ephmon.kernel.source import SocketSource
-from ephmon.kernel.sysctl import read_release
-from ephmon.model.pools import Pool, PoolKind
-from ephmon.model.snapshot import Blindness, Tuple
-from ephmon.model.survey import NamespaceSurvey, survey
+from ephmon.model.pools.kinds import Pool, PoolKind
+from ephmon.model.pools.survey import NamespaceSurvey, survey
 from tests import sockets
 from tests.namespaces import ip
 from tests.sockets import Recipe

@@ -7,17 +7,17 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ephmon.facts.snapshot import Tuple
 from ephmon.kernel.source import SocketSource
-from ephmon.model.pools import PoolKind
-from ephmon.model.snapshot import Tuple
-from ephmon.model.survey import NO_EVIDENCE, survey
+from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.survey import NO_EVIDENCE, survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.evidence import Evidence
-    from ephmon.model.pools import Pool
-    from ephmon.model.survey import NamespaceSurvey, PoolSet
+    from ephmon.model.pools.evidence import Evidence
+    from ephmon.model.pools.kinds import Pool
+    from ephmon.model.pools.survey import NamespaceSurvey, PoolSet
 
 DEADLINE_SECONDS = 20.0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.pools import PoolKind
+from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
 from tests.kernel_truth.differences import let_time_waits_grow_old
 from tests.kernel_truth.experiment import HIGH, LOW, PORTS, Draw, carry_out_draw

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.facts.snapshot import Tuple
 from ephmon.kernel.source import SocketSource
-from ephmon.model.next_report import build_report
-from ephmon.model.release_schedule import NOTHING, SECONDS, schedules_toward
+from ephmon.model.forecast.schedule import NOTHING, SECONDS, schedules_toward
 from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.rules import Rules
-from ephmon.model.snapshot import Tuple
+from ephmon.model.step import build_report
 from tests import sockets
 from tests.kernel_truth.experiment import HERE, PORT, PORTS, leave_time_wait, prepare
 from tests.kernel_truth.prediction import DEADLINE_SECONDS, look
@@ -23,7 +23,7 @@ from tests.model.facts import packed
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
-    from ephmon.model.forecast import Forecast
+    from ephmon.model.forecast.forecast import Forecast
     from tests.namespaces import Namespace
 
 BETWEEN_POLLS = 5.0

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ephmon.model.pools import PoolKey, PoolKind
-from ephmon.model.snapshot import (
+from ephmon.facts.snapshot import (
     OWN_NETNS,
     Backend,
     Blindness,
@@ -35,7 +34,8 @@ from ephmon.model.snapshot import (
     Tuple,
     UdpSockets,
 )
-from ephmon.model.tcp_ports import PortClass, TcpPorts, usable_ports
+from ephmon.model.pools.kinds import PoolKey, PoolKind
+from ephmon.model.pools.port_classes import PortClass, TcpPorts, usable_ports
 
 if TYPE_CHECKING:
     from tests.model.kernel_sockets import Peer

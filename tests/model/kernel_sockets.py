@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from ephmon.model.snapshot import SocketGroup, TcpState
+from ephmon.facts.snapshot import SocketGroup, TcpState
 from tests.model.facts import Sockets, make_sysctls, make_tcp, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ephmon.model.snapshot import Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls, TcpSockets
 
 LOOPBACK_DEVICE = 1
 LOW = 40_000

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ephmon.model.address_pools import AddressPools
-from ephmon.model.pools import Pool, PoolKind
-from ephmon.model.snapshot import SocketGroup, TcpState
+from ephmon.facts.snapshot import SocketGroup, TcpState
+from ephmon.model.pools.address import AddressPools
+from ephmon.model.pools.kinds import Pool, PoolKind
 from tests.model.facts import LOW, Sockets, connected, listening, make_sysctls, make_table, packed
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.advice import MAX_STEPS, Advice, advise, advise_blocked
-from ephmon.model.pools import PoolKind
+from ephmon.model.advice.causes import MAX_STEPS, Advice, advise, advise_blocked
+from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
 from tests.builders import make_bind_pool, make_pool
 from tests.model.facts import make_sysctls
@@ -20,8 +20,8 @@ from tests.processes import run
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ephmon.model.pools import Pool
-    from ephmon.model.snapshot import Sysctls
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.model.pools.kinds import Pool
 
 DEFAULT = make_sysctls(32_768, 60_999)
 WIDEST = make_sysctls(1_024, 65_535)

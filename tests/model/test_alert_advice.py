@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from socket import AF_INET
 
-from ephmon.model.alert_advice import advice_on
-from ephmon.model.alerts import AlertName
-from ephmon.model.exhaustion_events import ExhaustionEvent, Netns
-from ephmon.model.next_report import build_report
+from ephmon.facts.failed_calls import ExhaustionEvent, Netns
+from ephmon.facts.snapshot import TcpState
+from ephmon.model.advice.for_alert import advice_on
+from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import Rules, Threshold, Thresholds
-from ephmon.model.snapshot import TcpState
+from ephmon.model.step import build_report
 from tests.builders import make_owners
 from tests.model.facts import (
     LOW,

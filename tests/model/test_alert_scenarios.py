@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.alerts import AlertName, Alerts, Moment
-from ephmon.model.conditions import after_narrow_poll
-from ephmon.model.next_report import build_report, paced, refreshed_report
+from ephmon.facts.snapshot import OWN_NETNS, NarrowSnapshot, TcpState
+from ephmon.model.alerting.conditions import after_narrow_poll
+from ephmon.model.alerting.state_machine import AlertName, Alerts, Moment
 from ephmon.model.pace import Costs
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import Rules, Severity
-from ephmon.model.snapshot import OWN_NETNS, NarrowSnapshot, TcpState
+from ephmon.model.step import build_report, paced, refreshed_report
 from tests.builders import TAKEN_AT, make_pool
 from tests.model.facts import (
     Sockets,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.alerts import (
+from ephmon.model.alerting.state_machine import (
     SUMMARY,
     TRANSITIONS,
     Alert,

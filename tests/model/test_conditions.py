@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.alerts import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
-from ephmon.model.conditions import MOST_FAILING, after_full_poll
-from ephmon.model.forecast import Forecast, History
-from ephmon.model.next_report import build_report, failed_report, refreshed_report
-from ephmon.model.outlook import Followed
-from ephmon.model.pools import PoolKey, PoolKind
-from ephmon.model.recent_failures import QUIET_SECONDS, RecentFailures
+from ephmon.facts.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
+from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll
+from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
+from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
+from ephmon.model.forecast.follow import Followed
+from ephmon.model.forecast.forecast import Forecast, History
+from ephmon.model.pools.kinds import PoolKey, PoolKind
+from ephmon.model.pools.survey import survey
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import (
     DestinationPattern,
@@ -25,8 +26,7 @@ from ephmon.model.rules import (
     ThresholdOverride,
     Thresholds,
 )
-from ephmon.model.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
-from ephmon.model.survey import survey
+from ephmon.model.step import build_report, failed_report, refreshed_report
 from tests.model.facts import (
     LOW,
     TAKEN_AT,
@@ -46,7 +46,7 @@ from tests.model.facts import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ephmon.model.snapshot import Snapshot, Sysctls
+    from ephmon.facts.snapshot import Snapshot, Sysctls
 
 WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
 PENDING, FIRING, RESOLVED = Phase.PENDING, Phase.FIRING, Phase.RESOLVED

@@ -6,9 +6,9 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ephmon.model.evidence import Evidence, weigh
-from ephmon.model.snapshot import Blindness, TcpSockets, TcpState
-from ephmon.model.tcp_ports import PORTS, PortClass
+from ephmon.facts.snapshot import Blindness, TcpSockets, TcpState
+from ephmon.model.pools.evidence import Evidence, weigh
+from ephmon.model.pools.port_classes import PORTS, PortClass
 from tests.model.facts import LOW, Sockets, bound, connected, listening, make_sysctls, make_tcp, packed
 
 if TYPE_CHECKING:

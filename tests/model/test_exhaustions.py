@@ -9,8 +9,8 @@ from socket import AF_INET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.exhaustion_events import Destination, ExhaustionBatch, ExhaustionEvent, Netns
-from ephmon.model.exhaustions import MOST_EVENTS, MOST_NAMESPACES, STAY_SECONDS, Count, Exhaustions, counted
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent, Netns
+from ephmon.model.failures.counters import MOST_EVENTS, MOST_NAMESPACES, STAY_SECONDS, Count, Exhaustions, counted
 
 OWN, UNKNOWN = Netns("own", 1), Netns("unknown")
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from ephmon.model import holders as holders_module
-from ephmon.model.holders import BLOCKED, Ground, OwnerReading, Sought, ToRead, holders, sought, to_read
-from ephmon.model.owner_questions import OwnerQuestions
-from ephmon.model.owner_table import OwnerGroup, OwnerTable
-from ephmon.model.owners import Recent
-from ephmon.model.pools import PoolKind
-from ephmon.model.snapshot import Protocol, TcpState
+from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
+from ephmon.facts.snapshot import Protocol, TcpState
+from ephmon.model.owners import answers as holders_module
+from ephmon.model.owners.answers import BLOCKED, Ground, OwnerReading, Sought, ToRead, holders, sought, to_read
+from ephmon.model.owners.questions import OwnerQuestions
+from ephmon.model.owners.shares import Recent
+from ephmon.model.pools.kinds import PoolKind
 from tests.builders import make_bind_pool, make_pool
 from tests.model.facts import HIGH, LOW, make_ports, make_sysctls, packed
 
 if TYPE_CHECKING:
     import pytest
 
-    from ephmon.model.owners import Owners
+    from ephmon.model.owners.shares import Owners
 
 CONNECT, BIND = make_pool().key, make_bind_pool().key
 OTHER = make_pool(destination="10.0.0.8").key

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.alerts import AlertName, Alerts, Phase
-from ephmon.model.exhaustion_events import ExhaustionEvent, Netns
-from ephmon.model.exhaustions import Exhaustions
+from ephmon.facts.failed_calls import ExhaustionEvent, Netns
+from ephmon.model.alerting.state_machine import AlertName, Alerts, Phase
+from ephmon.model.failures.counters import Exhaustions
 from ephmon.model.incidents import PAUSE_SECONDS, Incident, Reason, Told, look
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules, Severity
 from tests.builders import TAKEN_AT, make_alert, make_pool, make_report
@@ -19,7 +19,7 @@ from tests.builders import TAKEN_AT, make_alert, make_pool, make_report
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ephmon.model.alerts import Alert
+    from ephmon.model.alerting.state_machine import Alert
     from ephmon.model.report import Report
 
 FULL, FULLER = make_pool(in_use=26000), make_pool(destination="10.0.0.8", in_use=27000)

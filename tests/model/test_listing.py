@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.model.listing import STAY_SECONDS, Listed, Listing, choose, remember
+from ephmon.model.pools.listing import STAY_SECONDS, Listed, Listing, choose, remember
 from tests.model.facts import connect_key
 
 if TYPE_CHECKING:
-    from ephmon.model.pools import PoolKey
+    from ephmon.model.pools.kinds import PoolKey
 
 A, B, C, D, E, F = (connect_key(f"10.0.0.{host}", 443, "10.0.0.1") for host in range(1, 7))
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.model.next_report import build_report, failed_report, refreshed_report
-from ephmon.model.pools import PoolKey, PoolKind
+from ephmon.facts.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
+from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import ListingRules, Rules
-from ephmon.model.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
+from ephmon.model.step import build_report, failed_report, refreshed_report
 from tests.model.facts import (
     TAKEN_AT,
     Sockets,
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
 
-    from ephmon.model.forecast import Forecast
-    from ephmon.model.snapshot import Sysctls
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.model.forecast.forecast import Forecast
 
 LOW, HIGH = 40_000, 40_999
 SYSCTLS = make_sysctls(LOW, HIGH, tw_reuse=0)

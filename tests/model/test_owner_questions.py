@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.model.alerts import Alert, AlertName, Alerts, Phase
-from ephmon.model.owner_questions import (
+from ephmon.facts.snapshot import Protocol
+from ephmon.model.alerting.state_machine import Alert, AlertName, Alerts, Phase
+from ephmon.model.owners.questions import (
     MOST_POOLS,
     OwnerQuestions,
     raised_by,
@@ -13,8 +14,7 @@ from ephmon.model.owner_questions import (
     refusal,
     unanswerable,
 )
-from ephmon.model.pools import PoolKind
-from ephmon.model.snapshot import Protocol
+from ephmon.model.pools.kinds import PoolKind
 from tests.builders import make_alert, make_bind_pool, make_pool
 
 CONNECT, BIND = make_pool().key, make_bind_pool().key

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.owner_table import OwnerGroup, OwnerTable
-from ephmon.model.owners import (
+from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
+from ephmon.facts.snapshot import OWN_NETNS, TcpState
+from ephmon.model.owners.shares import (
     LONGEST_NAME,
     MOST_REMEMBERED,
     Owner,
@@ -25,8 +26,7 @@ from ephmon.model.owners import (
     pool_owners,
     port_bits,
 )
-from ephmon.model.pools import PoolKey, PoolKind
-from ephmon.model.snapshot import OWN_NETNS, TcpState
+from ephmon.model.pools.kinds import PoolKey, PoolKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

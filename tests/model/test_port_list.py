@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.kernel.sysctl import parse_ports
-from ephmon.model.port_list import format_ports
+from ephmon.facts.port_list import format_ports
+from ephmon.kernel.proc.sysctl import parse_ports
 
 LISTS = {
     (): "",

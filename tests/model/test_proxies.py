@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from ephmon.model.proxies import SETTINGS, Proxy, Setting, how_to, known_program
+from ephmon.model.advice.proxies import SETTINGS, Proxy, Setting, how_to, known_program
 from tests.processes import run
 
 if TYPE_CHECKING:

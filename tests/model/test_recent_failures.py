@@ -7,14 +7,14 @@ from ipaddress import ip_network
 from socket import AF_INET
 from typing import TYPE_CHECKING
 
-from ephmon.model.exhaustion_events import Destination, ExhaustionBatch, ExhaustionEvent, Netns
-from ephmon.model.exhaustions import Count, Exhaustions, counted
-from ephmon.model.recent_failures import QUIET_SECONDS, recent_failures
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent, Netns
+from ephmon.model.failures.counters import Count, Exhaustions, counted
+from ephmon.model.failures.recent import QUIET_SECONDS, recent_failures
 from ephmon.model.rules import DestinationPattern
 from tests.model.facts import connect_key, packed
 
 if TYPE_CHECKING:
-    from ephmon.model.pools import PoolKey
+    from ephmon.model.pools.kinds import PoolKey
 
 OWN = Netns("own", 1)
 

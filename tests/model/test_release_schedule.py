@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.release_schedule import NOTHING, SECONDS, ended_by, schedules_from, schedules_toward
-from ephmon.model.snapshot import TcpState, Tuple
+from ephmon.facts.snapshot import TcpState, Tuple
+from ephmon.model.forecast.schedule import NOTHING, SECONDS, ended_by, schedules_from, schedules_toward
 from tests.model.facts import LOW, Sockets, connected, make_table, packed
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.next_report import build_report, failed_report, next_full_poll, paced, refreshed_report, watch_of
+from ephmon.facts.snapshot import OWN_NETNS, Blindness, NarrowSnapshot, TcpState
 from ephmon.model.pace import Costs, Pace, Poll, Watch
-from ephmon.model.pools import PoolKind
+from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.survey import every_pool, survey
 from ephmon.model.report import PollTotals, ReloadStatus, Report, initial_report
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules
-from ephmon.model.snapshot import OWN_NETNS, Blindness, NarrowSnapshot, TcpState
-from ephmon.model.survey import every_pool, survey
+from ephmon.model.step import build_report, failed_report, next_full_poll, paced, refreshed_report, watch_of
 from tests.model.facts import (
     LOW,
     TAKEN_AT,
@@ -35,8 +35,8 @@ from tests.model.facts import (
 )
 
 if TYPE_CHECKING:
-    from ephmon.model.pools import PoolKey
-    from ephmon.model.snapshot import Snapshot, Sysctls
+    from ephmon.facts.snapshot import Snapshot, Sysctls
+    from ephmon.model.pools.kinds import PoolKey
 
 CONNECT = PoolKind.TCP_CONNECT
 RELOAD = ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60)

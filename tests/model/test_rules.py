@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from ephmon.model.pools import PoolKey, PoolKind
+from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.rules import Severity, Threshold, ThresholdOverride, Thresholds
 
 CONNECT = PoolKey("own", PoolKind.TCP_CONNECT, "10.0.0.1", "10.1.2.3", 5432)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.pools import Pool, PoolKind
-from ephmon.model.snapshot import OWN_NETNS, Blindness, TcpState
-from ephmon.model.tcp_connect import ConnectPools
+from ephmon.facts.snapshot import OWN_NETNS, Blindness, TcpState
+from ephmon.model.pools.connect import ConnectPools
+from ephmon.model.pools.kinds import Pool, PoolKind
 from tests.model.facts import (
     HIGH,
     LOW,
@@ -29,8 +29,8 @@ from tests.model.facts import (
 from tests.model.kernel_sockets import Peer
 
 if TYPE_CHECKING:
-    from ephmon.model.snapshot import Sysctls, TcpSockets
-    from ephmon.model.tcp_ports import TcpPorts
+    from ephmon.facts.snapshot import Sysctls, TcpSockets
+    from ephmon.model.pools.port_classes import TcpPorts
 
 HERE, THERE, PORT = "10.0.0.1", "10.0.0.9", 443
 EVERY_PORT = range(LOW, HIGH + 1)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.model.snapshot import OWN_NETNS
-from ephmon.model.tcp_connect import ConnectPools
+from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.model.pools.connect import ConnectPools
 from tests.model.facts import TAKEN_AT, make_ports, own
 from tests.model.kernel_sockets import (
     LOOPBACK_DEVICE,
@@ -27,7 +27,7 @@ from tests.model.kernel_sockets import (
 )
 
 if TYPE_CHECKING:
-    from ephmon.model.snapshot import Sysctls
+    from ephmon.facts.snapshot import Sysctls
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.evidence import Evidence, weigh
-from ephmon.model.snapshot import TcpState
-from ephmon.model.tcp_ports import PORTS as ALL_PORTS
-from ephmon.model.tcp_ports import Listeners, PortClass, TcpPorts, usable_ports
+from ephmon.facts.snapshot import TcpState
+from ephmon.model.pools.evidence import Evidence, weigh
+from ephmon.model.pools.port_classes import PORTS as ALL_PORTS
+from ephmon.model.pools.port_classes import Listeners, PortClass, TcpPorts, usable_ports
 from tests.model.facts import (
     HIGH,
     LOW,
@@ -24,7 +24,7 @@ from tests.model.facts import (
 )
 
 if TYPE_CHECKING:
-    from ephmon.model.snapshot import Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls, TcpSockets
 
 PORTS = HIGH - LOW + 1
 FREE = (PORTS, 0, 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.model.snapshot import OWN_NETNS, TcpState, Tuple
-from ephmon.model.tcp_connect import ConnectPools
-from ephmon.model.time_wait import may_be_reused, on_loopback, reusable_below_ms
+from ephmon.facts.snapshot import OWN_NETNS, TcpState, Tuple
+from ephmon.model.pools.connect import ConnectPools
+from ephmon.model.pools.time_wait import may_be_reused, on_loopback, reusable_below_ms
 from tests.model.facts import TAKEN_AT, connected, make_ports, make_sysctls, make_tcp, packed
 
 NEAR = ("127.0.0.1", "127.0.0.1")

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.pools import PoolKind
+from ephmon.facts.snapshot import TcpState
+from ephmon.model.alerting.assessment import BlockedPorts, Finding, Verdict, judge_host, judge_pool, limited
+from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.survey import survey
 from ephmon.model.rules import DestinationPattern, Severity, Threshold, ThresholdOverride, Thresholds
-from ephmon.model.snapshot import TcpState
-from ephmon.model.survey import survey
-from ephmon.model.verdict import BlockedPorts, Finding, Verdict, judge_host, judge_pool, limited
 from tests.builders import make_pool
 from tests.model.facts import LOW, connected, listening, make_namespace, make_snapshot, make_sysctls, make_tcp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ephmon.model.snapshot import NamespaceSnapshot
+    from ephmon.facts.snapshot import NamespaceSnapshot
     from tests.model.facts import Sockets
 
 WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.tls import TlsFiles
+from ephmon.http.tls import TlsFiles
 
 if TYPE_CHECKING:
     from pathlib import Path

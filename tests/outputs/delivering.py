@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.delivery import Delivery
+from ephmon.delivery.service import Delivery
 from tests.outputs.receivers import PostReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ephmon.outputs.delivery import DeliverySettings
-    from ephmon.outputs.delivery_status import DeliveryStatus
-    from ephmon.outputs.notification import Notification
-    from ephmon.outputs.receiver import DeliveryTimes
+    from ephmon.delivery.notification import Notification
+    from ephmon.delivery.receiver import DeliveryTimes
+    from ephmon.delivery.service import DeliverySettings
+    from ephmon.model.delivery_status import DeliveryStatus
     from tests.outputs.receivers import Received
 
 _deliveries: list[Delivery] = []

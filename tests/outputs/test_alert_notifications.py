@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.config_scalars import RESERVED_LABELS
-from ephmon.model.alerts import Alert, AlertName, Phase
+from ephmon.config.scalars import RESERVED_LABELS
+from ephmon.delivery.alert_notifications import SUMMARIES, notifications_of
+from ephmon.delivery.notification import Notification
+from ephmon.model.alerting.state_machine import Alert, AlertName, Phase
 from ephmon.model.rules import Severity
-from ephmon.outputs.alert_notifications import SUMMARIES, notifications_of
-from ephmon.outputs.notification import Notification
 from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_owners, make_pool, make_report
 
 

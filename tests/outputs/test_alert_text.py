@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from ephmon.model.alerts import SUMMARY, Alert, AlertName, Alerts, Phase
+from ephmon.http.rendering import publication_of
+from ephmon.model.alerting.state_machine import SUMMARY, Alert, AlertName, Alerts, Phase
 from ephmon.model.rules import Severity
-from ephmon.outputs.alert_text import alert_objects, figures, is_stood_for, sentence
-from ephmon.outputs.prometheus import process_registry
-from ephmon.outputs.rendering import publication_of
+from ephmon.outputs.metrics.exposition import process_registry
+from ephmon.outputs.text.alerts import alert_objects, figures, is_stood_for, sentence
 from tests.builders import make_alert, make_bind_pool, make_pool, make_report
 
 FULL = make_pool(usable=28_232, blocked=0, in_use=28_232)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ephmon.outputs.alertmanager import render
-from ephmon.outputs.notification import Notification
+from ephmon.delivery.alertmanager import render
+from ephmon.delivery.notification import Notification
 
 NOW = 1_700_000_000.0
 FIRING = Notification(

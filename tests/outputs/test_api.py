@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from ephmon.model.pools import PoolKind
+from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool
-from ephmon.outputs.api import encode, error_document, pool_object, pools_document
+from ephmon.outputs.documents.api import encode, error_document, pool_object, pools_document
 from tests.builders import (
     make_bind_pool,
     make_first_failure,

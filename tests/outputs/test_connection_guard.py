@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
-from ephmon.outputs.connection_guard import Connection, ConnectionGuard, ConnectionLimits, connection_cap
-from ephmon.outputs.tls import build_tls_context
+from ephmon.http.guard import Connection, ConnectionGuard, ConnectionLimits, connection_cap
+from ephmon.http.tls import build_tls_context
 from tests.outputs.certificates import make_certificate
 
 if TYPE_CHECKING:

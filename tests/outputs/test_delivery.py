@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.model.snapshot import PortRange
-from ephmon.outputs.delivery import NAMELESS, Delivery, DeliverySettings
-from ephmon.outputs.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
-from ephmon.outputs.name_resolution import look_up
-from ephmon.outputs.notification import Notification
-from ephmon.outputs.receiver import DeliveryTimes
+from ephmon.delivery.name_resolution import look_up
+from ephmon.delivery.notification import Notification
+from ephmon.delivery.receiver import DeliveryTimes
+from ephmon.delivery.service import NAMELESS, Delivery, DeliverySettings
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from tests.outputs.certificates import make_certificate
 from tests.outputs.receivers import PostReceiver, answering, ok, silent, unused_port
 from tests.processes import WAIT_SECONDS, eventually
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from ephmon.outputs.source_ports import Address
+    from ephmon.delivery.source_ports import Address
     from tests.outputs.receivers import Received
 
 HOURLY = DeliveryTimes(pause_seconds=0.0, first_retry_seconds=0.01, resend_seconds=3600.0)

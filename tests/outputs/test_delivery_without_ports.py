@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from ephmon.model.snapshot import PortRange
-from ephmon.outputs.delivery import DeliverySettings
-from ephmon.outputs.delivery_status import ReceiverKind
-from ephmon.outputs.notification import Notification
-from ephmon.outputs.receiver import DeliveryTimes
+from ephmon.delivery.notification import Notification
+from ephmon.delivery.receiver import DeliveryTimes
+from ephmon.delivery.service import DeliverySettings
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.delivery_status import ReceiverKind
 from tests.namespaces import Namespace
 from tests.outputs import delivering
 from tests.processes import eventually

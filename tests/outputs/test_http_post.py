@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon import __version__
-from ephmon.model.snapshot import PortRange
-from ephmon.outputs import http_post
-from ephmon.outputs.delivery_status import FailureReason
-from ephmon.outputs.http_post import Poster, PostError, parse_retry_after, parse_target
-from ephmon.outputs.name_resolution import KnownAddresses, look_up
-from ephmon.outputs.source_ports import SourcePorts
+from ephmon.delivery import post as http_post
+from ephmon.delivery.name_resolution import KnownAddresses, look_up
+from ephmon.delivery.post import Poster, PostError, parse_retry_after, parse_target
+from ephmon.delivery.source_ports import SourcePorts
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.delivery_status import FailureReason
 from tests.outputs.certificates import make_certificate
 from tests.outputs.receivers import (
     PostReceiver,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ephmon.outputs.source_ports import Address
+    from ephmon.delivery.source_ports import Address
     from tests.outputs.receivers import Answer
 
 PORTS = PortRange(19102, 19117)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.outputs.api import encode, error_document
-from ephmon.outputs.http_reply import (
+from ephmon.http.publication import Publication
+from ephmon.http.reply import (
     METRICS_TEXT,
     OPENMETRICS_TEXT,
     Reply,
@@ -20,7 +20,7 @@ from ephmon.outputs.http_reply import (
     prefers_openmetrics,
     reply_to,
 )
-from ephmon.outputs.publication import Publication
+from ephmon.outputs.documents.api import encode, error_document
 
 PUBLICATION = Publication.of(
     expires_at=100.0,

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.model.exhaustion_events import Destination, ExhaustionEvent, Netns
-from ephmon.model.exhaustions import Count, Exhaustions
+from ephmon.facts.failed_calls import Destination, ExhaustionEvent, Netns
+from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.incidents import Incident, Reason
-from ephmon.model.next_report import build_report
 from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
-from ephmon.outputs import api
-from ephmon.outputs.incident_document import MOST_ADVISED, MOST_ALERTS, MOST_EVENTS, MOST_POOLS, Origin, document
-from ephmon.outputs.incident_reading import MOST_BYTES, IncidentError, parse, read
-from ephmon.outputs.incident_text import render, worst_pool
+from ephmon.model.step import build_report
+from ephmon.outputs.documents import api
+from ephmon.outputs.documents.incident import MOST_ADVISED, MOST_ALERTS, MOST_EVENTS, MOST_POOLS, Origin, document
+from ephmon.outputs.documents.incident_reading import MOST_BYTES, IncidentError, parse, read
+from ephmon.outputs.text.incident import render, worst_pool
 from tests.builders import TAKEN_AT, make_alert, make_forecast, make_owners, make_pool, make_report
 from tests.model.facts import LOW, connected, make_namespace, make_snapshot, make_sysctls, make_tcp
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.outputs.incident_folder import LEFTOVER_SECONDS, Folder, FolderError, names
+from ephmon.daemon.incident_folder import LEFTOVER_SECONDS, Folder, FolderError, names
 from tests.namespaces import Agent, Namespace
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
-from ephmon.model.alerts import AlertName, Phase
+from ephmon import log
+from ephmon.log import Line
+from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.rules import Severity
-from ephmon.outputs import log
-from ephmon.outputs.log import Line
 from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
 
 if TYPE_CHECKING:

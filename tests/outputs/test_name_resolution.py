@@ -7,13 +7,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.name_resolution import MOST_ADDRESSES, KnownAddresses, look_up
+from ephmon.delivery.name_resolution import MOST_ADDRESSES, KnownAddresses, look_up
 from tests.processes import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from ephmon.outputs.source_ports import Address
+    from ephmon.delivery.source_ports import Address
 
 FIRST: Address = (socket.AF_INET, ("192.0.2.1", 9093))
 SECOND: Address = (socket.AF_INET, ("192.0.2.2", 9093))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.outputs.notification import MOST_RESOLVED, RESOLVED_KEPT_SECONDS, Notification, Standing
+from ephmon.delivery.notification import MOST_RESOLVED, RESOLVED_KEPT_SECONDS, Notification, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.outputs.owner_text import held_ports, largest_owner_sentence, owner_lines, owners_line, processes_line
+from ephmon.outputs.text.owners import held_ports, largest_owner_sentence, owner_lines, owners_line, processes_line
 from tests.builders import make_bind_pool, make_owners, make_pool, make_report
 
 if TYPE_CHECKING:
-    from ephmon.model.owners import Owners
+    from ephmon.model.owners.shares import Owners
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon import __version__
-from ephmon.model.alerts import Phase
-from ephmon.model.pools import PoolKind
+from ephmon.model.alerting.state_machine import Phase
+from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, ReloadStatus
 from ephmon.model.rules import Severity
-from ephmon.outputs.page import render
+from ephmon.outputs.page.status_page import render
 from tests.builders import (
     TAKEN_AT,
     make_alert,
@@ -31,7 +31,7 @@ from tests.builders import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ephmon.model.forecast import Forecast
+    from ephmon.model.forecast.forecast import Forecast
     from ephmon.model.report import Report
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ephmon.model.advice import Advice
+from ephmon.model.advice.causes import Advice
+from ephmon.model.alerting.assessment import BlockedPorts, Finding, Verdict, judge_pool
 from ephmon.model.rules import Severity, Thresholds
-from ephmon.model.verdict import BlockedPorts, Finding, Verdict, judge_pool
-from ephmon.outputs.plugin import Status, answer, failure
+from ephmon.outputs.text.plugin import Status, answer, failure
 from tests.builders import make_bind_pool, make_pool
 from tests.model.facts import make_sysctls
 
 if TYPE_CHECKING:
-    from ephmon.model.pools import Pool
+    from ephmon.model.pools.kinds import Pool
 
 GENERAL = Thresholds()
 TOWARD = "tcp_connect from 10.0.0.1 to"

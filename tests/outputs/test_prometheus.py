@@ -16,19 +16,19 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ephmon import __version__
-from ephmon.model.alerts import AlertName, Phase
-from ephmon.model.exhaustion_events import Destination
-from ephmon.model.exhaustions import Count, Exhaustions
-from ephmon.model.owners import Owner, OwnerKind, Owners, OwnerShare
-from ephmon.model.pools import PoolKind
+from ephmon.facts.failed_calls import Destination
+from ephmon.model.alerting.state_machine import AlertName, Phase
+from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
+from ephmon.model.failures.counters import Count, Exhaustions
+from ephmon.model.incident_status import FailureReason as IncidentFailure
+from ephmon.model.incident_status import IncidentStatus
+from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
+from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
 from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
-from ephmon.outputs.catalogue import METRICS
-from ephmon.outputs.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
-from ephmon.outputs.incident_status import FailureReason as IncidentFailure
-from ephmon.outputs.incident_status import IncidentStatus
-from ephmon.outputs.metrics import DO_NOT_SUM
-from ephmon.outputs.prometheus import Exposition, process_registry, render
+from ephmon.outputs.metrics.catalogue import METRICS
+from ephmon.outputs.metrics.exposition import Exposition, process_registry, render
+from ephmon.outputs.metrics.metric import DO_NOT_SUM
 from tests.builders import (
     make_alert,
     make_bind_pool,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from ephmon.model.forecast import Forecast
+    from ephmon.model.forecast.forecast import Forecast
     from ephmon.model.report import Report
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,7 +5,7 @@ import gzip
 
 import pytest
 
-from ephmon.outputs.publication import Body, Publication
+from ephmon.http.publication import Body, Publication
 
 
 def test_a_body_holds_its_content_plain_and_compressed() -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ephmon.model.snapshot import PortRange
-from ephmon.outputs.delivery import DeliverySettings
-from ephmon.outputs.delivery_status import FailureReason, ReceiverKind
-from ephmon.outputs.notification import Notification
-from ephmon.outputs.receiver import DeliveryTimes
+from ephmon.delivery.notification import Notification
+from ephmon.delivery.receiver import DeliveryTimes
+from ephmon.delivery.service import DeliverySettings
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.delivery_status import FailureReason, ReceiverKind
 from tests.namespaces import Namespace
 from tests.outputs import delivering
 from tests.outputs.alertmanagers import HOOK, HOOK_PORT, PORT, alertmanager, alerts, moment
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ephmon.outputs.delivery_status import DeliveryStatus
+    from ephmon.model.delivery_status import DeliveryStatus
 
 SOURCE_PORTS = PortRange(19102, 19117)
 TIMES = DeliveryTimes(pause_seconds=0.05, resend_seconds=0.5, first_retry_seconds=0.05)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from ephmon.outputs.delivery_status import FailureReason, Tally
-from ephmon.outputs.http_post import MOST_RETRY_AFTER_SECONDS, Poster, PostError, parse_target
-from ephmon.outputs.notification import Notification, Standing
-from ephmon.outputs.receiver import Alertmanager, DeliveryTimes, Receiver, Webhook, Wording
+from ephmon.delivery.notification import Notification, Standing
+from ephmon.delivery.post import MOST_RETRY_AFTER_SECONDS, Poster, PostError, parse_target
+from ephmon.delivery.receiver import Alertmanager, DeliveryTimes, Receiver, Webhook, Wording
+from ephmon.model.delivery_status import FailureReason, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable

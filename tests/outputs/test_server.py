@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from ephmon.outputs.connection_guard import ConnectionLimits
-from ephmon.outputs.publication import Publication
-from ephmon.outputs.server import HttpServer, ListenError, open_listener
-from ephmon.outputs.tls import TlsFiles, build_tls_context
+from ephmon.http.guard import ConnectionLimits
+from ephmon.http.publication import Publication
+from ephmon.http.server import HttpServer, ListenError, open_listener
+from ephmon.http.tls import TlsFiles, build_tls_context
 from tests.outputs.certificates import make_certificate
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.daemon.service_manager import LONGEST_STATUS, ServiceManager, status_line
 from ephmon.model.pace import Pace
-from ephmon.outputs.service_manager import LONGEST_STATUS, ServiceManager, status_line
 from tests.builders import make_alert, make_pool, make_report
 
 if TYPE_CHECKING:

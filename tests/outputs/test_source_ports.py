@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.config import NotifyConfig
-from ephmon.model.snapshot import PortRange
-from ephmon.outputs.receiver import DeliveryTimes
-from ephmon.outputs.source_ports import SourcePortError, SourcePorts
+from ephmon.config.settings import NotifyConfig
+from ephmon.delivery.receiver import DeliveryTimes
+from ephmon.delivery.source_ports import SourcePortError, SourcePorts
+from ephmon.facts.snapshot import PortRange
 from tests.namespaces import Namespace
 from tests.sockets import Recipe, open_sockets, write_sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ephmon.outputs.source_ports import Address
+    from ephmon.delivery.source_ports import Address
 
 PORTS = PortRange(19102, 19105)
 TIME_WAIT_SECONDS = 60

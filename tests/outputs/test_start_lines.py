@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.config import NotifyConfig
-from ephmon.model.snapshot import PortRange, Sysctls
-from ephmon.outputs.start_lines import external_url, listen_port_at_risk, serving, source_ports_at_risk
+from ephmon.config.settings import NotifyConfig
+from ephmon.facts.snapshot import PortRange, Sysctls
+from ephmon.outputs.text.start_lines import external_url, listen_port_at_risk, serving, source_ports_at_risk
 
 if TYPE_CHECKING:
-    from ephmon.outputs.log import Line
+    from ephmon.log import Line
 
 WIDE, DEFAULT = PortRange(1024, 65535), PortRange(32768, 60999)
 SOURCE_PORTS = PortRange(19102, 19105)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.pools import Pool, PoolKind
+from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules, Threshold, ThresholdOverride, Thresholds
-from ephmon.outputs.table import Selection, render
+from ephmon.outputs.text.table import Selection, render
 from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
 
 if TYPE_CHECKING:

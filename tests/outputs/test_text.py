@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.facts.snapshot import Blindness
 from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
-from ephmon.model.snapshot import Blindness
-from ephmon.outputs.text import (
+from ephmon.outputs.text.wording import (
     COLUMNS,
     cells,
     endpoint,

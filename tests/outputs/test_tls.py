@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import ConfigError
-from ephmon.outputs.tls import TlsFiles, build_tls_context
+from ephmon.http.tls import TlsFiles, build_tls_context
 from tests.outputs.certificates import make_certificate, openssl
 
 if TYPE_CHECKING:

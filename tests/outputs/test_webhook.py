@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ephmon.outputs.notification import Notification
-from ephmon.outputs.webhook import render
+from ephmon.delivery.notification import Notification
+from ephmon.delivery.webhook import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""The configuration: a YAML file in, checked settings out."""

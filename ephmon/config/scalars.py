@@ -1,0 +1,257 @@
+"""The kinds of single value that the configuration knows: each from text, and back to text.
+
+`parse` raises ValueError with one sentence that names the text and says what to write; `show` returns text that
+`parse` reads back to the same value, but for secrets. The unit that a kind has in the program stands in its name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from ephmon.config.endpoint import (
+    format_network_endpoint,
+    parse_address,
+    parse_network,
+    parse_network_endpoint,
+    parse_port,
+)
+from ephmon.errors import shown
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.rules import DestinationPattern, Network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from enum import StrEnum
+
+T = TypeVar("T")
+Word = TypeVar("Word", bound="StrEnum")
+
+REDACTED = "<redacted>"
+RESERVED_LABELS = frozenset(
+    {"alertname", "severity", "netns", "kind", "source", "destination", "destination_port"},
+)
+"""Labels that ephmon's own alerts carry."""
+
+_LONGEST = 40
+"""Characters of a number: reading longer ones takes time and they are mistakes."""
+_WHOLE = re.compile(r"([+-]?[0-9]+)(?:[eE]\+?([0-9]{1,2}))?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DURATION = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_MILLISECONDS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
+_URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
+_PERCENT = re.compile(r"[0-9.]+ ?%")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar(Generic[T]):
+    """One kind of single value."""
+
+    parse: Callable[[str], T]
+    show: Callable[[T], str]
+
+
+def whole_number(low: int, high: int) -> Scalar[int]:
+    """Return the kind of whole numbers from `low` to `high`."""
+    wanted = f"write a whole number from {low} to {high}"
+
+    def parse(text: str) -> int:
+        if len(text) > _LONGEST:
+            raise ValueError(f"{shown(text)} has too many characters; {wanted}")
+        match = _WHOLE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{shown(text)} is not a whole number; {wanted}")
+        number = int(match[1]) * int("1" + "0" * int(match[2] or 0))
+        if not low <= number <= high:
+            raise ValueError(f"{shown(text)} is {'below' if number < low else 'above'} the limit; {wanted}")
+        return number
+
+    return Scalar(parse, str)
+
+
+def _parse_ratio(text: str) -> float:
+    wanted = "write a ratio between 0 and 1"
+    if _PERCENT.fullmatch(text):
+        raise ValueError(f"{shown(text)} is a percentage; {wanted}, such as 0.7 for 70 percent")
+    if len(text) > _LONGEST or not _NUMBER.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a number; {wanted}")
+    ratio = float(text)
+    if ratio > 1:
+        raise ValueError(f"{shown(text)} is above 1; {wanted}")
+    if ratio <= 0:
+        raise ValueError(f"{shown(text)} is not above 0; {wanted}")
+    return ratio
+
+
+RATIO: Scalar[float] = Scalar(_parse_ratio, repr)
+"""Above 0 and at most 1."""
+
+
+def duration_seconds(low: str, high: str) -> Scalar[float]:
+    """Return the kind of durations from `low` to `high`, themselves durations; in seconds, whole milliseconds each."""
+    lowest, highest = _milliseconds(low), _milliseconds(high)
+
+    def parse(text: str) -> float:
+        milliseconds = _milliseconds(text)
+        if not lowest <= milliseconds <= highest:
+            side = f"shorter than {low}" if milliseconds < lowest else f"longer than {high}"
+            raise ValueError(f"{shown(text)} is {side}; write a duration from {low} to {high}")
+        return milliseconds / 1000
+
+    return Scalar(parse, show_duration)
+
+
+def _milliseconds(text: str) -> int:
+    match = _DURATION.fullmatch(text) if len(text) <= _LONGEST else None
+    if match is None:
+        if len(text) <= _LONGEST and _NUMBER.fullmatch(text):
+            raise ValueError(f"{text} has no unit; write {text}s, or another of ms, s, m and h")
+        raise ValueError(f"{shown(text)} is not a duration; write a number and ms, s, m or h, such as 90s")
+    milliseconds = Fraction(match[1]) * _MILLISECONDS[match[2]]
+    if milliseconds.denominator != 1:
+        raise ValueError(f"{shown(text)} is finer than a millisecond; write whole milliseconds, such as 1500ms")
+    return int(milliseconds)
+
+
+def show_duration(seconds: float) -> str:
+    """Return a duration in the largest unit in which it is whole; finer than milliseconds is rounded."""
+    milliseconds = round(seconds * 1000)
+    if milliseconds == 0:
+        return "0s"
+    unit, size = next((unit, size) for unit, size in _MILLISECONDS.items() if milliseconds % size == 0)
+    return f"{milliseconds // size}{unit}"
+
+
+def one_of(words: type[Word], synonyms: Mapping[str, Word] | None = None) -> Scalar[Word]:
+    """Return the kind of values that are one word of a closed set."""
+    known = {word.value: word for word in words}
+    readable = {**known, **(synonyms or {})}
+    *first, last = known
+    wanted = f"{', '.join(first)} or {last}"
+
+    def parse(text: str) -> Word:
+        if text not in readable:
+            raise ValueError(f"{shown(text)} means nothing here; write {wanted}")
+        return readable[text]
+
+    return Scalar(parse, str)
+
+
+def _parse_path(text: str) -> str:
+    if "://" in text:  # not repeated, for it may be a secret in the wrong place
+        raise ValueError("this is a URL and not a path; write the absolute path of a file")
+    if text and not text.startswith("/"):
+        raise ValueError(f"{shown(text)} is not an absolute path; write it from / on")
+    if not text.isprintable():
+        raise ValueError(f"{shown(text)} holds a character that cannot be printed; remove it")
+    return text
+
+
+PATH: Scalar[str] = Scalar(_parse_path, str)
+"""An absolute path, or "" for none."""
+
+
+def _parse_label_name(text: str) -> str:
+    if not _LABEL.fullmatch(text):
+        rule = "up to 128 of a-z, A-Z, 0-9 and _, no digit first"
+        raise ValueError(f"{shown(text)} is not a label name of Prometheus; write {rule}")
+    if text.startswith("__"):
+        raise ValueError(f"{shown(text)} is reserved, for Prometheus drops labels that begin with __; choose another")
+    if text in RESERVED_LABELS:
+        raise ValueError(f"{shown(text)} is reserved, for ephmon sets that label itself; choose another")
+    return text
+
+
+LABEL_NAME: Scalar[str] = Scalar(_parse_label_name, str)
+
+
+def _parse_label_value(text: str) -> str:
+    if not text:
+        raise ValueError("an empty label value is the same as no label; write a value or remove the label")
+    if len(text) > 1024:
+        raise ValueError(f"{shown(text)} has {len(text)} characters; write at most 1024")
+    return text
+
+
+LABEL_VALUE: Scalar[str] = Scalar(_parse_label_value, str)
+
+
+def _parse_port_range(text: str) -> PortRange:
+    low_text, dash, high_text = text.partition("-")
+    if not dash:
+        raise ValueError(f"{shown(text)} is not a range; write LOW-HIGH, such as 19102-19117")
+    low, high = parse_port(low_text.strip()), parse_port(high_text.strip())
+    if low > high:
+        raise ValueError(f"{shown(text)} is the wrong way round; write {high}-{low}")
+    return PortRange(low, high)
+
+
+def _parse_destination(text: str) -> DestinationPattern:
+    network, port = parse_network_endpoint(text)
+    return DestinationPattern(network=network, port=port)
+
+
+PORT_RANGE: Scalar[PortRange] = Scalar(_parse_port_range, lambda ports: f"{ports.low}-{ports.high}")
+PORT: Scalar[int] = Scalar(parse_port, str)
+NETWORK: Scalar[Network] = Scalar(parse_network, str)
+DESTINATION: Scalar[DestinationPattern] = Scalar(
+    _parse_destination, lambda pattern: format_network_endpoint(pattern.network, pattern.port)
+)
+
+
+def _split_url(text: str) -> SplitResult:
+    """Split a URL; no sentence repeats it, because it may hold a secret."""
+    if not _URL.fullmatch(text):
+        raise ValueError("the URL is empty or holds a character that a URL cannot; write it percent-encoded")
+    try:
+        url = urlsplit(text)
+        _ = url.port  # urlsplit looks at the port only when asked
+    except ValueError:
+        raise ValueError("the URL has a bad host or port; write http://HOST:PORT/PATH") from None
+    if url.scheme not in ("http", "https"):
+        raise ValueError("the URL does not begin with http:// or https://; write the whole URL")
+    _check_host(url)
+    if "#" in text:
+        raise ValueError("the URL has a fragment (#), which is never sent; remove it")
+    return url
+
+
+def _check_host(url: SplitResult) -> None:
+    host = url.hostname or ""
+    if ":" in host and re.search(r"\](?::[0-9]*)?$", url.netloc):
+        parse_address(host)
+    elif not _HOST.fullmatch(host):
+        raise ValueError("the URL has no valid host; write http://HOST:PORT/PATH")
+    if url.port == 0:
+        raise ValueError("the URL has port 0, on which nothing listens; write its port")
+
+
+def _parse_base_url(text: str) -> str:
+    if "?" in text:
+        raise ValueError("the URL has a query (?), which does not belong to a base URL; remove it")
+    _split_url(text)
+    return text
+
+
+def _show_base_url(text: str) -> str:
+    user, at, _ = urlsplit(text).netloc.rpartition("@")
+    return text.replace(f"{user}@", f"{REDACTED}@", 1) if at else text
+
+
+BASE_URL: Scalar[str] = Scalar(_parse_base_url, _show_base_url)
+"""A URL that a path is appended to; a user and password in it are a secret."""
+
+
+def _parse_secret_url(text: str) -> str:
+    if text:
+        _split_url(text)
+    return text
+
+
+SECRET_URL: Scalar[str] = Scalar(_parse_secret_url, lambda text: REDACTED if text else "")
+"""A URL that whoever knows it may use, or "" for none."""

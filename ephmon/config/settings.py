@@ -1,0 +1,340 @@
+"""The configuration: what may stand in it, what holds where nothing does, and what is wrong with it.
+
+A YAML text goes in and a `Config` comes out, or a ConfigError with a line for every mistake. Defaults stand in the
+dataclasses here and in `ephmon.model.rules`, and nowhere else; a key left out takes its default, and a default is never
+bent to suit another key. `docs/configuration.md` explains the keys to those who write them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from ephmon.config.document import Problem, compose, read_text, render, shown_path
+from ephmon.config.endpoint import format_endpoint, parse_address, parse_endpoint
+from ephmon.config.scalars import (
+    BASE_URL,
+    DESTINATION,
+    LABEL_NAME,
+    LABEL_VALUE,
+    PATH,
+    PORT_RANGE,
+    RATIO,
+    SECRET_URL,
+    Scalar,
+    duration_seconds,
+    one_of,
+    whole_number,
+)
+from ephmon.config.schema import MAX_PROBLEMS, ListOf, Reading, Section, Single, TextByName
+from ephmon.config.thresholds import ThresholdsShape
+from ephmon.errors import ConfigError
+from ephmon.facts.snapshot import PortRange
+from ephmon.model.rules import ListingRules, PollingRules, Rules, Thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+
+class BackendChoice(StrEnum):
+    """How the sockets are to be read; `auto` is the best way that works."""
+
+    AUTO = "auto"
+    INET_DIAG = "inet_diag"
+    PROCFS = "procfs"
+
+
+class ProbeChoice(StrEnum):
+    """Whether ephmon may bind ports to find out who holds them."""
+
+    NEVER = "never"
+    AUTO = "auto"
+
+
+class Switch(StrEnum):
+    """Whether something is to be done; `auto` is: if it can be."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class LogLevel(StrEnum):
+    """The least urgent messages that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a log line is written; `auto` suits what stderr is."""
+
+    AUTO = "auto"
+    LOGFMT = "logfmt"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenAddress:
+    """Where the HTTP side listens: an address literal and a port, 0 for one that the kernel chooses."""
+
+    host: str = "127.0.0.1"
+    port: int = 19100
+
+    def __str__(self) -> str:
+        return format_endpoint(parse_address(self.host), self.port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollConfig(PollingRules):
+    """How often, by what means and for how long at most the kernel is read."""
+
+    deadline_seconds: float = 5.0
+    backend: BackendChoice = BackendChoice.AUTO
+    probe: ProbeChoice = ProbeChoice.NEVER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertsConfig:
+    """The bound on alerts that are active at once."""
+
+    max_active: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExhaustionsConfig:
+    """The collector of connect() calls that failed because no port was left."""
+
+    enabled: Switch = Switch.AUTO
+    top: int = 100
+    """Destinations that are counted one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentsConfig:
+    """Where incidents are kept, and how many of them."""
+
+    directory: str = ""
+    """Absolute; "" keeps none."""
+    max_files: int = 20
+    max_mib: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertmanagerConfig:
+    """The Alertmanagers that alerts are sent to, all of them."""
+
+    urls: tuple[str, ...] = field(default=(), repr=False)
+    """May hold a user and a password."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookConfig:
+    """The webhook that alerts are sent to: a URL, or the file that holds it; "" for neither."""
+
+    url: str = field(default="", repr=False)
+    """A secret."""
+    url_file: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyConfig:
+    """Where alerts are sent, with which labels, and from which local ports."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    source_ports: PortRange = field(default=PortRange(19102, 19117))
+    alertmanager: AlertmanagerConfig = field(default=AlertmanagerConfig())
+    webhook: WebhookConfig = field(default=WebhookConfig())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What is logged, and how it is written."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """PEM files of the HTTP side; "" for none. With `client_ca` every client must show a certificate signed by it."""
+
+    certificate: str = ""
+    key: str = ""
+    client_ca: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that the user decides, checked."""
+
+    listen: ListenAddress = field(default=ListenAddress())
+    poll: PollConfig = field(default=PollConfig())
+    listing: ListingRules = field(default=ListingRules())
+    thresholds: Thresholds = field(default=Thresholds())
+    alerts: AlertsConfig = field(default=AlertsConfig())
+    exhaustions: ExhaustionsConfig = field(default=ExhaustionsConfig())
+    incidents: IncidentsConfig = field(default=IncidentsConfig())
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
+    log: LogConfig = field(default=LogConfig())
+    tls: TlsConfig = field(default=TlsConfig())
+
+    @property
+    def rules(self) -> Rules:
+        """What the model is told."""
+        return Rules(
+            listing=self.listing,
+            thresholds=self.thresholds,
+            polling=self.poll,
+            max_active=self.alerts.max_active,
+            own_ports=frozenset(range(self.notify.source_ports.low, self.notify.source_ports.high + 1)),
+        )
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: A line for each mistake, or for what is wrong with the file itself.
+    """
+    return parse(read_text(path), str(path))
+
+
+def parse(text: str, name: str) -> Config:
+    """Read a configuration from text; `name` is what messages call it.
+
+    Raises:
+        ConfigError: A line for each mistake: name, line, path of the key and one sentence.
+    """
+    document = compose(text)
+    reading = Reading(document, problems=list(document.problems))
+    config = Config() if document.root is None else _CONFIG.read(document.root, "", reading)
+    if reading.problems or config is None:
+        raise ConfigError(_told(shown_path(name), reading.problems))
+    return config
+
+
+def describe(config: Config) -> str:
+    """Return the effective configuration as YAML that `parse` reads back; secrets are replaced by `<redacted>`."""
+    return render(_CONFIG.plain(config))
+
+
+def _told(name: str, problems: list[Problem]) -> str:
+    ordered = sorted(problems, key=lambda problem: problem.line)
+    lines = [": ".join(filter(None, (f"{name}:{line}", path, sentence))) for line, path, sentence in ordered]
+    if len(lines) > MAX_PROBLEMS:
+        lines[MAX_PROBLEMS:] = [f"{name}: there are {len(lines) - MAX_PROBLEMS} more mistakes"]
+    return "\n".join(lines)
+
+
+def _parse_listen(text: str) -> ListenAddress:
+    address, port = parse_endpoint(text, port_required=True, lowest_port=0)
+    return ListenAddress(host=str(address), port=port or 0)
+
+
+LISTEN: Scalar[ListenAddress] = Scalar(_parse_listen, str)
+"""`IPV4:PORT` or `[IPV6]:PORT`."""
+
+_BUDGET = Single(RATIO)
+_COUNT = Single(whole_number(1, 10_000))
+_PATH = Single(PATH)
+
+
+def _webhook_mistakes(webhook: WebhookConfig) -> Iterator[tuple[str, str]]:
+    if webhook.url and webhook.url_file:
+        yield "url_file", "url is given too; keep one of them"
+
+
+def _alertmanager_mistakes(alertmanager: AlertmanagerConfig) -> Iterator[tuple[str, str]]:
+    if len(set(alertmanager.urls)) < len(alertmanager.urls):
+        yield "urls", "one URL stands here twice; keep one"
+
+
+def _tls_mistakes(tls: TlsConfig) -> Iterator[tuple[str, str]]:
+    if tls.certificate and not tls.key:
+        yield "certificate", "a certificate is of no use without its key; write key too"
+    if tls.key and not tls.certificate:
+        yield "key", "a key is of no use without its certificate; write certificate too"
+    if tls.client_ca and not (tls.certificate or tls.key):
+        yield "client_ca", "clients can show certificates over TLS only; write certificate and key too"
+
+
+_POLL = Section(
+    PollConfig(),
+    {
+        "interval": ("interval_seconds", Single(duration_seconds("100ms", "1h"))),
+        "urgent_interval": ("urgent_interval_seconds", Single(duration_seconds("100ms", "1h"))),
+        "deadline": ("deadline_seconds", Single(duration_seconds("100ms", "1h"))),
+        "cpu_budget": ("cpu_budget", _BUDGET),
+        "urgent_cpu_budget": ("urgent_cpu_budget", _BUDGET),
+        "backend": ("backend", Single(one_of(BackendChoice))),
+        "probe": ("probe", Single(one_of(ProbeChoice))),
+    },
+)
+_POOLS = Section(
+    ListingRules(),
+    {
+        "top": ("top", _COUNT),
+        "min_in_use": ("min_in_use", Single(whole_number(0, 65_535))),
+        "peak_window": ("peak_window_seconds", Single(duration_seconds("1s", "24h"))),
+        "ignore_destinations": ("ignore_destinations", ListOf(Single(DESTINATION))),
+    },
+)
+_SYNONYMS = {"true": Switch.ON, "yes": Switch.ON, "false": Switch.OFF, "no": Switch.OFF}
+_EXHAUSTIONS = Section(
+    ExhaustionsConfig(), {"enabled": ("enabled", Single(one_of(Switch, _SYNONYMS))), "top": ("top", _COUNT)}
+)
+_INCIDENTS = Section(
+    IncidentsConfig(),
+    {
+        "directory": ("directory", _PATH),
+        "max_files": ("max_files", _COUNT),
+        "max_mib": ("max_mib", Single(whole_number(1, 1_000_000))),
+    },
+)
+_NOTIFY = Section(
+    NotifyConfig(),
+    {
+        "labels": ("labels", TextByName(LABEL_NAME, LABEL_VALUE)),
+        "source_ports": ("source_ports", Single(PORT_RANGE)),
+        "alertmanager": (
+            "alertmanager",
+            Section(AlertmanagerConfig(), {"urls": ("urls", ListOf(Single(BASE_URL)))}, _alertmanager_mistakes),
+        ),
+        "webhook": (
+            "webhook",
+            Section(
+                WebhookConfig(),
+                {"url": ("url", Single(SECRET_URL)), "url_file": ("url_file", _PATH)},
+                _webhook_mistakes,
+            ),
+        ),
+    },
+)
+_LOG = Section(
+    LogConfig(), {"level": ("level", Single(one_of(LogLevel))), "format": ("format", Single(one_of(LogFormat)))}
+)
+_TLS = Section(
+    TlsConfig(),
+    {"certificate": ("certificate", _PATH), "key": ("key", _PATH), "client_ca": ("client_ca", _PATH)},
+    _tls_mistakes,
+)
+_CONFIG = Section(
+    Config(),
+    {
+        "listen": ("listen", Single(LISTEN)),
+        "poll": ("poll", _POLL),
+        "pools": ("listing", _POOLS),
+        "thresholds": ("thresholds", ThresholdsShape(Thresholds())),
+        "alerts": ("alerts", Section(AlertsConfig(), {"max_active": ("max_active", _COUNT)})),
+        "exhaustions": ("exhaustions", _EXHAUSTIONS),
+        "incidents": ("incidents", _INCIDENTS),
+        "notify": ("notify", _NOTIFY),
+        "log": ("log", _LOG),
+        "tls": ("tls", _TLS),
+    },
+)

@@ -1,0 +1,149 @@
+"""The daemon's end of owners: while alerts are pending or fire, who holds the ports that they are about.
+
+While nothing alerts, nothing is loaded, read or remembered. Processes are looked for in a thread, once for an alert
+that fires, so that no poll waits for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ephmon import log
+from ephmon.errors import KernelError
+from ephmon.facts.snapshot import OWN_NETNS, Backend, Protocol
+from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.proc import sysctl
+from ephmon.log import Line
+from ephmon.model.owners.questions import raised_by, raised_by_firing, refusal, unanswerable
+from ephmon.outputs.text.owners import held_ports, processes_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from ephmon.daemon.owner_reader import OwnerReader
+    from ephmon.kernel.proc.processes import Search
+    from ephmon.model.owners.answers import Ground, Held
+    from ephmon.model.owners.questions import OwnerQuestions
+    from ephmon.model.report import Report
+
+LONGEST_SECONDS = 2.0
+"""How long the dumps with owners may take of a poll."""
+CUT = f"Reading the owners of ports was cut after {LONGEST_SECONDS:g} s; the next poll tries again."
+
+_log = logging.getLogger("ephmon.owners")
+
+
+class OwnerWatch:
+    """Puts into the report of each full poll who holds the ports that its alerts are about.
+
+    Args:
+        proc: Where procfs is mounted.
+        clock: The monotonic clock, in seconds.
+        wanted: Says False as soon as nobody waits for an answer any more.
+    """
+
+    def __init__(self, proc: Path, clock: Callable[[], float], wanted: Callable[[], bool]) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._wanted = wanted
+        self._reader: OwnerReader | None = None
+        self._searched: frozenset[Held] = frozenset()
+        self._thread: threading.Thread | None = None
+        self._processes: tuple[bool | None, str | None] = (None, None)
+        """Whether the latest search could look at all processes, and why not; written by its thread."""
+
+    def look(self, report: Report) -> Report:
+        """Return the report of a poll that has just read everything, with the owners. What goes wrong stands in it.
+
+        Raises:
+            KernelError: With reason `stopped`; nobody waits for the answer any more.
+        """
+        questions = raised_by(report.alerts, OWN_NETNS)
+        available, error = self._processes
+        report = replace(
+            report,
+            owners={},
+            blocked_owners={},
+            owners_available=report.backends.get(Protocol.TCP) == Backend.INET_DIAG,
+            owners_error=None,
+            processes_available=available,
+            processes_error=error,
+        )
+        if questions.is_none:
+            self._forget()
+            return report
+        try:
+            return self._answered(questions, report)
+        except KernelError as failure:
+            if failure.reason == "stopped":
+                raise
+            sentence = CUT if failure.reason == "deadline" else str(failure)
+            return replace(report, owners_available=False, owners_error=sentence)
+
+    def _forget(self) -> None:
+        self._searched = frozenset()
+        if self._reader is not None:
+            self._reader.forget()
+
+    def _answered(self, questions: OwnerQuestions, report: Report) -> Report:
+        refused = unanswerable(questions, report.backends)
+        answerable = questions.without(refused)
+        if answerable.is_none:
+            return replace(report, owners_available=False, owners_error=refusal(refused))
+        # Most hosts never alert, and need none of what this drags in.
+        from ephmon.daemon.owner_reader import OwnerReader  # noqa: PLC0415
+
+        reader = self._reader = self._reader or OwnerReader(self._proc, self._clock)
+        deadline = Deadline(LONGEST_SECONDS, self._clock, self._wanted)
+        answer = reader.read(answerable, self._ground(report), deadline)
+        self._find_processes(reader, raised_by_firing(report.alerts, OWN_NETNS).without(refused))
+        return replace(
+            report,
+            owners=answer.pools,
+            blocked_owners={} if answer.blocked is None else {OWN_NETNS: answer.blocked},
+            owners_available=not refused,
+            owners_error=refusal(refused) if refused else reader.problem,
+        )
+
+    def _ground(self, report: Report) -> Ground:
+        from ephmon.model.owners.answers import Ground  # noqa: PLC0415 - for the same reason
+
+        inode = next(one.inode for one in report.namespaces if one.netns == OWN_NETNS)
+        remembered = report.remembered.get(inode)
+        if remembered is None:
+            return Ground(sysctl.read_sysctls(self._proc), None)
+        return Ground(remembered.sysctls, remembered.ports)
+
+    def _find_processes(self, reader: OwnerReader, firing: OwnerQuestions) -> None:
+        """Look for the processes behind alerts that fire, once for each, unless the search before goes on."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        held: list[Held] = [*firing.pools, *([None] if firing.blocked else [])]
+        new = [one for one in held if one not in self._searched]
+        before, self._searched = self._searched, frozenset(held)
+        search = reader.process_search(new) if new else None
+        if search is not None:
+            thread = threading.Thread(target=self._search, args=(new, search), name="ephmon-owners", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no thread is to be had: the next look tries again
+                self._searched = before
+                self._processes = (False, f"The processes cannot be looked for now: {error}.")
+                return
+            self._thread = thread
+
+    def _search(self, held: Sequence[Held], search: Callable[[], list[Search]]) -> None:
+        found = search()
+        problem = next((one.problem for one in found if one.problem is not None), None)
+        self._processes = (problem is None, problem)
+        for one, its in zip(held, found, strict=True):
+            if its.processes:
+                line = processes_line(its.processes, is_complete=its.is_complete)
+                fields = {} if one is None else {"kind": one.kind, "source": one.source}
+                log.write(
+                    _log, Line(logging.INFO, f"{held_ports(one)} are held by {line}.", {"netns": OWN_NETNS, **fields})
+                )

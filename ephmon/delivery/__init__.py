@@ -1,0 +1,1 @@
+"""Delivers alerts to Alertmanager and webhooks."""

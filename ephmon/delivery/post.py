@@ -1,0 +1,250 @@
+"""One POST of JSON, and whether it was taken.
+
+ephmon's own, because of what it must do beside HTTP: send from a given local port, and take the status for the answer.
+A client that reads the whole answer first has no result when the body is endless or drips, and would send an alert
+again that the receiver has taken. So the head of the answer is read, up to a limit and against a deadline for the whole
+attempt; redirects are reported, proxies of the environment are not looked at, and no word of an answer goes anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+import ssl
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from ephmon import __version__
+from ephmon.delivery.source_ports import SourcePortError
+from ephmon.model.delivery_status import FailureReason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ephmon.delivery.name_resolution import KnownAddresses
+    from ephmon.delivery.source_ports import SourcePorts
+
+MOST_RETRY_AFTER_SECONDS = 3600.0
+"""A receiver that asks for more patience is asked again after an hour."""
+
+_MOST_HEAD_BYTES = 16 * 1024
+_MOST_INTERIM_ANSWERS = 8
+_MOST_BODY_BYTES = 64 * 1024
+# For the receiver to close the connection first, which leaves the TIME_WAIT on its side.
+_CLOSING_SECONDS = 0.5
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n")
+_RETRY_AFTER = re.compile(rb"^retry-after:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
+_WHOLE_SECONDS = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """An http or https URL in its parts. Its text shows no secret: of the URL, the host and port alone."""
+
+    host: str
+    """A name or an address literal, without brackets."""
+    port: int
+    is_tls: bool
+    path: str = field(repr=False)
+    """With the query."""
+    authorization: str = field(default="", repr=False)
+    """The header of that name, made from a user and password in the URL; "" for none."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class PostError(Exception):
+    """The receiver has not taken what was posted."""
+
+    def __init__(self, reason: FailureReason, detail: str, *, retry_after_seconds: float = 0.0) -> None:
+        """`detail` continues a sentence that begins with the receiver, and holds no secret."""
+        super().__init__(detail)
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
+        """How long the receiver wants to be left alone, at most `MOST_RETRY_AFTER_SECONDS`."""
+
+
+class _Answer(NamedTuple):
+    """What is used of an answer."""
+
+    status: int
+    retry_after: str
+    """The value of that header, "" without it."""
+
+
+def parse_target(url: str, path: str = "") -> Target:
+    """Take a URL apart that the configuration has accepted; `path` is appended to its own."""
+    parts = urlsplit(url)
+    is_tls = parts.scheme == "https"
+    user, at, _ = parts.netloc.rpartition("@")
+    user += "" if ":" in user else ":"
+    own_path = parts.path.rstrip("/") if path else parts.path
+    return Target(
+        host=parts.hostname or "",
+        port=parts.port or (443 if is_tls else 80),
+        is_tls=is_tls,
+        path=(own_path + path or "/") + (f"?{parts.query}" if parts.query else ""),
+        authorization="Basic " + base64.b64encode(unquote_to_bytes(user)).decode("ascii") if at else "",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Poster:
+    """What posts to one target need."""
+
+    target: Target
+    addresses: KnownAddresses
+    ports: SourcePorts
+    tls: ssl.SSLContext | None
+    """For a target with TLS."""
+
+    async def post(self, body: bytes, *, deadline_seconds: float, now: float) -> None:
+        """Post JSON and return when the receiver has taken it (2xx).
+
+        Args:
+            body: The JSON.
+            deadline_seconds: For the whole attempt, name, connection and handshake included.
+            now: Seconds since the epoch, what a date in Retry-After is held against.
+
+        Raises:
+            PostError: It has not.
+        """
+        try:
+            async with (
+                asyncio.timeout(deadline_seconds) as limit,
+                self._connection(deadline_seconds) as (reader, writer),
+            ):
+                writer.write(_request_head(self.target, len(body)) + body)
+                answer = await _read_answer(reader)
+                limit.reschedule(None)  # what comes now can change nothing
+                with suppress(OSError):  # TimeoutError is one
+                    async with asyncio.timeout(_CLOSING_SECONDS):
+                        await _read_to_the_end(reader)
+        except TimeoutError:
+            detail = f"did not answer within {deadline_seconds:g} s"
+            raise PostError(FailureReason.TIMEOUT, detail) from None
+        except (OSError, EOFError) as error:
+            raise _failed_connection(error) from error
+        except asyncio.LimitOverrunError as error:
+            raise _not_http() from error
+        _judge(answer, now)
+
+    @asynccontextmanager
+    async def _connection(self, seconds: float) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        addresses = await self.addresses.get()
+        if not addresses:
+            raise PostError(FailureReason.NAME, "cannot be looked up")
+        for left in range(len(addresses), 0, -1):
+            address = addresses[-left]
+            try:
+                # The last address gets what the others have left.
+                async with asyncio.timeout(seconds / left if left > 1 else None):
+                    sock = await self.ports.connect(address)
+                break
+            except OSError:  # TimeoutError is one
+                if left == 1:
+                    raise
+        self.addresses.prefer(address)
+        host = self.target.host if self.target.is_tls else None
+        reader, writer = await asyncio.open_connection(
+            sock=sock, ssl=self.tls if self.target.is_tls else None, server_hostname=host, limit=_MOST_HEAD_BYTES
+        )
+        try:
+            yield reader, writer
+        finally:
+            # Not close(), which would wait for the receiver to take what is left and, with TLS, to say goodbye.
+            writer.transport.abort()
+
+
+def _request_head(target: Target, length: int) -> bytes:
+    default_port = 443 if target.is_tls else 80
+    host = str(target).removesuffix(f":{default_port}") if target.port == default_port else str(target)
+    lines = [
+        f"POST {target.path} HTTP/1.1",
+        f"Host: {host}",
+        f"User-Agent: ephmon/{__version__}",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+        "Connection: close",
+    ]
+    lines += [f"Authorization: {target.authorization}"] if target.authorization else []
+    return "\r\n".join((*lines, "", "")).encode("ascii")
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
+    """Read heads until one is final (RFC 9110, section 15.2). Raises PostError for what is not HTTP/1.1."""
+    for _ in range(_MOST_INTERIM_ANSWERS):
+        head = await reader.readuntil(b"\r\n\r\n")
+        status_line = _STATUS_LINE.match(head)
+        if status_line is None:
+            break
+        status = int(status_line[1])
+        if status >= 200:
+            retry_after = _RETRY_AFTER.search(head)
+            return _Answer(status, retry_after[1].decode("latin-1") if retry_after else "")
+    raise _not_http()
+
+
+async def _read_to_the_end(reader: asyncio.StreamReader) -> None:
+    size = 0
+    while size < _MOST_BODY_BYTES and (piece := await reader.read(_MOST_BODY_BYTES)):
+        size += len(piece)
+
+
+def _not_http() -> PostError:
+    return PostError(FailureReason.PROTOCOL, "does not answer in HTTP/1.1")
+
+
+def _failed_connection(error: OSError | EOFError) -> PostError:
+    if isinstance(error, SourcePortError):
+        detail = f"cannot be reached: no port of notify.source_ports can be had ({error.strerror})"
+        return PostError(FailureReason.SOURCE_PORT, detail)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return PostError(FailureReason.TLS, f"has a certificate that is refused: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        return PostError(FailureReason.TLS, f"cannot be talked to over TLS ({error.reason})")
+    if isinstance(error, OSError) and error.errno:
+        return PostError(FailureReason.CONNECTION, f"cannot be reached: {os.strerror(error.errno)}")
+    return PostError(FailureReason.CONNECTION, "closed the connection without an answer")
+
+
+def _judge(answer: _Answer, now: float) -> None:
+    """Raise PostError unless the status says that the receiver has taken what was posted."""
+    status = answer.status
+    if 200 <= status < 300:
+        return
+    if status == 429:
+        reason = FailureReason.RATE_LIMITED
+    elif status == 408:
+        reason = FailureReason.TIMEOUT
+    elif 300 <= status < 400:
+        reason = FailureReason.REDIRECT
+    elif 400 <= status < 500:
+        reason = FailureReason.CLIENT_ERROR
+    else:
+        reason = FailureReason.SERVER_ERROR
+    detail = f"answered with status {status}"
+    if reason == FailureReason.REDIRECT:
+        detail += ", a redirect, and none is followed: write the URL that it leads to"
+    raise PostError(reason, detail, retry_after_seconds=parse_retry_after(answer.retry_after, now))
+
+
+def parse_retry_after(text: str, now: float) -> float:
+    """Return the seconds from `now` (since the epoch) that a Retry-After header asks for (RFC 9110, section 10.2.3).
+
+    0 for what it does not say plainly, at most `MOST_RETRY_AFTER_SECONDS`.
+    """
+    text = text.strip()
+    if _WHOLE_SECONDS.fullmatch(text):
+        return MOST_RETRY_AFTER_SECONDS if len(text) > 6 else min(float(text), MOST_RETRY_AFTER_SECONDS)
+    try:
+        seconds = parsedate_to_datetime(text).timestamp() - now
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), MOST_RETRY_AFTER_SECONDS)

@@ -1,0 +1,59 @@
+"""Everything that one report becomes for the HTTP side, by all renderers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.http.publication import Publication
+from ephmon.outputs.documents import api
+from ephmon.outputs.documents.exhaustions import exhaustions_document
+from ephmon.outputs.metrics import exposition
+from ephmon.outputs.page import status_page
+from ephmon.outputs.text.alerts import alert_objects
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+    from ephmon.model.delivery_status import DeliveryStatus
+    from ephmon.model.incident_status import IncidentStatus
+    from ephmon.model.report import Report
+
+
+def publication_of(
+    report: Report,
+    *,
+    kernel_release: str,
+    process_registry: Collector,
+    expires_at: float | None,
+    delivery: DeliveryStatus | None = None,
+    incidents: IncidentStatus | None = None,
+) -> Publication:
+    """Render the report; `expires_at` is when it must no longer be served as live, in monotonic seconds.
+
+    `delivery` says how deliveries fare, None that nothing is delivered; `incidents` the same of keeping incidents.
+    """
+    text, openmetrics = (
+        exposition.render(
+            report,
+            kernel_release=kernel_release,
+            process_registry=process_registry,
+            openmetrics=openmetrics,
+            delivery=delivery,
+            incidents=incidents,
+        )
+        for openmetrics in (False, True)
+    )
+    return Publication.of(
+        expires_at=expires_at,
+        metrics=text.full,
+        openmetrics=openmetrics.full,
+        expired_metrics=text.expired,
+        expired_openmetrics=openmetrics.expired,
+        pools=api.encode(
+            api.pools_document(report, [listed.pool for listed in report.listed])
+            | {"alerts": alert_objects(report.alerts)}
+        ),
+        exhaustions=api.encode(exhaustions_document(report)),
+        page=status_page.render(report, expired=False),
+        expired_page=status_page.render(report, expired=True),
+    )

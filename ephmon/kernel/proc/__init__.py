@@ -1,0 +1,1 @@
+"""What stands in /proc and in the cgroup hierarchy: settings, socket tables, processes."""

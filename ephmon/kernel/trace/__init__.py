@@ -1,0 +1,1 @@
+"""Failed connect() calls as the kernel's tracing reports them."""

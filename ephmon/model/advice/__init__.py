@@ -1,0 +1,1 @@
+"""What to change when a pool fills up."""

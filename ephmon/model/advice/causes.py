@@ -1,0 +1,287 @@
+"""Advice: the likely cause of a pool that fills up, and what to do about it, the safest step first.
+
+It is a table: the rules are tried in order, the first that fits gives the cause, and the first three of its steps that
+would do good here are the advice. What the causes rest on is held against the real kernel by the project's own tests;
+the settings of proxies stand in `ephmon.model.advice.proxies`, with their sources. One port range serves both families.
+
+Two settings are never advised. `tcp_tw_recycle` broke clients behind NAT and is gone since Linux 4.12.
+`tcp_fin_timeout` is about FIN_WAIT2: a TIME_WAIT lasts 60 seconds whatever it says (TCP_TIMEWAIT_LEN).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ephmon.model.advice.steps import (
+    Case,
+    Step,
+    bind_without_port,
+    check_health,
+    close_idle,
+    find_blocker,
+    find_udp_holder,
+    give_up_connecting,
+    give_up_half_closed,
+    own_ranges,
+    reuse,
+    reuse_time_wait,
+    second_address_to_bind,
+    second_destination,
+    second_source,
+    share_udp_sockets,
+    to_say,
+    unix_socket,
+    widen,
+)
+from ephmon.model.pools.kinds import PoolKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.model.pools.kinds import Pool
+
+MAX_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """The likely cause, in one sentence, and at most three steps, the safest first, each one line.
+
+    What stands between backticks is for a shell, or a line or block of a configuration. A word in capitals in it has to
+    be filled in first.
+    """
+
+    cause: str
+    steps: tuple[str, ...]
+    avoid: str | None = None
+    """What seems to help and does not, as one sentence."""
+
+    @property
+    def in_short(self) -> str:
+        """The cause and the first step, on one line."""
+        return " ".join([self.cause, *self.steps[:1]])
+
+
+def advise(
+    pool: Pool, sysctls: Sysctls, *, listening_ports: Collection[int] | None = None, program: str | None = None
+) -> Advice:
+    """Return what to do about a pool; whether it is full enough to need advice is for the caller to say.
+
+    Args:
+        pool: The pool.
+        sysctls: Those of its namespace.
+        listening_ports: The TCP ports of the namespace that have a listener, inside the range or not, and others that a
+            wider range is to leave out; None if they are not known.
+        program: The name of the process or unit that holds most of the ports, None if that is not known.
+    """
+    key = pool.key
+    case = Case(
+        kind=key.kind,
+        source=key.source,
+        destination=key.destination,
+        destination_port=key.destination_port,
+        usable=pool.usable,
+        blocked=pool.blocked,
+        in_use=pool.in_use,
+        time_wait=pool.time_wait - pool.reusable,
+        live=pool.in_use - pool.time_wait,
+        states=pool.states,
+        sysctls=sysctls,
+        listening_ports=listening_ports,
+        program=program,
+    )
+    return next(rule for rule in _RULES if rule.fits(case)).advice(case)
+
+
+def advise_blocked(
+    blocked: int,
+    usable: int,
+    sysctls: Sysctls,
+    *,
+    listening_ports: Collection[int] | None = None,
+    program: str | None = None,
+) -> Advice:
+    """Return what to do about the ports of a namespace that are blocked for every connect().
+
+    Args:
+        blocked: How many of the usable ports are.
+        usable: How many usable ports there are.
+        sysctls: Those of the namespace.
+        listening_ports: As in `advise`.
+        program: The name of the process or unit that blocks most of them, None if that is not known.
+    """
+    case = Case(
+        kind=PoolKind.TCP_CONNECT,
+        usable=usable,
+        blocked=blocked,
+        sysctls=sysctls,
+        listening_ports=listening_ports,
+        program=program,
+    )
+    return (_NOTHING_USABLE if _NOTHING_USABLE.fits(case) else _BLOCKED).advice(case)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """One row of the table. It fits pools of its kinds for which its condition holds.
+
+    With `states`, at least half of the sockets that are not in TIME_WAIT have to be in one of them.
+    """
+
+    kinds: tuple[PoolKind, ...]
+    holds: Callable[[Case], bool] = lambda _: True
+    states: tuple[str, ...] = ()
+    cause: str
+    """One sentence, in which `{case}` and its properties are filled in, and `{count}`: sockets in one of `states`."""
+    steps: tuple[Step, ...]
+    """The safest first. Those that would do no good are passed over, then there are at most three."""
+    avoid: str | None = None
+
+    def fits(self, case: Case) -> bool:
+        """Tell whether the case is one of these."""
+        enough = not self.states or 0 < case.sockets <= 2 * case.count(self.states)
+        return case.kind in self.kinds and enough and self.holds(case)
+
+    def advice(self, case: Case) -> Advice:
+        """Return what to do in this case."""
+        steps = [step for make in self.steps if (step := make(case)) is not None]
+        cause = self.cause.format(case=case, count=case.count(self.states))
+        return Advice(cause=cause, steps=tuple(steps[:MAX_STEPS]), avoid=self.avoid)
+
+
+_NO_TIME_WAIT_OF_UDP = "Do not change TCP settings: UDP has no TIME_WAIT, a port is free once its socket is closed."
+
+_NOTHING_USABLE = _Rule(
+    kinds=tuple(PoolKind),
+    holds=lambda case: case.usable == 0,
+    cause="No port is usable: net.ipv4.ip_local_reserved_ports reserves all of {case.port_range}.",
+    steps=(
+        to_say("Take out what need not be reserved: `sysctl net.ipv4.ip_local_reserved_ports` shows what is."),
+        widen,
+    ),
+)
+_BLOCKED = _Rule(
+    kinds=(PoolKind.TCP_CONNECT,),
+    holds=lambda case: case.blocked > case.live + case.time_wait,
+    cause=(
+        "{case.blocked} of {case.usable} usable ports are blocked for every connect(), wherever it leads, by TCP "
+        "sockets whose port connect() did not choose: usually one program's that calls bind(ADDRESS, 0) first."
+    ),
+    steps=(find_blocker, bind_without_port, widen),
+    avoid="Do not add destinations or set tcp_tw_reuse: a blocked port is lost to all of them.",
+)
+_RULES = (
+    _NOTHING_USABLE,
+    _BLOCKED,
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        holds=lambda case: case.time_wait > case.live,
+        cause=(
+            "Connections to {case.toward} do not last: {case.time_wait} of {case.usable} usable ports wait in "
+            "TIME_WAIT, each for 60 s."
+        ),
+        steps=(reuse, unix_socket, widen, reuse_time_wait, second_source, second_destination),
+        avoid="Do not lower tcp_fin_timeout: it is about FIN_WAIT2, and TIME_WAIT lasts 60 s whatever it says.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        states=("syn_sent",),
+        cause="{case.toward} does not answer: {count} of {case.sockets} sockets wait for its handshake (SYN_SENT).",
+        steps=(
+            to_say(
+                "Check the route, the firewall and the service there; who waits, as root: "
+                "`ss -Htnp state syn-sent dst '{case.toward}'`."
+            ),
+            give_up_connecting,
+            check_health,
+        ),
+        avoid="Do not widen the range for this: every further attempt waits just as long.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        states=("close_wait",),
+        cause=(
+            "A program leaks connections to {case.toward}: {count} of {case.sockets} are closed there and not here "
+            "(CLOSE_WAIT)."
+        ),
+        steps=(
+            to_say("Find the program, as root: `ss -Htnp state close-wait dst '{case.toward}'`."),
+            to_say("Restart it, which closes them all."),
+            to_say("Have it close a socket when it reads the end of the stream, also after an error."),
+        ),
+        avoid="Do not look for a sysctl: none ends CLOSE_WAIT, and a wider range only puts the end off.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        states=("fin_wait2",),
+        cause="{case.toward} does not close: {count} of {case.sockets} sockets are closed here alone (FIN_WAIT2).",
+        steps=(
+            to_say(
+                "Find the program, as root; what has none is an orphan and ends by itself: "
+                "`ss -Htnp state fin-wait-2 dst '{case.toward}'`."
+            ),
+            give_up_half_closed,
+            to_say("Have the service at {case.toward} close when it reads the end of the stream."),
+        ),
+        avoid="Do not set tcp_tw_reuse for this: it takes over no FIN_WAIT2.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        states=("fin_wait1", "closing", "last_ack"),
+        cause=(
+            "{case.toward} does not acknowledge that connections end: {count} of {case.sockets} sockets wait for it "
+            "(FIN_WAIT1, CLOSING, LAST_ACK)."
+        ),
+        steps=(
+            to_say(
+                "Check the route, the firewall and the service there; what waits: "
+                "`ss -Htno state fin-wait-1 state closing state last-ack dst '{case.toward}'`."
+            ),
+            to_say("Give up on them after 3 attempts instead of 8: `sysctl -w net.ipv4.tcp_orphan_retries=3`."),
+            widen,
+        ),
+        avoid="Do not set tcp_tw_reuse for this: it takes over TIME_WAIT alone.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        states=("established",),
+        cause="Connections to {case.toward} stay open: {count} of {case.sockets} sockets are ESTABLISHED.",
+        steps=(close_idle, unix_socket, widen, second_source, second_destination),
+        avoid="Do not set tcp_tw_reuse for this: it takes over TIME_WAIT alone.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        cause="Connections to {case.toward} hold {case.in_use} of {case.usable} usable ports.",
+        steps=(reuse, unix_socket, widen, second_source, second_destination),
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_BIND,),
+        cause=(
+            "bind({case.source}, 0) needs a port on which no TCP socket of {case.whose} sits, wherever that leads: "
+            "{case.in_use} of {case.usable} are taken."
+        ),
+        steps=(bind_without_port, widen, second_address_to_bind, own_ranges),
+        avoid="Do not set tcp_tw_reuse, which bind() ignores, nor ip_autobind_reuse: then connect() fails instead.",
+    ),
+    _Rule(
+        kinds=(PoolKind.UDP_CONNECT,),
+        cause=(
+            "An unbound UDP socket needs a port on which no UDP socket sits, wherever that leads: {case.in_use} of "
+            "{case.usable} are taken."
+        ),
+        steps=(find_udp_holder, share_udp_sockets, widen, own_ranges),
+        avoid=_NO_TIME_WAIT_OF_UDP,
+    ),
+    _Rule(
+        kinds=(PoolKind.UDP_BIND,),
+        cause=(
+            "bind({case.source}, 0) needs a port on which no UDP socket of {case.whose} sits: {case.in_use} of "
+            "{case.usable} are taken."
+        ),
+        steps=(find_udp_holder, share_udp_sockets, widen, second_address_to_bind),
+        avoid=_NO_TIME_WAIT_OF_UDP,
+    ),
+)
+"""The last rule for each kind fits every pool of the kind."""

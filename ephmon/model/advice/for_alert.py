@@ -1,0 +1,45 @@
+"""The advice that goes with an alert, from the report that the alert is part of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.model.advice.causes import Advice, advise, advise_blocked
+from ephmon.model.advice.proxies import known_program
+from ephmon.model.alerting.state_machine import AlertName
+
+if TYPE_CHECKING:
+    from ephmon.model.alerting.state_machine import Alert
+    from ephmon.model.owners.shares import Owners
+    from ephmon.model.report import Report
+
+
+def advice_on(alert: Alert, report: Report) -> Advice | None:
+    """Return what to do about an alert; None for the summary, and where what the advice rests on was never read.
+
+    Where a proxy is known to hold most of the ports, or to have made the call that failed, it is about that proxy.
+    """
+    namespace = next((one for one in report.namespaces if one.netns == alert.key.netns), None)
+    remembered = None if namespace is None else report.remembered.get(namespace.inode)
+    if namespace is None or remembered is None:
+        return None
+    kept = None if remembered.listening_ports is None else remembered.listening_ports | report.rules.own_ports
+    if alert.key.name is AlertName.PORTS_BLOCKED:
+        return advise_blocked(
+            namespace.blocked_ports or 0,
+            namespace.usable_ports,
+            remembered.sysctls,
+            listening_ports=kept,
+            program=known_program([largest_owner(report.blocked_owners.get(namespace.netns))]),
+        )
+    pool = alert.pools[0] if alert.pools and alert.key.pool else None
+    if pool is None:
+        return None
+    caller = None if alert.call is None else alert.call.command
+    program = known_program([largest_owner(report.owners.get(pool.key)), caller])
+    return advise(pool, remembered.sysctls, listening_ports=kept, program=program)
+
+
+def largest_owner(owners: Owners | None) -> str | None:
+    """Return the name of who holds most of some ports, None if nobody is known."""
+    return owners.shares[0].owner.name if owners and owners.shares else None

@@ -1,0 +1,1 @@
+"""Alerts: thresholds, what one poll says of each alert, and the state machine that remembers."""

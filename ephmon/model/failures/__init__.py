@@ -1,0 +1,1 @@
+"""connect() calls that failed because no port was left."""

@@ -1,0 +1,1 @@
+"""When a pool will run out."""

@@ -1,0 +1,118 @@
+"""Pools: what they are, and the quantities that each has. The rules of each kind stand in the module of that kind.
+
+A *pool* is the set of ports that one kind of allocation draws from. Linux has no host-wide budget of ephemeral ports:
+who conflicts with whom depends on the system call, so each kind has a key of its own.
+
+=============  ======================================================================  ================================
+kind           the call that draws from it                                             key, beside the namespace
+=============  ======================================================================  ================================
+tcp_connect    connect() on a socket that has no port yet (__inet_hash_connect() in    source, destination and
+               net/ipv4/inet_hashtables.c)                                             destination port
+tcp_bind       bind(source, 0) without IP_BIND_ADDRESS_NO_PORT (inet_csk_get_port()    source
+               in net/ipv4/inet_connection_sock.c)
+udp_connect    connect() or sendto() on an unbound UDP socket (inet_autobind() in      family, written as the source
+               net/ipv4/af_inet.c, udp_lib_get_port() in net/ipv4/udp.c)               0.0.0.0 or ::
+udp_bind       bind(source, 0) of a UDP socket (udp_lib_get_port())                    source
+=============  ======================================================================  ================================
+
+The quantities, in ports:
+
+usable
+    `ip_local_port_range`, both ends included, minus `ip_local_reserved_ports`: what an allocation may ever draw from.
+blocked
+    Usable ports that no tcp_connect allocation can take, because a TCP socket sits on them whose port connect() did
+    not choose; 0 for other kinds. See `ephmon.model.pools.port_classes`.
+capacity
+    tcp_connect: usable minus blocked. Other kinds: usable.
+in use
+    Ports of the capacity on which the next allocation of this pool would conflict.
+time_wait
+    The ports in use on which TIME_WAIT is all there is.
+reusable
+    The part of time_wait that the kernel hands out again right now.
+remaining
+    capacity - in use + reusable: how many more allocations succeed from here. `remaining` is the best estimate,
+    `remaining_min` and `remaining_max` bound what can be known from here, and `exact` says that the two are equal.
+utilisation
+    1 - remaining / usable; 1.0 if usable is 0. It is 1.0 exactly when the next allocation fails.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from ephmon.facts.snapshot import Protocol, TcpState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class PoolKind(StrEnum):
+    """The kinds of allocation, each with a key and a conflict rule of its own."""
+
+    TCP_CONNECT = "tcp_connect"
+    TCP_BIND = "tcp_bind"
+    UDP_CONNECT = "udp_connect"
+    UDP_BIND = "udp_bind"
+
+    @property
+    def protocol(self) -> Protocol:
+        """Whose sockets the pool is made of."""
+        return Protocol.UDP if self in (PoolKind.UDP_CONNECT, PoolKind.UDP_BIND) else Protocol.TCP
+
+
+class PoolKey(NamedTuple):
+    """What identifies a pool; addresses are canonical text, `destination` and its port None where a kind has none."""
+
+    netns: str
+    kind: PoolKind
+    source: str
+    destination: str | None
+    destination_port: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """One pool at one moment. All quantities are counts of ports, as the head of this module defines them."""
+
+    key: PoolKey
+    taken_at: float
+    """When its sockets were read, seconds since the epoch."""
+    usable: int
+    blocked: int
+    capacity: int
+    in_use: int
+    time_wait: int
+    reusable: int
+    remaining: int
+    remaining_min: int
+    remaining_max: int
+    exact: bool
+    failure_errno: str
+    """Name of the errno that the application sees when the pool is exhausted."""
+    states: Mapping[str, int]
+    """Sockets of the pool inside the range by TCP state name in lower case, those on blocked ports included."""
+    held: int
+    """Ports of the range that the pool's sockets hold, blocked ones included: what `min_in_use` is held against."""
+
+    @property
+    def utilisation(self) -> float:
+        """1 - remaining / usable, between 0 and 1."""
+        return (self.usable - self.remaining) / self.usable if self.usable else 1.0
+
+
+def by_state_name(states: Mapping[int, int]) -> dict[str, int]:
+    """Return counts by TCP state number as counts by name in lower case; an unknown number stays one.
+
+    The two states of a connection request, SYN_RECV and NEW_SYN_RECV, are one to the user.
+    """
+    named: Counter[str] = Counter()
+    for state, number in sorted(states.items()):
+        named[_STATE_NAMES.get(state, f"state_{state}")] += number
+    return dict(named)
+
+
+_STATE_NAMES = {state.value: state.name.lower() for state in TcpState} | {TcpState.NEW_SYN_RECV: "syn_recv"}

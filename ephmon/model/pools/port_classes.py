@@ -1,0 +1,136 @@
+"""Which ports of the range a TCP connect() may still take, whatever its destination: the condition of a namespace.
+
+connect() on a socket without a port walks the range (`__inet_hash_connect()`, net/ipv4/inet_hashtables.c). For each
+candidate it looks up the bind bucket of (namespace, port) and
+
+- takes the port if there is no bucket,
+- passes over it if any socket in the bucket did *not* get its port from connect(): the bucket's `fastreuse` or
+  `fastreuseport` is then not negative, and no address, family or destination is looked at,
+- otherwise takes it unless its own 4-tuple is in use (`__inet_check_established()`).
+
+So a port is *blocked* for every connect() of the namespace while a TCP socket sits on it that got it in another way: by
+listening (any address, either family, IPV6_V6ONLY too), by bind() to that port, by bind(address, 0) without
+IP_BIND_ADDRESS_NO_PORT, or by being accepted from a listener on that port. Their TIME_WAIT blocks on. Since Linux 6.18
+the port is free for connect() again as soon as the last such socket has left it (`inet_bind_bucket_destroy()`); before,
+only when every socket has. UDP sockets block nothing.
+
+inet_diag shows listening and bound sockets, and tells which sockets named their port in bind(). Whether a connected
+socket got its port from connect() or from bind(address, 0) it does not tell, but for one flag: a connected socket that
+has IP_BIND_ADDRESS_NO_PORT and did not name its port got it from connect(). Ports with a socket of which it cannot be
+told are *ambiguous*, unless what was seen of the same sockets before decides; `ephmon.model.pools.evidence` weighs
+that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from ephmon.facts.snapshot import TcpState
+
+if TYPE_CHECKING:
+    from ephmon.facts.snapshot import Blindness, SocketGroup, SocketTable, Sysctls
+
+PORTS = 1 << 16
+"""How many ports a protocol has: the length of whatever is indexed by port."""
+
+
+class PortClass(IntEnum):
+    """What a port is to a connect() that has not chosen its port yet."""
+
+    UNUSABLE = 0
+    """Outside the range, or reserved."""
+    SHARED = 1
+    """Free, or held only by sockets that certainly got it from connect()."""
+    AMBIGUOUS = 2
+    """Held by a socket that may have got it otherwise, and by none that certainly did; likely to be shared."""
+    SUSPECT = 3
+    """The same, but likely to be blocked."""
+    BLOCKED = 4
+    """Held by a socket that certainly did not get it from connect()."""
+
+
+OPEN_CLASSES = (PortClass.SHARED, PortClass.AMBIGUOUS)
+"""The classes that make up the capacity by the best estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpPorts:
+    """The class of every port of one namespace, and how many there are."""
+
+    classes: bytes
+    """65,536 values of `PortClass`, indexed by port."""
+    usable: int
+    blocked: int
+    """By the best estimate: BLOCKED and SUSPECT."""
+    ambiguous: int
+    """AMBIGUOUS and SUSPECT."""
+    certainly_blocked: int
+    blind_to: frozenset[Blindness]
+    """What may make a port blocked without being seen."""
+    left_by_listeners: frozenset[int] = frozenset()
+    """Ports that had a listener earlier and have not been without sockets since: what is on them was accepted."""
+
+    @classmethod
+    def of(
+        cls, classes: bytes, blind_to: frozenset[Blindness], left_by_listeners: frozenset[int] = frozenset()
+    ) -> TcpPorts:
+        """Count the classes."""
+        suspect, blocked = classes.count(PortClass.SUSPECT), classes.count(PortClass.BLOCKED)
+        return cls(
+            classes=classes,
+            usable=PORTS - classes.count(PortClass.UNUSABLE),
+            blocked=blocked + suspect,
+            ambiguous=classes.count(PortClass.AMBIGUOUS) + suspect,
+            certainly_blocked=blocked,
+            blind_to=blind_to,
+            left_by_listeners=left_by_listeners,
+        )
+
+    def unanswered(self) -> list[int]:
+        """Return the ambiguous ports, which the probe could tell."""
+        return [port for port, value in enumerate(self.classes) if value in (PortClass.AMBIGUOUS, PortClass.SUSPECT)]
+
+    def not_known_to_be_blocked(self) -> list[int]:
+        """Return all usable ports but those that are certainly blocked."""
+        return [port for port, value in enumerate(self.classes) if PortClass.UNUSABLE < value < PortClass.BLOCKED]
+
+
+def usable_ports(sysctls: Sysctls) -> bytearray:
+    """Return 65,536 values: SHARED where an allocation may draw from the port, UNUSABLE elsewhere."""
+    low, high = sysctls.port_range
+    classes = bytearray(PORTS)
+    classes[low : high + 1] = bytes([PortClass.SHARED]) * sysctls.port_range.size
+    for port in sysctls.reserved_ports:
+        classes[port] = PortClass.UNUSABLE
+    return classes
+
+
+class Listeners:
+    """The listening sockets of a namespace, asked whether an established socket was accepted from one of them.
+
+    An accepted socket keeps its listener's port, and its local address is one that the listener covers.
+    """
+
+    def __init__(self, bound: SocketTable) -> None:
+        self._at: dict[int, list[SocketGroup]] = {}
+        for index, port in zip(bound.group_of, bound.port_of, strict=True):
+            group = bound.groups[index]
+            if group.state == TcpState.LISTEN:
+                self._at.setdefault(port, []).append(group)
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The ports that are listened on."""
+        return frozenset(self._at)
+
+    def accepted(self, port: int, source: bytes) -> bool:
+        """Tell whether a socket with this local port and packed local address came from a listener."""
+        return any(_covers(listener, source) for listener in self._at.get(port, ()))
+
+
+def _covers(listener: SocketGroup, source: bytes) -> bool:
+    if any(listener.source):
+        return listener.source == source
+    return listener.dual_stack or len(listener.source) == len(source)

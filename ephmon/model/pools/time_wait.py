@@ -1,0 +1,51 @@
+"""When the kernel hands out a port again on which a TIME_WAIT remains: `tcp_twsk_unique()`, net/ipv4/tcp_ipv4.c.
+
+connect() may take the 4-tuple of a TIME_WAIT over if all of these hold:
+
+- TCP timestamps were in use on that connection. The structure does not show it, so it is taken to be so where the
+  namespace has `tcp_timestamps` on; a peer that does not speak them is rare, and on loopback both ends are ours.
+- Its substate is TIME_WAIT, not FIN_WAIT2 (Linux 6.11 and the stable kernels since 5.10).
+- `tcp_tw_reuse` is 1, or it is 2 and the connection is on loopback: bound to the loopback device, or either address in
+  127.0.0.0/8 or equal to ::1. An address of the host's own on another device is not loopback.
+- It is older than `tcp_tw_reuse_delay` (Linux 6.14; before that, one second at most).
+
+The age comes from the time that is left of the 60 seconds that a TIME_WAIT lasts (TCP_TIMEWAIT_LEN).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.facts.snapshot import TcpState
+
+if TYPE_CHECKING:
+    from ephmon.facts.snapshot import SocketGroup, Sysctls
+
+TIME_WAIT_MS = 60_000
+_LOOPBACK_DEVICE = 1
+_LOOPBACK_V6 = bytes(15) + b"\x01"
+_LOOPBACK_V4_FIRST_BYTE = 127
+_REUSE_ALL, _REUSE_LOOPBACK = 1, 2
+
+
+def may_be_reused(group: SocketGroup, sysctls: Sysctls) -> bool:
+    """Tell whether the TIME_WAITs of the group are handed out again once they are old enough."""
+    if group.state != TcpState.TIME_WAIT or not sysctls.tcp_timestamps:
+        return False
+    return sysctls.tcp_tw_reuse == _REUSE_ALL or (sysctls.tcp_tw_reuse == _REUSE_LOOPBACK and on_loopback(group))
+
+
+def on_loopback(group: SocketGroup) -> bool:
+    """Tell whether the kernel takes the connection for one on loopback."""
+    return group.device == _LOOPBACK_DEVICE or _is_loopback(group.source) or _is_loopback(group.destination)
+
+
+def reusable_below_ms(sysctls: Sysctls) -> int:
+    """Return the time left, in milliseconds, below which a TIME_WAIT is old enough."""
+    return max(0, TIME_WAIT_MS - sysctls.tcp_tw_reuse_delay_ms)
+
+
+def _is_loopback(address: bytes) -> bool:
+    if len(address) == len(_LOOPBACK_V6):
+        return address == _LOOPBACK_V6
+    return address[0] == _LOOPBACK_V4_FIRST_BYTE

@@ -1,0 +1,1 @@
+"""Answers for programs: JSON documents, and incident files read back."""

@@ -1,0 +1,53 @@
+"""The JSON of `/api/v1/exhaustions`: the connect() calls that failed because no port was left."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from ephmon.model.owners.shares import owner_of
+from ephmon.outputs.documents.api import SCHEMA
+from ephmon.outputs.text.wording import printable, utc_time
+
+if TYPE_CHECKING:
+    from ephmon.facts.failed_calls import ExhaustionEvent
+    from ephmon.model.report import Report
+
+
+def exhaustions_document(report: Report) -> dict[str, Any]:
+    """Return what is known of failed calls; `available` false, and why, where they are not counted at the moment."""
+    exhaustions = report.exhaustions
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "available": bool(report.exhaustions_available),
+        "error": report.exhaustions_error,
+    }
+    if exhaustions is None:
+        return document | {"totals": None, "lost": None, "namespaces": [], "destinations": [], "events": []}
+    return document | {
+        "totals": dict(exhaustions.totals),
+        "lost": exhaustions.lost,
+        "namespaces": [{"inode": inode, "events": number} for inode, number in exhaustions.namespaces.items()],
+        "destinations": [
+            {"netns": netns, "destination": str(ip_address(address)), "destination_port": port, "events": count.events}
+            for (netns, address, port), count in exhaustions.destinations.items()
+        ],
+        "events": [event_object(event) for event in exhaustions.events],
+    }
+
+
+def event_object(event: ExhaustionEvent) -> dict[str, Any]:
+    """Return one failed call; what is not known of its caller is null."""
+    owner = owner_of(event.cgroup, event.uid)
+    return {
+        "at": utc_time(event.at),
+        "netns": event.netns.label,
+        "netns_inode": event.netns.inode,
+        "source": str(ip_address(event.source)),
+        "destination": str(ip_address(event.destination)),
+        "destination_port": event.destination_port,
+        "pid": event.pid,
+        "command": None if event.command is None else printable(event.command),
+        "uid": event.uid,
+        "owner": None if owner is None else printable(owner.name),
+    }

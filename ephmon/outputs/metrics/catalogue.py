@@ -1,0 +1,341 @@
+"""The catalogue of metrics: one entry says all there is to say of a metric, and nothing else does.
+
+`ephmon.outputs.metrics.exposition` builds the exposition from `METRICS`, and the table in docs/metrics.md is held
+against it. A metric is added by adding its entry. An entry that draws no sample makes no family: what is not known is
+absent, never 0.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from ephmon import __version__
+from ephmon.model.rules import Severity
+from ephmon.outputs.metrics.alerts import ALERT_METRICS
+from ephmon.outputs.metrics.delivery import DELIVERY_METRICS
+from ephmon.outputs.metrics.exhaustions import EXHAUSTION_METRICS
+from ephmon.outputs.metrics.incidents import INCIDENT_METRICS
+from ephmon.outputs.metrics.metric import (
+    DO_NOT_SUM,
+    KIND,
+    NAMESPACE,
+    POOL,
+    Metric,
+    MetricType,
+    Sample,
+    Subject,
+    each_kind,
+    each_namespace,
+    each_pool,
+    each_total,
+    single,
+)
+from ephmon.outputs.metrics.owners import OWNER_METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ephmon.model.pools.kinds import PoolKind
+    from ephmon.model.report import NamespaceReport
+
+
+def _build(subject: Subject) -> Iterable[Sample]:
+    yield Sample((__version__, platform.python_version(), subject.kernel_release), 1)
+
+
+def _backends(subject: Subject) -> Iterable[Sample]:
+    return (Sample((protocol, backend), 1) for protocol, backend in subject.report.backends.items())
+
+
+def _collectors(subject: Subject) -> Iterable[Sample]:
+    available = (Sample((protocol,), 1) for protocol in subject.report.backends)
+    missing = (Sample((protocol,), 0) for protocol in subject.report.missing)
+    report = subject.report
+    others = {
+        "exhaustions": report.exhaustions_available,
+        "owners": report.owners_available,
+        "processes": report.processes_available,
+        "probe": report.probe_available,
+    }
+    asked_for = (Sample((name,), is_there) for name, is_there in others.items() if is_there is not None)
+    return (*available, *missing, *asked_for)
+
+
+def _thresholds(subject: Subject) -> Iterable[Sample]:
+    thresholds = subject.report.rules.thresholds
+    yield Sample((Severity.WARNING,), thresholds.warning.utilisation)
+    yield Sample((Severity.CRITICAL,), thresholds.critical.utilisation)
+
+
+def _unlisted(namespace: NamespaceReport) -> Mapping[PoolKind, int]:
+    return {kind: number - namespace.listed.get(kind, 0) for kind, number in namespace.pools.items()}
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "ephmon_port_range_low",
+        MetricType.GAUGE,
+        NAMESPACE,
+        "port number",
+        "Lowest port of ip_local_port_range.",
+        each_namespace(lambda namespace: namespace.port_range_low),
+    ),
+    Metric(
+        "ephmon_port_range_high",
+        MetricType.GAUGE,
+        NAMESPACE,
+        "port number",
+        "Highest port of ip_local_port_range, itself part of the range.",
+        each_namespace(lambda namespace: namespace.port_range_high),
+    ),
+    Metric(
+        "ephmon_reserved_ports",
+        MetricType.GAUGE,
+        NAMESPACE,
+        "ports",
+        "Ports of ip_local_reserved_ports that lie inside the port range.",
+        each_namespace(lambda namespace: namespace.reserved_ports),
+    ),
+    Metric(
+        "ephmon_usable_ports",
+        MetricType.GAUGE,
+        NAMESPACE,
+        "ports",
+        "The port range minus its reserved ports: what an allocation may ever draw from.",
+        each_namespace(lambda namespace: namespace.usable_ports),
+    ),
+    Metric(
+        "ephmon_blocked_ports",
+        MetricType.GAUGE,
+        NAMESPACE,
+        "ports",
+        "Usable ports that no tcp_connect allocation can take, because a TCP socket that did not get its port from"
+        " connect() sits on them. Absent while TCP cannot be read.",
+        each_namespace(lambda namespace: namespace.blocked_ports),
+    ),
+    Metric(
+        "ephmon_ambiguous_ports",
+        MetricType.GAUGE,
+        NAMESPACE,
+        "ports",
+        "Ports held by a socket of which the kernel does not say whether connect() or bind() chose its port."
+        " Absent while TCP cannot be read.",
+        each_namespace(lambda namespace: namespace.ambiguous_ports),
+    ),
+    Metric(
+        "ephmon_pool_in_use_ports",
+        MetricType.GAUGE,
+        POOL,
+        "ports",
+        f"Ports of the pool on which its next allocation would conflict, those in TIME_WAIT included. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.pool.in_use),
+    ),
+    Metric(
+        "ephmon_pool_time_wait_ports",
+        MetricType.GAUGE,
+        POOL,
+        "ports",
+        f"The ports in use on which TIME_WAIT is all there is. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.pool.time_wait),
+    ),
+    Metric(
+        "ephmon_pool_reusable_ports",
+        MetricType.GAUGE,
+        POOL,
+        "ports",
+        f"The TIME_WAIT ports that the kernel hands out again right now (tcp_tw_reuse). {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.pool.reusable),
+    ),
+    Metric(
+        "ephmon_pool_remaining_ports",
+        MetricType.GAUGE,
+        POOL,
+        "ports",
+        f"How many more allocations of the pool succeed from here, best estimate. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.pool.remaining),
+    ),
+    Metric(
+        "ephmon_pool_utilisation_ratio",
+        MetricType.GAUGE,
+        POOL,
+        "ratio",
+        "1 - remaining / usable ports, blocked ports counted as used; 1 exactly when the next allocation fails."
+        f" {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.pool.utilisation),
+    ),
+    Metric(
+        "ephmon_pool_peak_utilisation_ratio",
+        MetricType.GAUGE,
+        POOL,
+        "ratio",
+        f"Highest utilisation ratio that a poll saw in the last pools.peak_window. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.peak_utilisation),
+    ),
+    Metric(
+        "ephmon_pool_opens_per_second",
+        MetricType.GAUGE,
+        POOL,
+        "per second",
+        "Connections or sockets of the pool that were opened per second over the last full polls. A lower bound: what"
+        f" opens and vanishes between two polls is not seen. Absent before the third poll of the pool. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.forecast.opens_per_second if listed.forecast else None),
+    ),
+    Metric(
+        "ephmon_pool_seconds_to_exhaustion",
+        MetricType.GAUGE,
+        POOL,
+        "seconds",
+        "Forecast, as of the last full poll, of when the next allocation fails if the load goes on; 0 where it does"
+        f" now. Absent where the pool is not heading there. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.forecast.seconds_to_exhaustion if listed.forecast else None),
+    ),
+    Metric(
+        "ephmon_worst_pool_utilisation_ratio",
+        MetricType.GAUGE,
+        KIND,
+        "ratio",
+        "Highest utilisation ratio of all pools of a kind, listed or not.",
+        each_kind(lambda namespace: namespace.worst),
+    ),
+    Metric(
+        "ephmon_pools",
+        MetricType.GAUGE,
+        KIND,
+        "pools",
+        "Pools of a kind that exist.",
+        each_kind(lambda namespace: namespace.pools),
+    ),
+    Metric(
+        "ephmon_pools_unlisted",
+        MetricType.GAUGE,
+        KIND,
+        "pools",
+        "Pools of a kind that exist and have no ephmon_pool_* series, because of pools.top, pools.min_in_use or"
+        " pools.ignore_destinations.",
+        each_kind(_unlisted),
+    ),
+    Metric(
+        "ephmon_build_info",
+        MetricType.GAUGE,
+        ("version", "python", "kernel"),
+        "",
+        "1, labelled with the versions of ephmon, Python and the running kernel.",
+        _build,
+        expires=False,
+    ),
+    Metric(
+        "ephmon_backend_info",
+        MetricType.GAUGE,
+        ("protocol", "backend"),
+        "",
+        "1, labelled with the interface that the last successful poll read the protocol through.",
+        _backends,
+        expires=False,
+    ),
+    Metric(
+        "ephmon_collector_available",
+        MetricType.GAUGE,
+        ("collector",),
+        "",
+        "1 if the last successful poll could use the collector, 0 if not.",
+        _collectors,
+        expires=False,
+    ),
+    Metric(
+        "ephmon_threshold_utilisation_ratio",
+        MetricType.GAUGE,
+        ("severity",),
+        "ratio",
+        "Utilisation ratio from which a pool without an override counts as in this severity, for drawing lines.",
+        _thresholds,
+        expires=False,
+    ),
+    *ALERT_METRICS,
+    *EXHAUSTION_METRICS,
+    *OWNER_METRICS,
+    *DELIVERY_METRICS,
+    *INCIDENT_METRICS,
+    Metric(
+        "ephmon_poll_success",
+        MetricType.GAUGE,
+        (),
+        "",
+        "1 if the last full poll succeeded and is recent, 0 if it failed or is older than three poll intervals."
+        " Polls run in the background, not when scraped.",
+        single(lambda subject: subject.report.success and not subject.expired),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_poll_duration_seconds",
+        MetricType.GAUGE,
+        (),
+        "seconds",
+        "How long the last full poll took.",
+        single(lambda subject: subject.report.duration_seconds),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_last_successful_poll_timestamp_seconds",
+        MetricType.GAUGE,
+        (),
+        "seconds",
+        "When the last full poll that succeeded read the kernel, as seconds since the epoch.",
+        single(lambda subject: subject.report.taken_at),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_poll_interval_seconds",
+        MetricType.GAUGE,
+        (),
+        "seconds",
+        "The interval between full polls that is in force.",
+        single(lambda subject: subject.report.pace.full),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_polls_total",
+        MetricType.COUNTER,
+        ("scope",),
+        "polls",
+        "Polls since the start, successful or not, by how much they read.",
+        each_total(lambda totals: totals.polls),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_poll_failures_total",
+        MetricType.COUNTER,
+        ("reason",),
+        "polls",
+        "Polls that failed since the start, by reason.",
+        each_total(lambda totals: totals.failures),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_poll_cpu_seconds_total",
+        MetricType.COUNTER,
+        (),
+        "seconds",
+        "Processor time spent in polls since the start.",
+        single(lambda subject: subject.report.totals.cpu_seconds),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_config_last_reload_successful",
+        MetricType.GAUGE,
+        (),
+        "",
+        "1 if the last reading of the configuration succeeded, 0 if it failed and the one before is in force.",
+        single(lambda subject: subject.report.reload.successful),
+        expires=False,
+    ),
+    Metric(
+        "ephmon_config_last_reload_success_timestamp_seconds",
+        MetricType.GAUGE,
+        (),
+        "seconds",
+        "When the configuration in force was taken over, as seconds since the epoch.",
+        single(lambda subject: subject.report.reload.succeeded_at),
+        expires=False,
+    ),
+)

@@ -1,0 +1,112 @@
+"""The exposition that `/metrics` serves: a Report in, bytes in Prometheus text or OpenMetrics out.
+
+Rendered once per poll and then only sent. Which metrics there are stands in `ephmon.outputs.metrics.catalogue`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import exposition as prometheus_text
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.openmetrics import exposition as openmetrics_text
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from ephmon.outputs.metrics.catalogue import METRICS
+from ephmon.outputs.metrics.metric import Metric, MetricType, Subject
+from ephmon.outputs.text.wording import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from prometheus_client.metrics_core import Metric as Family
+
+    from ephmon.model.delivery_status import DeliveryStatus
+    from ephmon.model.incident_status import IncidentStatus
+    from ephmon.model.report import Report
+
+LABEL_VALUE_LENGTH = 128
+"""In characters. Prometheus fails a whole scrape over one value longer than its `label_value_length_limit`."""
+
+_OPENMETRICS_UNITS = ("seconds", "ratio")
+"""The base units among those of the catalogue: what is counted (ports, pools) is no unit in OpenMetrics."""
+
+_FAMILY_OF: dict[MetricType, type[GaugeMetricFamily | CounterMetricFamily]] = {
+    MetricType.GAUGE: GaugeMetricFamily,
+    MetricType.COUNTER: CounterMetricFamily,
+}
+
+# The library leaves this function untyped.
+_generate_openmetrics: Callable[[Collector], bytes] = openmetrics_text.generate_latest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposition:
+    """What to answer to a scrape, in one format."""
+
+    full: bytes
+    expired: bytes
+    """To send once the facts of the report are too old: ephmon's own metrics only, with `ephmon_poll_success` 0."""
+
+
+class _Families(Collector):
+    """Finished families, in the shape that the library's functions take."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = tuple(families)
+
+    def collect(self) -> Sequence[Family]:
+        return self._families
+
+
+def process_registry() -> CollectorRegistry:
+    """Return the source of `process_*` and `python_*`: what this very process uses, read when it is rendered."""
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def render(
+    report: Report,
+    *,
+    kernel_release: str,
+    process_registry: Collector | None,
+    openmetrics: bool,
+    delivery: DeliveryStatus | None = None,
+    incidents: IncidentStatus | None = None,
+) -> Exposition:
+    """Return both bodies of a report in Prometheus text 0.0.4 or OpenMetrics 1.0.
+
+    `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`,
+    without a `delivery` no `ephmon_notifications_*`, without `incidents` no `ephmon_incident*`.
+    """
+    generate = _generate_openmetrics if openmetrics else prometheus_text.generate_latest
+    process = () if process_registry is None else tuple(process_registry.collect())
+
+    def body(*, expired: bool) -> bytes:
+        subject = Subject(report, kernel_release, expired, delivery, incidents)
+        return generate(_Families((*_families(subject), *process)))
+
+    return Exposition(full=body(expired=False), expired=body(expired=True))
+
+
+def _families(subject: Subject) -> Iterable[Family]:
+    families = (_family(metric, subject) for metric in METRICS if not (metric.expires and subject.expired))
+    return (family for family in families if family.samples)
+
+
+def _family(metric: Metric, subject: Subject) -> Family:
+    family = _FAMILY_OF[metric.type](metric.name, metric.help, labels=metric.labels, unit=_openmetrics_unit(metric))
+    for labels, value in metric.samples(subject):
+        family.add_metric([printable(label)[:LABEL_VALUE_LENGTH] for label in labels], float(value))
+    return family
+
+
+def _openmetrics_unit(metric: Metric) -> str:
+    """Return the unit if the name ends in it, as OpenMetrics demands: the library would put it at the end."""
+    ends_in_it = metric.name.removesuffix("_total").endswith(f"_{metric.unit}")
+    return metric.unit if metric.unit in _OPENMETRICS_UNITS and ends_in_it else ""

@@ -1,0 +1,132 @@
+"""What a metric is: its description, and the ways to draw samples from a Report.
+
+`ephmon.outputs.metrics.catalogue` says which metrics there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ephmon.model.delivery_status import DeliveryStatus
+    from ephmon.model.incident_status import IncidentStatus
+    from ephmon.model.pools.kinds import PoolKey, PoolKind
+    from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, Report
+
+NAMESPACE = ("netns",)
+KIND = ("netns", "kind")
+POOL = ("netns", "kind", "source", "destination", "destination_port")
+"""Destination and port are empty where a pool has none. A source port is never a label."""
+DO_NOT_SUM = "Do not sum over kind or destination: one port may be in many pools."
+"""The end of the HELP of every `ephmon_pool_*` metric."""
+
+
+class MetricType(StrEnum):
+    """The types of metric in use, by their names in both exposition formats."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+class Subject(NamedTuple):
+    """What samples are drawn from."""
+
+    report: Report
+    kernel_release: str
+    """As `uname -r` prints it."""
+    expired: bool
+    """The facts of the report are too old to be shown."""
+    delivery: DeliveryStatus | None = None
+    """How deliveries fare; None where nothing is delivered."""
+    incidents: IncidentStatus | None = None
+    """How the keeping of incidents fares; None where none are kept."""
+
+
+class Sample(NamedTuple):
+    """One value under the values of the metric's labels, in the order of the labels."""
+
+    labels: tuple[str, ...]
+    value: float
+
+
+Samples = Callable[[Subject], Iterable[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric and where its samples come from."""
+
+    name: str
+    type: MetricType
+    labels: tuple[str, ...]
+    unit: str
+    """What one stands for, in the plural; empty where the value is 0 or 1 and has none."""
+    help: str
+    samples: Samples
+    expires: bool = True
+    """Its samples are facts about the host, to be dropped when they are too old; those about ephmon itself stay."""
+
+
+def single(value: Callable[[Subject], float | None]) -> Samples:
+    """Return what makes one sample without labels; none where the value is None."""
+
+    def samples(subject: Subject) -> Iterable[Sample]:
+        number = value(subject)
+        return () if number is None else (Sample((), number),)
+
+    return samples
+
+
+def each_namespace(value: Callable[[NamespaceReport], float | None]) -> Samples:
+    """Return what makes one sample for each namespace, labelled `NAMESPACE`; none where the value is None."""
+
+    def samples(subject: Subject) -> Iterable[Sample]:
+        for namespace in subject.report.namespaces:
+            number = value(namespace)
+            if number is not None:
+                yield Sample((namespace.netns,), number)
+
+    return samples
+
+
+def each_kind(values: Callable[[NamespaceReport], Mapping[PoolKind, float]]) -> Samples:
+    """Return what makes one sample for each namespace and kind of pool, labelled `KIND`."""
+
+    def samples(subject: Subject) -> Iterable[Sample]:
+        for namespace in subject.report.namespaces:
+            for kind, number in values(namespace).items():
+                yield Sample((namespace.netns, kind), number)
+
+    return samples
+
+
+def each_pool(value: Callable[[ListedPool], float | None]) -> Samples:
+    """Return what makes one sample for each listed pool, labelled `POOL`; none where the value is None."""
+
+    def samples(subject: Subject) -> Iterable[Sample]:
+        for listed in subject.report.listed:
+            number = value(listed)
+            if number is not None:
+                yield Sample(pool_labels(listed.pool.key), number)
+
+    return samples
+
+
+def pool_labels(key: PoolKey) -> tuple[str, ...]:
+    """Return the values of the labels `POOL`."""
+    netns, kind, source, destination, port = key
+    return netns, kind, source, destination or "", "" if port is None else str(port)
+
+
+def each_total(totals: Callable[[PollTotals], Mapping[str, int]]) -> Samples:
+    """Return what makes one sample for each word of a mapping of counters."""
+
+    def samples(subject: Subject) -> Iterable[Sample]:
+        return (Sample((word,), number) for word, number in totals(subject.report.totals).items())
+
+    return samples

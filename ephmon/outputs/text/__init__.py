@@ -1,0 +1,1 @@
+"""Answers for people: tables, log lines and sentences for a terminal."""

@@ -1,0 +1,146 @@
+"""Alerts in words, alike in the log, on the page, in JSON and wherever they are delivered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.model.alerting.state_machine import AlertName, Phase
+from ephmon.model.owners.shares import OwnerKind, owner_of
+from ephmon.outputs.text.wording import endpoint, percent, pool_name, printable, remaining, utc_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ephmon.facts.failed_calls import ExhaustionEvent
+    from ephmon.model.alerting.state_machine import Alert, Alerts
+    from ephmon.model.pools.kinds import Pool, PoolKey
+
+_DECIMALS = 6
+"""Of ratios and seconds, as in the JSON of pools."""
+
+
+def sentence(alert: Alert) -> str:
+    """Return what an alert says, with the figures of the poll that looked last."""
+    return _SENTENCES[alert.key.name](alert)
+
+
+def figures(alert: Alert) -> dict[str, object]:
+    """Return the figures of an alert by name, as they stand in a line of the log; None where there is none."""
+    key = alert.key
+    return {
+        "alert": key.name,
+        "severity": alert.severity,
+        "netns": key.netns or None,
+        **({} if key.pool is None else _identity(key.pool)),
+        "value": round(alert.value, _DECIMALS),
+        **(_quantities(alert.pools[0]) if key.pool and alert.pools else {}),
+        "since": utc_time(alert.since.wall),
+    }
+
+
+def _identity(key: PoolKey) -> dict[str, object]:
+    destination = None if key.destination is None else endpoint(key.destination, key.destination_port)
+    return {"kind": key.kind, "source": key.source, "destination": destination}
+
+
+def _quantities(pool: Pool) -> dict[str, object]:
+    return {
+        "usable": pool.usable,
+        "blocked": pool.blocked,
+        "in_use": pool.in_use,
+        "time_wait": pool.time_wait,
+        "reusable": pool.reusable,
+        "remaining": pool.remaining,
+    }
+
+
+def alert_objects(alerts: Alerts) -> list[dict[str, Any]]:
+    """Return the alerts that fire as JSON objects, the most urgent first."""
+    return [
+        {
+            "alertname": alert.key.name,
+            "severity": alert.severity,
+            "netns": printable(alert.key.netns),
+            "pool": None if alert.key.pool is None else _pool_object(alert.key.pool),
+            "since": utc_time(alert.since.wall),
+            "value": round(alert.value, _DECIMALS),
+            "summary": sentence(alert),
+        }
+        for alert in alerts.firing
+    ]
+
+
+def is_stood_for(alert: Alert, alerts: Alerts) -> bool:
+    """Tell whether the alert ended because one about blocked ports stands for it: while that fires, it always does."""
+    is_of_pool = alert.key.name in (AlertName.POOL_NEAR_EXHAUSTION, AlertName.POOL_EXHAUSTION_FORECAST)
+    blocked = alerts.states.get(alert.key._replace(name=AlertName.PORTS_BLOCKED, pool=None))
+    leads_somewhere = alert.key.pool is not None and alert.key.pool.destination is not None
+    return is_of_pool and leads_somewhere and blocked is not None and blocked.phase is Phase.FIRING
+
+
+def _pool_object(key: PoolKey) -> dict[str, Any]:
+    return {
+        "netns": printable(key.netns),
+        "kind": key.kind,
+        "source": key.source,
+        "destination": key.destination,
+        "destination_port": key.destination_port,
+    }
+
+
+def _name(key: PoolKey | None) -> str:
+    return "every pool" if key is None else pool_name(key)
+
+
+def _rest(pool: Pool) -> str:
+    if not pool.remaining:
+        return f"none of {pool.usable} ports is left, the next allocation fails with {pool.failure_errno}"
+    return f"{remaining(pool)} of {pool.usable} ports are left"
+
+
+def _near_exhaustion(alert: Alert) -> str:
+    rest = "".join(f": {_rest(pool)}" for pool in alert.pools)
+    return f"{_name(alert.key.pool)} is at {percent(alert.value)}%{rest}."
+
+
+def _forecast(alert: Alert) -> str:
+    now = "".join(f", now at {percent(pool.utilisation)}%" for pool in alert.pools)
+    return f"{_name(alert.key.pool)} runs out of ports in about {alert.value:.0f} s at the present rate{now}."
+
+
+def _ports_blocked(alert: Alert) -> str:
+    netns = alert.key.netns
+    where = "" if netns == OWN_NETNS else f" of {printable(netns)}"
+    named = "; ".join(f"{_name(pool.key)} is at {percent(pool.utilisation)}%" for pool in alert.pools)
+    fullest = f" The fullest pools: {named}." if named else ""
+    return f"{percent(alert.value)}% of the usable ports{where} are blocked for every connect().{fullest}"
+
+
+def _connect_exhaustions(alert: Alert) -> str:
+    calls = "1 connect() call" if alert.value == 1 else f"{alert.value:.0f} connect() calls"
+    now = "".join(f"; the pool is at {percent(pool.utilisation)}%" for pool in alert.pools)
+    return f"{calls} of {_name(alert.key.pool)} failed because no port was left{now}.{_last_caller(alert.call)}"
+
+
+def _last_caller(call: ExhaustionEvent | None) -> str:
+    if call is None or call.pid is None:
+        return ""
+    owner = owner_of(call.cgroup, call.uid)
+    user = f", uid {call.uid}" if call.uid is not None and (owner is None or owner.kind != OwnerKind.UID) else ""
+    where = f" of {printable(owner.name)}" if owner else ""
+    return f" The last one was made by {printable(call.command or '?')}{where} (pid {call.pid}{user})."
+
+
+def _too_many(alert: Alert) -> str:
+    number = "1 more alert finds" if alert.value == 1 else f"{alert.value:.0f} more alerts find"
+    return f"{number} no place among the alerts.max_active that are told one by one."
+
+
+_SENTENCES: Mapping[AlertName, Callable[[Alert], str]] = {
+    AlertName.POOL_NEAR_EXHAUSTION: _near_exhaustion,
+    AlertName.POOL_EXHAUSTION_FORECAST: _forecast,
+    AlertName.PORTS_BLOCKED: _ports_blocked,
+    AlertName.CONNECT_EXHAUSTIONS: _connect_exhaustions,
+    AlertName.TOO_MANY_ALERTS: _too_many,
+}

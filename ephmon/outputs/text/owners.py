@@ -1,0 +1,117 @@
+"""Owners in words: who holds ports, alike in the log, in deliveries and below the table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.model.alerting.state_machine import AlertName
+from ephmon.outputs.text.wording import endpoint, pool_name, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ephmon.model.alerting.state_machine import Alert
+    from ephmon.model.owners.shares import Owners, OwnerShare
+    from ephmon.model.pools.kinds import PoolKey
+    from ephmon.model.report import Report
+
+MOST_PROCESSES = 5
+"""So many processes are named, the others are counted."""
+
+
+def owners_behind(alert: Alert, report: Report) -> Owners | None:
+    """Return who holds the ports that an alert is about, None where nobody looked."""
+    if alert.key.name is AlertName.PORTS_BLOCKED:
+        return report.blocked_owners.get(alert.key.netns)
+    return None if alert.key.pool is None else report.owners.get(alert.key.pool)
+
+
+def owners_line(owners: Owners) -> str:
+    """Return `haproxy.service 812 ports, uid 33 12 (estimated), 3 others 40, unknown 5`; "" where there is nobody."""
+    parts = [(share.owner.name, share.ports, _mark(share)) for share in owners.shares]
+    if owners.other_owners:
+        others = "1 other" if owners.other_owners == 1 else f"{owners.other_owners} others"
+        parts.append((others, owners.other_ports, ""))
+    if owners.unknown_ports:
+        parts.append(("unknown", owners.unknown_ports, ""))
+    return ", ".join(
+        f"{printable(name)} {number if place else ports(number)}{mark}"
+        for place, (name, number, mark) in enumerate(parts)
+    )
+
+
+def largest_owner_sentence(owners: Owners) -> str:
+    """Return who holds most ports, "" where nobody is known."""
+    if not owners.shares:
+        return ""
+    share = owners.shares[0]
+    return f"{printable(share.owner.name)} holds {ports(share.ports)}{_mark(share)}."
+
+
+def ports(number: int) -> str:
+    """Return `1 port`, `812 ports`."""
+    return "1 port" if number == 1 else f"{number} ports"
+
+
+def held_ports(held: PoolKey | None) -> str:
+    """Return `Ports toward 10.0.0.9:443`, `Ports of tcp_bind at 10.0.0.1`, `Blocked ports` for None."""
+    if held is None:
+        return "Blocked ports"
+    if held.destination is None:
+        return f"Ports of {pool_name(held)}"
+    return f"Ports toward {endpoint(held.destination, held.destination_port)}"
+
+
+def processes_line(found: Sequence[tuple[int, str, int]], *, is_complete: bool) -> str:
+    """Return `haproxy (pid 123, 812 sockets), nginx (pid 7, 1 socket) and 3 more`.
+
+    Args:
+        found: Process id, name and number of sockets of each, most sockets first.
+        is_complete: Whether all descriptors of all processes were looked at.
+    """
+    named = [
+        f"{printable(comm)} (pid {pid}, {sockets} {'socket' if sockets == 1 else 'sockets'})"
+        for pid, comm, sockets in found[:MOST_PROCESSES]
+    ]
+    more = len(found) - len(named)
+    rest = f" and {more} more" if more else ""
+    return f"{', '.join(named)}{rest}{'' if is_complete else '; not all descriptors were looked at'}"
+
+
+def owner_lines(
+    report: Report, asked: Sequence[PoolKey], processes: Mapping[PoolKey | None, str], left_out: int
+) -> Iterator[str]:
+    """Yield what stands below a table: who holds the ports of each pool asked about, then the blocked ones.
+
+    Args:
+        report: Has the owners, and why some are not known.
+        asked: The pools that were asked about.
+        processes: A line on the processes that hold the ports, where any were found.
+        left_out: How many pools of the table were not asked about.
+    """
+    yield ""
+    yield "Who holds the ports:"
+    answers = [(key, pool_name(key), report.owners.get(key)) for key in asked]
+    blocked = [(None, "blocked ports", owners) for owners in report.blocked_owners.values() if owners_line(owners)]
+    for held, name, owners in (*answers, *blocked):
+        yield f"{name}: {_line_or_nobody(owners)}"
+        if line := processes.get(held):
+            yield f"  {line}"
+    if left_out:
+        more = "1 more pool" if left_out == 1 else f"{left_out} more pools"
+        yield f"The owners of {more} were not asked for; --top and --destination choose what is shown."
+    yield from (error for error in (report.owners_error, report.processes_error) if error)
+
+
+def _line_or_nobody(owners: Owners | None) -> str:
+    if owners is None:
+        return "not known"
+    return owners_line(owners) or "nobody"
+
+
+def _mark(share: OwnerShare) -> str:
+    if not share.is_estimated:
+        return ""
+    if share.estimated_ports == share.ports:
+        return " (estimated)"
+    return f" ({share.estimated_ports} estimated)"

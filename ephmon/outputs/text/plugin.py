@@ -1,0 +1,115 @@
+"""The answer of a monitoring plugin: one line with a status, a bar and figures, more lines, and an exit status.
+
+Source: the Monitoring Plugins Development Guidelines (https://www.monitoring-plugins.org/doc/guidelines.html), sections
+"Plugin Output for Nagios" and "Performance data". The first bar ends the text, so there is none in it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.model.alerting.assessment import BlockedPorts
+from ephmon.model.rules import Severity
+from ephmon.outputs.text.advice import advice_lines
+from ephmon.outputs.text.wording import percent, pool_name, printable, remaining
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ephmon.model.advice.causes import Advice
+    from ephmon.model.alerting.assessment import Finding, Verdict
+    from ephmon.model.pools.kinds import Pool
+
+MOST_LISTED = 5
+"""Findings that are told beside the worst."""
+_DECIMALS = 6
+
+
+class Status(IntEnum):
+    """The exit statuses that a monitoring system knows, by the words that stand in the line."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+class Answer(NamedTuple):
+    """What a plugin prints, and the exit status."""
+
+    status: Status
+    text: str
+
+
+def answer(
+    verdict: Verdict, *, advice: Advice | None, missing: Sequence[str] = (), remarks: Iterable[str] = ()
+) -> Answer:
+    """Return the answer to a verdict, with the advice on what is worst.
+
+    What is `missing`, one sentence each, makes UNKNOWN of OK, since nobody looked there; what is bad stays as bad.
+    `remarks` stand below and change nothing.
+    """
+    status = _STATUS_OF[verdict.worst.severity if verdict.worst else None]
+    headline = _headline(verdict.worst) if verdict.worst else "no pool exists, nothing draws from the port range"
+    if missing and status is Status.OK:
+        status, headline = Status.UNKNOWN, f"{missing[0].rstrip('.')}; of what was read, {headline}"
+    more, rest = verdict.urgent[1 : 1 + MOST_LISTED], len(verdict.urgent) - 1 - MOST_LISTED
+    figures = " ".join(_figures(verdict))
+    lines = [
+        *(f"{_STATUS_OF[finding.severity].name}: {_headline(finding)}." for finding in more),
+        *([f"{rest} more reached a threshold."] if rest > 0 else []),
+        *missing[status is Status.UNKNOWN :],
+        *remarks,
+        *(advice_lines(advice) if advice else []),
+    ]
+    first = f"EPHMON {status.name} - {_without_bar(headline)}" + (f" | {figures}" if figures else "")
+    return Answer(status, "".join(f"{line}\n" for line in [first, *map(_without_bar, lines)]))
+
+
+def failure(message: str) -> Answer:
+    """Return the answer where there is none: why, the first line of the message first."""
+    first, *more = message.splitlines() or ["it failed"]
+    lines = [f"EPHMON {Status.UNKNOWN.name} - {first}", *more]
+    return Answer(Status.UNKNOWN, "".join(f"{_without_bar(printable(line))}\n" for line in lines))
+
+
+_STATUS_OF = {Severity.CRITICAL: Status.CRITICAL, Severity.WARNING: Status.WARNING, None: Status.OK}
+
+
+def _headline(finding: Finding) -> str:
+    subject, threshold = finding.subject, finding.reached
+    limit = f" ({finding.severity} from {percent(threshold.utilisation)}% on)" if threshold else ""
+    if not isinstance(subject, BlockedPorts):
+        return f"{pool_name(subject.key)} is at {percent(subject.utilisation)}%{limit}, {_rest(subject)}"
+    where = "" if subject.netns == OWN_NETNS else f" in {printable(subject.netns)}"
+    if not subject.usable:
+        return f"no port{where} is usable: all of the range are reserved"
+    share = f"{subject.blocked} of {subject.usable} usable ports{where}, {percent(subject.share)}%"
+    fullest = ", ".join(f"{pool_name(pool.key)} is at {percent(pool.utilisation)}%" for pool in finding.stood_for)
+    return f"{share}, are blocked for every connect(){limit}" + (f"; {fullest}" if fullest else "")
+
+
+def _rest(pool: Pool) -> str:
+    if not pool.remaining:
+        return f"no port is left: the next allocation fails with {pool.failure_errno}"
+    return f"{remaining(pool)} of {pool.usable} ports are left"
+
+
+def _figures(verdict: Verdict) -> Iterator[str]:
+    """Yield the figures, which are the same whatever is worst: label=value;warn;crit;min;max."""
+    for label, finding in (("utilisation", verdict.fullest), ("blocked", verdict.blocked)):
+        if finding:
+            limits = ";".join(_number(finding.thresholds[severity].utilisation) for severity in Severity)
+            yield f"{label}={_number(finding.ratio)};{limits};0;1"
+            if not isinstance(finding.subject, BlockedPorts):
+                yield f"remaining={finding.subject.remaining};;;0;{finding.subject.usable}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.{_DECIMALS}f}".rstrip("0").rstrip(".")
+
+
+def _without_bar(text: str) -> str:
+    return text.replace("|", "/")

@@ -1,0 +1,79 @@
+"""What the daemon says in the log when it starts, and once after its first poll: values in, lines out."""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from ephmon.facts.port_list import format_ports
+from ephmon.log import Line
+
+if TYPE_CHECKING:
+    from ephmon.facts.snapshot import PortRange, Sysctls
+
+
+def url_of(listen: str, *, is_tls: bool) -> str:
+    """Return the URL of the status page; `listen` is HOST:PORT, IPv6 in brackets."""
+    return f"{'https' if is_tls else 'http'}://{listen}/"
+
+
+def external_url(host: str, listen: str, *, is_tls: bool) -> str:
+    """Return where people on other hosts find the status page, "" where they do not: on loopback or any address."""
+    address = ip_address(host)
+    return "" if address.is_loopback or address.is_unspecified else url_of(listen, is_tls=is_tls)
+
+
+def serving(version: str, host: str, listen: str, pid: int, *, is_tls: bool, asks_for_certificate: bool) -> list[Line]:
+    """Return what is served where, and who may read it."""
+    url = url_of(listen, is_tls=is_tls)
+    lines = [Line(logging.INFO, f"ephmon {version} serves {url}metrics.", {"pid": pid})]
+    if not ip_address(host).is_loopback and not asks_for_certificate:
+        lines.append(
+            Line(
+                logging.WARNING,
+                "Everybody who reaches this address can read which destinations this host talks to; listen on "
+                "127.0.0.1, or set tls.certificate, tls.key and tls.client_ca.",
+                {"listen": listen},
+            )
+        )
+    return lines
+
+
+def not_seen(conntrack_entries: int | None) -> Line:
+    """Return what ephmon does not see; `conntrack_entries` are connections of which some may be forwarded ones."""
+    return Line(
+        logging.INFO,
+        "ephmon sees the sockets of its own network namespace; it does not see pods and containers that have "
+        "one of their own, forwarded or NATed connections, and port ranges of single sockets "
+        "(IP_LOCAL_PORT_RANGE).",
+        {"conntrack_entries": conntrack_entries or None},
+    )
+
+
+def listen_port_at_risk(port: int, sysctls: Sysctls) -> Line | None:
+    """Return a warning if the port that is listened on is not safe from connections."""
+    low, high = sysctls.port_range
+    if not low <= port <= high or port in sysctls.reserved_ports:
+        return None
+    return Line(
+        logging.WARNING,
+        "The port that ephmon listens on lies inside the port range, so a connection may hold it when "
+        "ephmon restarts; reserve it: "
+        f"sysctl -w net.ipv4.ip_local_reserved_ports={format_ports(sysctls.reserved_ports | {port})}",
+        {"port": port, "port_range": f"{low}-{high}"},
+    )
+
+
+def source_ports_at_risk(source_ports: PortRange, sysctls: Sysctls) -> Line | None:
+    """Return a warning if ports of `notify.source_ports` are not safe from other connections."""
+    low, high = max(source_ports.low, sysctls.port_range.low), min(source_ports.high, sysctls.port_range.high)
+    exposed = set(range(low, high + 1)) - sysctls.reserved_ports
+    if not exposed:
+        return None
+    return Line(
+        logging.WARNING,
+        f"Ports {format_ports(exposed)} of notify.source_ports lie inside the port range, so connections may hold them "
+        "when an alert must be sent; choose ports outside it, or reserve them: "
+        f"sysctl -w net.ipv4.ip_local_reserved_ports={format_ports(exposed | sysctls.reserved_ports)}",
+    )

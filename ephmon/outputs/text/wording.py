@@ -1,0 +1,205 @@
+"""Words and figures as people read them, alike in the table and on the page, and safe whatever a name contains."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ephmon.facts.snapshot import OWN_NETNS, Blindness
+from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.rules import Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ephmon.model.pools.kinds import Pool, PoolKey
+    from ephmon.model.report import NamespaceReport, Report
+
+_WHO_BLOCKS = "As root, `ss -tlnp` lists who listens, and `ss -tanp state all` who else holds a port."
+_ESTIMATE = "~ is an estimate: not all that decides can be seen."
+_PROBE = " `ephmon headroom DESTINATION:PORT --probe` asks the kernel, which settles most doubts."
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+_BLINDNESS: dict[str, str] = {
+    Blindness.BOUND_UNCONNECTED: "TCP sockets that are bound but not connected cannot be seen: remaining may be less.",
+    Blindness.BOUND_DEVICE: "The device a socket is bound to cannot be seen: sockets of all devices count alike.",
+    Blindness.V6ONLY: "Whether a wildcard IPv6 socket takes IPv4 too cannot be seen: each is taken to.",
+}
+
+COLUMNS = ("KIND", "SOURCE", "DESTINATION", "UTIL%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "STATES")
+"""The headings of `cells`."""
+
+
+def printable(text: str) -> str:
+    """Return `text` with every character that is not for display replaced by U+FFFD.
+
+    What a process or namespace calls itself may hold control characters, which a terminal obeys, and lone surrogates,
+    which are no valid UTF-8: `str.isprintable` is false for both.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else REPLACEMENT for character in text)
+
+
+def one_line(text: str) -> str:
+    """Return `text` printable and on one line, each run of white space one blank."""
+    return printable(" ".join(text.split()))
+
+
+def utc_time(seconds: float) -> str:
+    """Return seconds since the epoch as RFC 3339 in UTC, with milliseconds and `Z`.
+
+    Raises OverflowError, ValueError or OSError outside the years 1 to 9999, as `datetime.fromtimestamp` does.
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def endpoint(address: str | None, port: int | None) -> str:
+    """Return `10.0.0.9:443`, `[2001:db8::9]:443`, the bare address without a port, `-` without an address."""
+    if address is None:
+        return "-"
+    if port is None:
+        return printable(address)
+    return f"[{printable(address)}]:{port}" if ":" in address else f"{printable(address)}:{port}"
+
+
+def pool_name(key: PoolKey) -> str:
+    """Return `tcp_connect from 10.0.0.1 to 10.0.0.9:443`, `tcp_bind at 10.0.0.1`."""
+    where = "" if key.netns == OWN_NETNS else f" in {printable(key.netns)}"
+    if key.destination is None:
+        return f"{key.kind} at {printable(key.source)}{where}"
+    return f"{key.kind} from {printable(key.source)} to {endpoint(key.destination, key.destination_port)}{where}"
+
+
+def percent(ratio: float) -> str:
+    """Return a ratio as a percentage with one decimal; `100.0` only from 1.0 on, where allocations fail."""
+    rounded = f"{ratio * 100:.1f}"
+    return "99.9" if rounded == "100.0" and ratio < 1.0 else rounded
+
+
+def remaining(pool: Pool) -> str:
+    """Return the ports that remain, marked as an estimate unless the figure is exact."""
+    return str(pool.remaining) if pool.exact else f"~{pool.remaining}"
+
+
+def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
+    """Return what a reader of a table of the pools may need to know, one sentence each."""
+    sentences = []
+    inexact = {pool.key.kind for pool in pools if not pool.exact}
+    if inexact:
+        sentences.append(_ESTIMATE + (_PROBE if PoolKind.TCP_CONNECT in inexact else ""))
+    if any(pool.reusable for pool in pools):
+        sentences.append("REUSABLE ports are TIME_WAITs that the kernel hands out again right now: they remain.")
+    exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
+    sentences += [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
+    return tuple(sentences)
+
+
+def cells(pool: Pool) -> tuple[str, ...]:
+    """Return the row of a pool under `COLUMNS`."""
+    key = pool.key
+    return (
+        printable(key.kind),
+        printable(key.source),
+        endpoint(key.destination, key.destination_port),
+        percent(pool.utilisation),
+        str(pool.in_use),
+        str(pool.time_wait),
+        str(pool.reusable),
+        remaining(pool),
+        ", ".join(f"{printable(state)} {count}" for state, count in pool.states.items()) or "-",
+    )
+
+
+def grid(pools: Sequence[Pool]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and rows; the namespace is a column only where there is another than ephmon's own."""
+    rows = [cells(pool) for pool in pools]
+    if all(pool.key.netns == OWN_NETNS for pool in pools):
+        return COLUMNS, rows
+    names = (printable(pool.key.netns) for pool in pools)
+    return ("NETNS", *COLUMNS), [(name, *row) for name, row in zip(names, rows, strict=True)]
+
+
+def existing_pools(report: Report) -> int:
+    """Return how many pools exist, listed or not."""
+    return sum(sum(namespace.pools.values()) for namespace in report.namespaces)
+
+
+def failures(report: Report) -> tuple[str, ...]:
+    """Return what went wrong, one sentence each, the failed poll first; empty if nothing did."""
+    sentences = []
+    if report.error is not None:
+        sentences.append(f"The last poll failed: {one_line(report.error)}")
+    if report.taken_at is None:
+        sentences.append("The kernel has not been read successfully yet, so there are no figures.")
+    if report.reload.error is not None:
+        sentences.append(f"The last reload failed, the old configuration is in force: {one_line(report.reload.error)}")
+    return tuple(sentences)
+
+
+def exhaustion(report: Report) -> tuple[str, ...]:
+    """Return a sentence for each namespace in which no connect() gets a port, whatever its destination."""
+    return tuple(
+        f"No port{_of(namespace)} is left for any connect(): all {namespace.usable_ports} usable ports are blocked."
+        for namespace in report.namespaces
+        if _is_exhausted(namespace)
+    )
+
+
+def gaps(report: Report) -> tuple[str, ...]:
+    """Return what the figures lack, one sentence each: what could not be read, then what cannot be seen."""
+    missing = (f"{one_line(protocol)} is missing: {one_line(reason)}" for protocol, reason in report.missing.items())
+    return (*missing, *blindness(word for namespace in report.namespaces for word in namespace.blind_to))
+
+
+def blindness(words: Iterable[str]) -> tuple[str, ...]:
+    """Return what cannot be seen, one sentence for each word of `blind_to`."""
+    return tuple(_BLINDNESS.get(word, f"Not seen: {one_line(word)}.") for word in dict.fromkeys(words))
+
+
+def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
+    """Return the port range of each namespace, then when and through what it was read, one sentence each.
+
+    With a sentence stands which of the general thresholds the blocked share of the range has reached.
+    """
+    ranges = [(range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
+    if any(severity for _, severity in ranges):
+        ranges.append((_WHO_BLOCKS, None))
+    if report.taken_at is not None:
+        backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
+        ranges.append((f"Read at {utc_time(report.taken_at)}: {', '.join(backends) or 'no protocol'}.", None))
+    return tuple(ranges)
+
+
+def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:
+    """Return how urgent it is that ports are blocked; with none left it is, whatever the thresholds."""
+    if not namespace.blocked_ports or not namespace.usable_ports:
+        return None
+    if _is_exhausted(namespace):
+        return Severity.CRITICAL
+    share, thresholds = namespace.blocked_ports / namespace.usable_ports, report.rules.thresholds
+    if share >= thresholds.critical.utilisation:
+        return Severity.CRITICAL
+    return Severity.WARNING if share >= thresholds.warning.utilisation else None
+
+
+def _is_exhausted(namespace: NamespaceReport) -> bool:
+    return namespace.usable_ports > 0 and namespace.blocked_ports == namespace.usable_ports
+
+
+def _of(namespace: NamespaceReport) -> str:
+    return "" if namespace.netns == OWN_NETNS else f" of {printable(namespace.netns)}"
+
+
+def range_sentence(namespace: NamespaceReport) -> str:
+    """Return the port range of a namespace, and how many of its ports are usable, blocked and ambiguous."""
+    return (
+        f"Ports{_of(namespace)} {namespace.port_range_low}-{namespace.port_range_high}: {namespace.usable_ports} usable"
+        f" ({namespace.reserved_ports} reserved), {_count(namespace.blocked_ports)} blocked for connect(),"
+        f" {_count(namespace.ambiguous_ports)} ambiguous."
+    )
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
