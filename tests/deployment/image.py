@@ -18,9 +18,9 @@ import pytest
 
 import ephmon
 from tests import sockets
+from tests.certificates import make_certificate
 from tests.deployment.manifests import ephmon_in, only, patched, pod_of, tls_configuration, volumes_of
 from tests.namespaces import Namespace
-from tests.outputs.certificates import make_certificate
 from tests.processes import Running, eventually, fetch, parse_metrics, run
 
 if TYPE_CHECKING:

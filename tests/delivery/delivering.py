@@ -1,0 +1,54 @@
+"""Deliveries and receivers inside a network namespace: functions for `Namespace.call`.
+
+They stay in the agent until it ends: one delivery, and receivers under the tags that the test gives them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ephmon.delivery.service import Delivery
+from tests.delivery.receivers import PostReceiver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ephmon.delivery.notification import Notification
+    from ephmon.delivery.receiver import DeliveryTimes
+    from ephmon.delivery.service import DeliverySettings
+    from ephmon.model.delivery_status import DeliveryStatus
+    from tests.delivery.receivers import Received
+
+_deliveries: list[Delivery] = []
+_receivers: dict[str, PostReceiver] = {}
+
+
+def start(settings: DeliverySettings, times: DeliveryTimes) -> None:
+    """Start the delivery."""
+    _deliveries.append(Delivery(settings, times=times))
+    _deliveries[-1].start()
+
+
+def update(*active: Notification) -> None:
+    """Tell it which alerts are active."""
+    _deliveries[-1].update(active)
+
+
+def status() -> DeliveryStatus:
+    """Return its status."""
+    return _deliveries[-1].status()
+
+
+def receive(tag: str, port: int, host: str = "127.0.0.1") -> None:
+    """Listen for posts on a port of loopback and answer each with 200."""
+    _receivers[tag] = PostReceiver(host=host, port=port).__enter__()
+
+
+def wait_for_posts(tag: str, number: int) -> Sequence[Received]:
+    """Wait until there were so many, and return those."""
+    return _receivers[tag].wait_for(number)
+
+
+def posts(tag: str) -> Sequence[Received]:
+    """Return all that there were so far."""
+    return tuple(_receivers[tag].requests)
