@@ -1,4 +1,4 @@
-"""The log: how records are written, and what is worth saying when one report follows another.
+"""The log: how records are written.
 
 Lines go to standard error. A line is a sentence and `key=value` pairs, or one JSON object. Where the journal reads
 them, they open with the priority in angle brackets (man 3 sd-daemon) and leave the time to it.
@@ -13,19 +13,11 @@ import select
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ephmon.model.advice.for_alert import advice_on
-from ephmon.model.alerting.state_machine import Phase, transitions
-from ephmon.model.rules import Severity
-from ephmon.outputs.text.alerts import figures, is_stood_for, sentence
-from ephmon.outputs.text.owners import largest_owner_sentence, owners_behind
 from ephmon.outputs.text.wording import utc_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import TextIO
-
-    from ephmon.model.alerting.state_machine import Transition
-    from ephmon.model.report import Report
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 _FIELDS = "ephmon_fields"
@@ -167,116 +159,3 @@ def _quoted(value: object) -> str:
     text = str(value)
     is_word = text.isascii() and text.isprintable() and text and not set(text) & set(' "=\\')
     return text if is_word else json.dumps(text)
-
-
-def changes(previous: Report, report: Report) -> Iterator[Line]:
-    """Yield what to say of a poll: each change of state once, and nothing while nothing changes."""
-    yield from _poll_changes(previous, report)
-    # A failed poll holds the alerts, but a narrow one may change them while full ones fail.
-    for transition in transitions(previous.alerts, report.alerts):
-        yield from _alert_changes(transition, report)
-
-
-def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
-    before, alert = transition
-    name, said = alert.key.name, figures(alert)
-    if alert.phase is Phase.RESOLVED and alert.ended is not None:
-        cause = "; EphmonPortsBlocked stands for it now" if is_stood_for(alert, report.alerts) else ""
-        lasted = round(alert.ended.monotonic - alert.since.monotonic, 1)
-        yield Line(logging.INFO, f"{name} is resolved{cause}.", {**said, "lasted_seconds": lasted})
-    elif alert.phase is Phase.FIRING and alert.is_told:
-        level = logging.ERROR if alert.severity is Severity.CRITICAL else logging.WARNING
-        advice = advice_on(alert, report)
-        owners = owners_behind(alert, report)
-        parts = [sentence(alert), largest_owner_sentence(owners) if owners else "", advice.in_short if advice else ""]
-        yield Line(level, f"{name} fires as {alert.severity}: {' '.join(filter(None, parts))}", said)
-    elif before is not None and before.is_told and alert.phase is Phase.FIRING:
-        yield Line(logging.INFO, f"{name} goes on, but has lost its place among alerts.max_active.", said)
-    elif alert.phase is Phase.PENDING:
-        yield Line(logging.DEBUG, f"{name} is pending: {sentence(alert)}", said)
-
-
-def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:
-    if not report.success:
-        if previous.success or previous.error != report.error:
-            yield Line(logging.ERROR, f"The poll failed: {report.error}")
-        return
-    if previous.error is not None:
-        yield Line(logging.INFO, "Polls succeed again.", {"failed": sum(report.totals.failures.values())})
-    for protocol, backend in report.backends.items():
-        before, reason = previous.backends.get(protocol), report.fallbacks.get(protocol)
-        if before != backend or (reason is not None and reason != previous.fallbacks.get(protocol)):
-            level = logging.INFO if before is None and reason is None else logging.WARNING
-            because = "." if reason is None else f": {reason}"
-            yield Line(level, f"Sockets of {protocol} are read by {backend}{because}", {"before": before})
-    for protocol, reason in report.missing.items():
-        if previous.missing.get(protocol) != reason:
-            yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", {"protocol": protocol})
-    if report.probe_error is not None and report.probe_error != previous.probe_error:
-        probed = "not all probed" if report.probe_available else "not probed"
-        yield Line(logging.WARNING, f"Ports in doubt are {probed}: {report.probe_error}")
-    yield from _owner_changes(previous, report)
-    yield from _pace_changes(previous, report)
-    yield from _namespace_changes(previous, report)
-
-
-def exhaustion_changes(previous: Report, report: Report, *, required: bool) -> Iterator[Line]:
-    """Yield what is to be said of the collector of failed connect() calls, which is asked between polls too.
-
-    That it cannot be had is a warning only where it is `required`.
-    """
-    if report.exhaustions_error is not None and report.exhaustions_error != previous.exhaustions_error:
-        level = logging.WARNING if required or previous.exhaustions_available else logging.INFO
-        yield Line(level, f"Failed connect() calls are not counted: {report.exhaustions_error}")
-    elif report.exhaustions_available and not previous.exhaustions_available:
-        yield Line(logging.INFO, "Failed connect() calls are counted.")
-
-
-def _owner_changes(previous: Report, report: Report) -> Iterator[Line]:
-    """Say why owners are not known, or not all; what differs in no more than its figures is no news."""
-    if report.owners_error is not None:
-        if not report.owners_available and report.owners_error != previous.owners_error:
-            yield Line(logging.WARNING, f"The owners of ports are not known: {report.owners_error}")
-        elif report.owners_available and (previous.owners_error is None or not previous.owners_available):
-            yield Line(logging.INFO, f"Not all owners of ports are known: {report.owners_error}")
-    if report.processes_error is not None and previous.processes_error is None:
-        yield Line(logging.INFO, f"Not all processes that hold ports can be named: {report.processes_error}")
-
-
-def _pace_changes(previous: Report, report: Report) -> Iterator[Line]:
-    if report.pace.is_stretched and not previous.pace.is_stretched:
-        yield Line(
-            logging.WARNING,
-            "Polls come less often than poll.interval asks for, because one takes more CPU than poll.cpu_budget "
-            "allows; raise poll.cpu_budget for a closer watch.",
-            {"interval_seconds": round(report.pace.full, 1), "cpu_seconds": round(report.costs.full[-1], 3)},
-        )
-    if previous.pace.is_stretched and not report.pace.is_stretched:
-        yield Line(logging.INFO, "Polls come as often as poll.interval asks for again.")
-
-
-def _namespace_changes(previous: Report, report: Report) -> Iterator[Line]:
-    before = {namespace.netns: namespace for namespace in previous.namespaces}
-    for namespace in report.namespaces:
-        known = before.get(namespace.netns)
-        port_range = (namespace.port_range_low, namespace.port_range_high, namespace.reserved_ports)
-        if known is None or (known.port_range_low, known.port_range_high, known.reserved_ports) != port_range:
-            low, high, reserved = port_range
-            yield Line(
-                logging.INFO,
-                f"{namespace.usable_ports} ports are usable.",
-                {"netns": namespace.netns, "port_range": f"{low}-{high}", "reserved": reserved},
-            )
-        if namespace.blind_to and not (known and known.blind_to == namespace.blind_to):
-            yield Line(
-                logging.WARNING,
-                "What this kernel or backend does not show may make headroom look larger.",
-                {"netns": namespace.netns, "blind_to": ",".join(namespace.blind_to)},
-            )
-        if namespace.torn_pools and not (known and known.torn_pools):
-            yield Line(
-                logging.WARNING,
-                "Pools seem to hold more ports than there are, because sockets moved while they were read; "
-                "their remaining ports are given as 0.",
-                {"netns": namespace.netns, "pools": namespace.torn_pools},
-            )

@@ -46,7 +46,7 @@ from ephmon.model.step import (
     refreshed_report,
 )
 from ephmon.outputs.metrics.exposition import process_registry
-from ephmon.outputs.text import start_lines
+from ephmon.outputs.text import changes, start_lines
 
 if TYPE_CHECKING:
     import ssl
@@ -148,7 +148,7 @@ class Daemon:
             self._exhaustions.give_up()
             return False
         required = self._config.exhaustions.enabled == Switch.ON
-        for line in log.exhaustion_changes(previous, self._report, required=required):
+        for line in changes.exhaustion_lines(previous, self._report, required=required):
             log.write(_log, line)
         return failed_here
 
@@ -195,7 +195,7 @@ class Daemon:
             self._report = paced(found, previous.costs.after(kind, time.thread_time() - cpu_before))
             self._deliveries.update(self._report)
             self._publish()
-            for line in log.changes(previous, self._report):
+            for line in changes.poll_lines(previous, self._report):
                 log.write(_log, line)
             self._incidents.update(self._report)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place

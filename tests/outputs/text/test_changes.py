@@ -1,0 +1,260 @@
+"""What the log says when one report follows another: each change once, and nothing while nothing changes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ephmon.model.alerting.state_machine import AlertName, Phase
+from ephmon.model.rules import Severity
+from ephmon.outputs.text import changes
+from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
+
+GOOD = make_report()
+NOTHING_YET = make_report(success=False, taken_at=None, backends={}, namespaces=(), listed=())
+FAILED = make_report(success=False, error="The table is cut.")
+PROCFS = {"tcp": "procfs", "udp": "inet_diag"}
+FALLEN_BACK = replace(make_report(backends=PROCFS), fallbacks={"tcp": "No handler."})
+BLIND = make_namespace(blind_to=("bound_unconnected", "v6only"))
+BLIND_TO = "netns=own blind_to=bound_unconnected,v6only"
+TORN = (
+    "Pools seem to hold more ports than there are, because sockets moved while they were read; their remaining ports "
+    "are given as 0."
+)
+LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
+NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
+IS_NEAR = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."
+BLOCKED = make_alert(name=AlertName.PORTS_BLOCKED, value=0.75)
+
+
+def of_alert(severity: str) -> str:
+    """Return the figures of an alert of NEAR, as they follow the sentence."""
+    return (
+        f"alert=EphmonPoolNearExhaustion severity={severity} netns=own kind=tcp_connect source=10.0.0.1 "
+        "destination=10.0.0.9:443 value=0.708522 usable=28232 blocked=3 in_use=20000 time_wait=30 reusable=0 "
+        "remaining=8229 since=2026-01-02T03:04:05.006Z"
+    )
+
+
+CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
+    "the first good poll": (
+        NOTHING_YET,
+        GOOD,
+        [
+            ("info", "Sockets of tcp are read by inet_diag. before=None"),
+            ("info", "Sockets of udp are read by inet_diag. before=None"),
+            ("info", "28232 ports are usable. netns=own port_range=32768-60999 reserved=0"),
+        ],
+    ),
+    "a first poll that fails": (
+        NOTHING_YET,
+        make_first_failure("There is no procfs."),
+        [("error", "The poll failed: There is no procfs.")],
+    ),
+    "a poll that fails": (GOOD, FAILED, [("error", "The poll failed: The table is cut.")]),
+    "another reason": (
+        FAILED,
+        make_report(success=False, error="The range is gone."),
+        [("error", "The poll failed: The range is gone.")],
+    ),
+    "a good poll after it": (FAILED, GOOD, [("info", "Polls succeed again. failed=0")]),
+    "another backend": (
+        GOOD,
+        make_report(backends=PROCFS),
+        [("warning", "Sockets of tcp are read by procfs. before=inet_diag")],
+    ),
+    "another backend, with the reason": (
+        GOOD,
+        FALLEN_BACK,
+        [("warning", "Sockets of tcp are read by procfs: No handler. before=inet_diag")],
+    ),
+    "another reason for a backend": (
+        FALLEN_BACK,
+        replace(FALLEN_BACK, fallbacks={"tcp": "No socket."}),
+        [("warning", "Sockets of tcp are read by procfs: No socket. before=procfs")],
+    ),
+    "a first poll that falls back": (
+        replace(NOTHING_YET, namespaces=GOOD.namespaces),
+        FALLEN_BACK,
+        [
+            ("warning", "Sockets of tcp are read by procfs: No handler. before=None"),
+            ("info", "Sockets of udp are read by inet_diag. before=None"),
+        ],
+    ),
+    "the backend that is wanted again": (
+        FALLEN_BACK,
+        GOOD,
+        [("warning", "Sockets of tcp are read by inet_diag. before=procfs")],
+    ),
+    "a probe that is refused": (
+        GOOD,
+        replace(GOOD, probe_error="No capability.", probe_available=False),
+        [("warning", "Ports in doubt are not probed: No capability.")],
+    ),
+    "a probe that was cut": (
+        GOOD,
+        replace(GOOD, probe_error="It was cut.", probe_available=True),
+        [("warning", "Ports in doubt are not all probed: It was cut.")],
+    ),
+    "a protocol that is missing": (
+        GOOD,
+        make_report(backends={"tcp": "inet_diag"}, missing={"udp": "No handler."}),
+        [("error", "Sockets of udp cannot be read: No handler. protocol=udp")],
+    ),
+    "a protocol that is back": (
+        make_report(backends={"tcp": "inet_diag"}, missing={"udp": "No handler."}),
+        GOOD,
+        [("info", "Sockets of udp are read by inet_diag. before=None")],
+    ),
+    "another range": (
+        GOOD,
+        make_report(namespaces=[make_namespace(port_range=(1024, 60999), usable_ports=59976)]),
+        [("info", "59976 ports are usable. netns=own port_range=1024-60999 reserved=0")],
+    ),
+    "more reserved ports": (
+        GOOD,
+        make_report(namespaces=[make_namespace(reserved_ports=2, usable_ports=28230)]),
+        [("info", "28230 ports are usable. netns=own port_range=32768-60999 reserved=2")],
+    ),
+    "what cannot be seen": (
+        GOOD,
+        make_report(namespaces=[BLIND]),
+        [
+            ("warning", "What this kernel or backend does not show may make headroom look larger. " + BLIND_TO),
+        ],
+    ),
+    "all is seen again": (make_report(namespaces=[BLIND]), GOOD, []),
+    "pools that moved": (
+        GOOD,
+        make_report(namespaces=[replace(make_namespace(), torn_pools=2)]),
+        [
+            ("warning", TORN + " netns=own pools=2"),
+        ],
+    ),
+    "an alert that is pending": (
+        GOOD,
+        make_report(alerts=[make_alert(NEAR, phase=Phase.PENDING)]),
+        [("debug", f"EphmonPoolNearExhaustion is pending: {IS_NEAR} {of_alert('warning')}")],
+    ),
+    "a warning": (
+        make_report(alerts=[make_alert(NEAR, phase=Phase.PENDING)]),
+        make_report(alerts=[make_alert(NEAR)]),
+        [("warning", f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} {of_alert('warning')}")],
+    ),
+    "a critical alert": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(alerts=[make_alert(NEAR, severity=Severity.CRITICAL)]),
+        [("error", f"EphmonPoolNearExhaustion fires as critical: {IS_NEAR} {of_alert('critical')}")],
+    ),
+    "an alert whose owners are known": (
+        GOOD,
+        make_report(
+            alerts=[make_alert(NEAR)], owners={NEAR.key: make_owners(("haproxy.service", 812), ("uid 33", 12))}
+        ),
+        [
+            (
+                "warning",
+                f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} haproxy.service holds 812 ports. "
+                + of_alert("warning"),
+            )
+        ],
+    ),
+    "owners that cannot be read": (
+        GOOD,
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        [("warning", "The owners of ports are not known: It was refused.")],
+    ),
+    "owners that cannot be read for another reason": (
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        replace(GOOD, owners_available=False, owners_error="It was cut."),
+        [("warning", "The owners of ports are not known: It was cut.")],
+    ),
+    "owners that cannot be read again": (
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        [],
+    ),
+    "owners that lack something": (
+        GOOD,
+        replace(GOOD, owners_available=True, owners_error="20,000 cgroups were seen."),
+        [("info", "Not all owners of ports are known: 20,000 cgroups were seen.")],
+    ),
+    "owners that lack it with other figures": (
+        replace(GOOD, owners_available=True, owners_error="20,000 cgroups were seen."),
+        replace(GOOD, owners_available=True, owners_error="19,000 cgroups were seen."),
+        [],
+    ),
+    "processes that may not be looked at": (
+        GOOD,
+        replace(GOOD, processes_available=False, processes_error="1 of 1 may not be read."),
+        [("info", "Not all processes that hold ports can be named: 1 of 1 may not be read.")],
+    ),
+    "more processes that may not": (
+        replace(GOOD, processes_available=False, processes_error="1 of 1 may not be read."),
+        replace(GOOD, processes_available=False, processes_error="2 of 2 may not be read."),
+        [],
+    ),
+    "an alert that ends": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(alerts=[make_alert(NEAR, phase=Phase.RESOLVED, ended=62.5)]),
+        [("info", f"EphmonPoolNearExhaustion is resolved. {of_alert('warning')} lasted_seconds=62.5")],
+    ),
+    "an alert that another stands for": (
+        make_report(alerts=[BLOCKED, make_alert(NEAR)]),
+        make_report(alerts=[BLOCKED, make_alert(NEAR, phase=Phase.RESOLVED, ended=5.0)]),
+        [
+            (
+                "info",
+                (
+                    "EphmonPoolNearExhaustion is resolved; EphmonPortsBlocked stands for it now. "
+                    f"{of_alert('warning')} lasted_seconds=5.0"
+                ),
+            )
+        ],
+    ),
+    "an alert that loses its place": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(alerts=[make_alert(NEAR, is_told=False)]),
+        [
+            (
+                "info",
+                "EphmonPoolNearExhaustion goes on, but has lost its place among alerts.max_active. "
+                + of_alert("warning"),
+            )
+        ],
+    ),
+    "an alert that never had one": (GOOD, make_report(alerts=[make_alert(NEAR, is_told=False)]), []),
+    "an alert of the namespace while polls fail": (
+        make_report(success=False, error="x"),
+        make_report(success=False, error="x", alerts=[BLOCKED]),
+        [
+            (
+                "warning",
+                (
+                    "EphmonPortsBlocked fires as warning: 75.0% of the usable ports are blocked for every connect(). "
+                    "alert=EphmonPortsBlocked severity=warning netns=own value=0.75 since=2026-01-02T03:04:05.006Z"
+                ),
+            )
+        ],
+    ),
+    "an alert that is held": (
+        make_report(alerts=[make_alert(NEAR)]),
+        make_report(success=False, error="x", alerts=[make_alert(NEAR)]),
+        [("error", "The poll failed: x")],
+    ),
+    "other figures": (GOOD, make_report(listed=[], duration_seconds=1.0, taken_at=1.0), []),
+}
+
+
+@pytest.mark.parametrize(("previous", "report", "said"), CHANGES.values(), ids=CHANGES)
+def test_each_change_is_said_once(previous: Any, report: Any, said: list[tuple[str, str]]) -> None:
+    lines = [
+        (LEVELS[line.level], " ".join([line.message, *(f"{key}={value}" for key, value in line.fields.items())]))
+        for line in changes.poll_lines(previous, report)
+    ]
+
+    assert lines == said
+    assert list(changes.poll_lines(report, report)) == []
