@@ -46,7 +46,11 @@ rmdir {PREPARED}
 exec "$@"
 """
 
-_MOUNT_IN_PLACE = 'mount -t tracefs none /sys/kernel/tracing; exec "$@"'
+# A second mount on top of the first, which systemd makes on every host of its own, would fail with EBUSY.
+_MOUNT_IN_PLACE = """
+[ -e /sys/kernel/tracing/instances ] || mount -t tracefs none /sys/kernel/tracing
+exec "$@"
+"""
 
 _EXHAUSTED = FillResult(HIGH - LOW + 1, errno.EADDRNOTAVAIL)
 
@@ -61,9 +65,9 @@ def tracing_agent(ns: Namespace) -> Agent:
 
 
 def seeing_tracefs(*command: str) -> list[str]:
-    """Return the command line that runs a program with mounts of its own, one of them a tracefs where it is expected.
+    """Return the command line that runs a program with mounts of its own, and with a tracefs where it is expected.
 
-    For root.
+    That is the host's if it has one mounted there. For root.
     """
     return ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT_IN_PLACE, "sh", *command]
 

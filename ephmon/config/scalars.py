@@ -204,6 +204,11 @@ DESTINATION: Scalar[DestinationPattern] = Scalar(
 )
 
 
+# One sentence for both places that find a bad host, because the version of Python decides which of them it is: newer ones,
+# and Debian's 3.11.2 with its security fixes, let urlsplit refuse http://[::1]x/, and upstream's 3.11.7 does not.
+_BAD_HOST = "the URL has no valid host or port; write http://HOST:PORT/PATH"
+
+
 def _split_url(text: str) -> SplitResult:
     """Split a URL; no sentence repeats it, because it may hold a secret."""
     if not _URL.fullmatch(text):
@@ -212,7 +217,7 @@ def _split_url(text: str) -> SplitResult:
         url = urlsplit(text)
         _ = url.port  # urlsplit looks at the port only when asked
     except ValueError:
-        raise ValueError("the URL has a bad host or port; write http://HOST:PORT/PATH") from None
+        raise ValueError(_BAD_HOST) from None
     if url.scheme not in ("http", "https"):
         raise ValueError("the URL does not begin with http:// or https://; write the whole URL")
     _check_host(url)
@@ -226,7 +231,7 @@ def _check_host(url: SplitResult) -> None:
     if ":" in host and re.search(r"\](?::[0-9]*)?$", url.netloc):
         parse_address(host)
     elif not _HOST.fullmatch(host):
-        raise ValueError("the URL has no valid host; write http://HOST:PORT/PATH")
+        raise ValueError(_BAD_HOST)
     if url.port == 0:
         raise ValueError("the URL has port 0, on which nothing listens; write its port")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import signal
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tests.commands.answers import answer
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, put, run
 from tests.sockets import ALL_PORTS, FillResult, Recipe
+from tests.tracing import only_root, stopping, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,6 @@ incidents: {{directory: {}}}
 KEPT = "ephmon_incidents_total"
 WRITTEN = "An incident was written."
 """What tells of it in the log: asking for the metrics again and again would use the ports up, too."""
-_MOUNT = 'mount -t tracefs none /sys/kernel/tracing; exec "$@"'
 _FULL = 'mount -t tmpfs -o size=64k none "$1"; head -c 64K /dev/zero >"$1/all of it"; shift; exec "$@"'
 
 
@@ -60,11 +59,8 @@ def _config(tmp_path: Path, place: Path) -> Path:
 def mounted(ns: Namespace, script: str, *words: str | Path) -> Iterator[Running]:
     """Run a daemon in mounts of its own, which a script makes."""
     seen = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", script, "sh"]
-    with Running(ns, [*seen, *map(str, words)]) as daemon:
-        try:
-            yield daemon
-        finally:
-            daemon.stop()
+    with stopping(Running(ns, [*seen, *map(str, words)])) as daemon:
+        yield daemon
 
 
 def fill(ns: Namespace, number: int) -> None:
@@ -124,9 +120,9 @@ def test_blocked_ports_are_one_too(ns: Namespace, config: Path, place: Path) -> 
     assert "\nBlocked ports are held by: " in text
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")
+@only_root
 def test_the_first_connect_that_fails_is_one_of_its_own(ns: Namespace, config: Path, place: Path) -> None:
-    with mounted(ns, _MOUNT, *ephmon("run", "--config", config)) as daemon:
+    with tracing_daemon(ns, config) as daemon:
         daemon.wait_for(poll_success=1)
         fill(ns, 950)
         daemon.wait_for_line(WRITTEN)
