@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the demo and return the exit status."""
     parser = argparse.ArgumentParser(prog="script/demo", description="Shows how ports run out, and what ephmon says.")
     parser.add_argument("--keep", action="store_true", help="keep the configuration files and logs, and say where")
-    parser.add_argument("--transcript", action="store_true", help="print the block of the README when it is over")
+    parser.add_argument("--transcript", action="store_true", help="print the block of docs/demo.md when it is over")
     options = parser.parse_args(arguments)
     if _INSIDE not in os.environ:
         _enter(arguments)

@@ -17,6 +17,7 @@ from ephmon import cli
 from ephmon.config.settings import Config, describe, load
 from ephmon.model.rules import ThresholdOverride
 from ephmon.outputs.metrics.catalogue import METRICS
+from tests.links import broken_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,7 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
 }
+COMMANDS = PAGES["docs/commands.md"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -91,12 +93,12 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 
 
 @pytest.mark.parametrize("command", [*_commands(), "--version"])
-def test_the_readme_has_a_row_for_every_command(command: str) -> None:
-    assert re.search(rf"^\| `ephmon {command}(?![\w-])[^`]*` \|", README, re.MULTILINE)
+def test_the_page_of_commands_has_a_row_for_every_command(command: str) -> None:
+    assert re.search(rf"^\| `ephmon {command}(?![\w-])[^`]*` \|", COMMANDS, re.MULTILINE)
 
 
-def test_the_readme_has_a_row_for_no_other_command() -> None:
-    assert set(re.findall(r"^\| `ephmon ([\w-]+)", README, re.MULTILINE)) == {*_commands(), "--version"}
+def test_the_page_of_commands_has_a_row_for_no_other_command() -> None:
+    assert set(re.findall(r"^\| `ephmon ([\w-]+)", COMMANDS, re.MULTILINE)) == {*_commands(), "--version"}
 
 
 @pytest.mark.parametrize(
@@ -108,17 +110,38 @@ def test_the_readme_has_a_row_for_no_other_command() -> None:
         if option.startswith("--") and option != "--help"
     ],
 )
-def test_the_readme_names_every_option(command: str, option: str) -> None:
-    (row,) = re.findall(rf"^\| `ephmon {command}(?![\w-])([^`]*)` \|", README, re.MULTILINE)
+def test_the_page_of_commands_names_every_option(command: str, option: str) -> None:
+    (row,) = re.findall(rf"^\| `ephmon {command}(?![\w-])([^`]*)` \|", COMMANDS, re.MULTILINE)
 
-    assert f"[{option}" in row or f"Every command takes `{option}" in README
+    assert f"[{option}" in row or f"Every command takes `{option}" in COMMANDS
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_link_within_the_project_leads_somewhere(page: str) -> None:
-    targets = re.findall(r"\]\((?!https?://)([^)#\s]+)", PAGES[page])
+def test_every_link_within_the_project_leads_somewhere() -> None:
+    assert broken_links((ROOT / page for page in PAGES), ROOT) == []
 
-    assert [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()] == []
+
+def test_the_documentation_leads_to_nothing_that_is_not_installed_with_it() -> None:
+    """Packages install docs/ as a folder of its own; tests/deployment/packages.py looks at what they really install."""
+    docs = ROOT / "docs"
+
+    assert broken_links(docs.rglob("*.md"), docs) == []
+
+
+MOST_WORDS = 40
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page == "README.md" or page.startswith("docs/")])
+def test_no_sentence_is_too_long_to_follow(page: str) -> None:
+    """Cells of a table and items of a list are sentences of their own; code counts as one word."""
+    assert [sentence for sentence in _sentences(PAGES[page]) if len(sentence.split()) > MOST_WORDS] == []
+
+
+def _sentences(page: str) -> Iterator[str]:
+    prose = re.sub(r"^( *)```.*?^\1```$|^    .*$|<!--.*?-->", "", page, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"`[^`]+`", "code", prose)
+    prose = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", prose)
+    for block in re.split(r"\n\s*\n|^#+ |^ *(?:[-*]|\d+\.) |\|", prose, flags=re.MULTILINE):
+        yield from re.split(r"(?<=[.!?])[*)\"]*\s", block)
 
 
 def _blocks(language: str) -> list[str]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
 MOST_SECONDS = 120.0
 RUNBOOK = "runbook file:///usr/share/doc/ephmon/runbook.md#ephmonpoolnearexhaustion"
 LABELS = (
@@ -263,7 +263,7 @@ def test_nobody_waits_in_vain_after_the_fix(shown: Shown) -> None:
 @only_root
 def test_the_readme_shows_what_the_demo_prints(shown: Shown) -> None:
     """But for the figures, and for forecasts, of which there may be one or none."""
-    (block,) = re.findall(r"^<!-- demo: begin -->\n(.*?)<!-- demo: end -->$", README, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^<!-- demo: begin -->\n(.*?)<!-- demo: end -->$", PAGE, re.MULTILINE | re.DOTALL)
 
     assert block.startswith(f"```\n{COMMAND}\n")
     assert structure(block) == structure(shown.block)
