@@ -17,6 +17,8 @@ from ephmon import cli
 from ephmon.config.settings import Config, describe, load
 from ephmon.model.rules import ThresholdOverride
 from ephmon.outputs.metrics.catalogue import METRICS
+from ephmon.outputs.text.wording import explanations
+from tests.builders import make_pool
 from tests.links import broken_links
 
 if TYPE_CHECKING:
@@ -84,6 +86,16 @@ def test_a_page_speaks_of_metrics_that_exist(page: str) -> None:
 
 def _is_meant(word: str, name: str) -> bool:
     return name.startswith(word[:-1]) if word.endswith("*") else name == word
+
+
+def test_tables_of_pools_are_explained_in_the_words_of_the_program() -> None:
+    estimate, full = make_pool(exact=False, reusable=1), make_pool(remaining=0)
+    shown = {
+        line for page in PAGES.values() for line in re.findall(r"^(?:~|REUSABLE|At 100\.0) .*$", page, re.MULTILINE)
+    }
+    of_an_incident = "~ is an estimate."
+
+    assert shown == {*explanations([estimate, full]), of_an_incident}
 
 
 def _commands() -> dict[str, argparse.ArgumentParser]:
@@ -159,13 +171,15 @@ def test_prometheus_takes_the_scrape_configuration_of_the_readme(tmp_path: Path)
     assert yaml.safe_load(block)["scrape_configs"][0]["static_configs"] == [{"targets": [str(Config().listen)]}]
 
 
-def test_prometheus_takes_the_queries_of_the_readme(tmp_path: Path) -> None:
-    queries = [line for block in _blocks("promql") for line in block.splitlines()]
-    rules = [{"alert": f"Query{number}", "expr": query} for number, query in enumerate(queries)]
+def test_prometheus_takes_the_queries_of_the_readme_and_of_the_page_of_metrics(tmp_path: Path) -> None:
+    of_the_readme = [line for block in _blocks("promql") for line in block.splitlines()]
+    of_the_page = re.findall(r"^\| [^|]*\? \| `([^`]+)` \|$", PAGES["docs/metrics.md"], re.MULTILINE)
+    rules = [{"alert": f"Query{number}", "expr": query} for number, query in enumerate(of_the_readme + of_the_page)]
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "readme", "rules": rules}]}), encoding="utf-8")
 
-    assert len(queries) == 3
+    assert len(of_the_readme) == 3
+    assert len(of_the_page) == 7
     assert _promtool("check", "rules", str(file)) == 0
 
 

@@ -368,6 +368,12 @@ def test_ephmon_had_nothing_to_complain_about(story: Story) -> None:
     assert any("EphmonPoolNearExhaustion fires as critical" in line for line in complaints)
 
 
+def test_what_the_page_looks_for_in_the_log_of_ephmon_is_there(story: Story) -> None:
+    (pattern,) = re.findall(r"^grep -o '(.*)' ephmon\.log$", PAGE, re.MULTILINE)
+
+    assert re.search(pattern, story.ephmon_log) is not None
+
+
 def test_no_process_is_left(story: Story) -> None:
     """All programs of the story worked in one directory, in which nobody else does."""
     left = []
