@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.namespaces import Agent, Namespace
+from tests.processes import Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,14 +76,12 @@ class Cgroups:
             agent.close()
 
     @contextmanager
-    def running(self, path: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, path: str, *command: str) -> Iterator[Program]:
         """Run a program in a cgroup for the length of a block."""
-        process = subprocess.Popen(self.command(path, *command), stdin=subprocess.DEVNULL)
         try:
-            yield process
+            with Program(self.command(path, *command)) as program:
+                yield program
         finally:
-            process.kill()
-            process.wait(_SECONDS)
             self.observer.call(_empty, self._directory(path))
 
     def command(self, path: str, *command: str) -> list[str]:

@@ -19,11 +19,13 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -55,11 +57,14 @@ class Agent:
 
     def __init__(self, prefix: Sequence[str]) -> None:
         self._channel, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the agent
+        self._words = ""
         with theirs:
             self._process = subprocess.Popen(
                 [*prefix, sys.executable, "-P", "-c", _AGENT, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                stderr=self._stderr,
                 # The agent imports what the test imports, from where the test imports it.
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
@@ -92,7 +97,9 @@ class Agent:
             answer = None
         if answer is None:
             self.close()
-            raise AgentError(f"the agent ended during {function.__qualname__}, exit status {self._process.returncode}")
+            said = self._words or "it has printed nothing"
+            message = f"the agent ended during {function.__qualname__}, exit status {self._process.returncode}: {said}"
+            raise AgentError(message)
         succeeded, outcome = pickle.loads(answer)
         if not succeeded:
             raise outcome
@@ -101,9 +108,16 @@ class Agent:
 
     def close(self) -> None:
         """Kill the agent and wait until it is gone."""
+        if self._stderr.closed:
+            return
         self._channel.close()
         self._process.kill()
         self._process.wait(TIMEOUT_SECONDS)
+        self._stderr.seek(0)
+        self._words = self._stderr.read().decode(errors="replace").strip()
+        self._stderr.close()
+        if self._words:
+            sys.stderr.write(f"{self._words}\n")
 
 
 class Namespace:
@@ -194,12 +208,22 @@ def ip(*arguments: str) -> str:
 def serve(descriptor: int, parent: int) -> None:
     """Be an agent: answer calls on a socket until the other end is closed or the parent is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _raise_descriptor_limit()
     if os.getppid() != parent:  # it went before the kernel had been asked to say so
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test's to handle, and the agent follows the test
     with socket.socket(fileno=descriptor) as channel:
         while (request := _receive(channel)) is not None:
             _send(channel, _answer(request))
+
+
+def _raise_descriptor_limit() -> None:
+    """Permit as many descriptors as the hard limit does: tests hold more sockets than the 1,024 of the soft one.
+
+    Only in agents, so that ephmon is tested with the limit that it is started with.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _answer(request: bytes) -> bytes:

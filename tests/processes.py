@@ -6,10 +6,12 @@ import http.client
 import os
 import re
 import select
+import shlex
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
@@ -40,9 +42,14 @@ class Reply(NamedTuple):
 
 
 def eventually(observe: Callable[[], T], holds: Callable[[T], bool]) -> T:
-    """Observe until it holds, and return what was seen then; fails after `WAIT_SECONDS`."""
+    """Observe until it holds, and return what was seen then.
+
+    Fails after `WAIT_SECONDS`, or as soon as a program that the test has started has ended by itself.
+    """
     deadline = time.monotonic() + WAIT_SECONDS
     while not holds(seen := observe()):
+        for program in _programs:
+            program.require_running()
         assert time.monotonic() < deadline, f"after {WAIT_SECONDS:g} s still {seen!r}"
         time.sleep(_PAUSE_SECONDS)
     return seen
@@ -115,8 +122,94 @@ def _connection(
     return http.client.HTTPSConnection(host, port, timeout=WAIT_SECONDS, source_address=source, context=context)
 
 
-class Running:
-    """A daemon in a namespace, as a context manager that kills what is left of it.
+_programs: list[Program] = []
+"""Those that were started and not yet cleared away."""
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGKILL}
+_MOST_WORDS = 4096
+
+
+class Program:
+    """A program that is to run until the test ends it, as a context manager that kills what is left of it.
+
+    If it ends by itself, the test fails at once in `eventually`, and whatever else fails has its last words as a note.
+    What it prints goes to `output`, or is kept for those words.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+        output: Path | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        self._command = command
+        self._output = tempfile.TemporaryFile() if output is None else output.open("w+b")  # noqa: SIM115 - in __exit__
+        self._process = subprocess.Popen(
+            command,
+            cwd=directory,
+            env=environment() if env is None else env,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output if stderr is None else stderr,
+        )
+        self._is_to_run = True
+        _programs.append(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None and self._has_ended_by_itself():
+            error.add_note(self._how_it_ended())
+        _programs.remove(self)
+        self._process.kill()
+        self._process.wait(WAIT_SECONDS)
+        self._output.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id: what puts it into a namespace or a cgroup ends in an exec."""
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; after one that ends programs it need not run any longer."""
+        if number in _ENDING and self._process.poll() is None:
+            self._is_to_run = False
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until it has ended, as it should, and return its exit status."""
+        self._is_to_run = False
+        return self._reap()
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        self.signal(signal.SIGTERM)
+        return self._reap()
+
+    def require_running(self) -> None:
+        """Fail the test if the program has ended by itself."""
+        assert not self._has_ended_by_itself(), self._how_it_ended()
+
+    def _reap(self) -> int:
+        return self._process.wait(WAIT_SECONDS)
+
+    def _has_ended_by_itself(self) -> bool:
+        return self._is_to_run and self._process.poll() is not None
+
+    def _how_it_ended(self) -> str:
+        words = self._last_words().decode(errors="replace").strip() or "It has printed nothing."
+        return f"{shlex.join(self._command)}\nended with status {self._process.returncode}:\n{words}"
+
+    def _last_words(self) -> bytes:
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), _MOST_WORDS, max(0, size - _MOST_WORDS))
+
+
+class Running(Program):
+    """A daemon in a namespace.
 
     Its standard error is read here, unless `stderr` says where it goes instead.
     """
@@ -124,46 +217,32 @@ class Running:
     def __init__(
         self, ns: Namespace, command: Sequence[str], *, stderr: int | None = None, env: Mapping[str, str] | None = None
     ) -> None:
+        super().__init__(ns.command(*command), env=env, stderr=subprocess.PIPE if stderr is None else stderr)
         self._ns = ns
-        self._process = subprocess.Popen(
-            ns.command(*command),
-            env=environment() if env is None else env,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if stderr is None else stderr,
-        )
         self._unread = b""
         self.lines: list[str] = []
         """What it has logged, as far as it was read."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait(WAIT_SECONDS)
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        super().__exit__(kind, error, traceback)
         if self._process.stderr:
             self._process.stderr.close()
 
-    @property
-    def pid(self) -> int:
-        """Its process id: what puts it into the namespace ends in an exec."""
-        return self._process.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send it a signal."""
-        self._process.send_signal(number)
-
-    def wait(self) -> int:
-        """Wait until it has ended and return its exit status; what it logged is in `lines` then."""
-        status = self._process.wait(WAIT_SECONDS)
+    def _reap(self) -> int:
+        """Leave in `lines` all that it has logged."""
+        status = super()._reap()
         if self._process.stderr:
             self._take(self._process.stderr.read())
         return status
 
-    def stop(self) -> int:
-        """Send SIGTERM and return the exit status."""
-        self.signal(signal.SIGTERM)
-        return self.wait()
+    def _last_words(self) -> bytes:
+        # Its children may have the pipe open yet, so there may be no end to read up to.
+        while self._process.stderr and select.select([self._process.stderr], [], [], 0)[0]:
+            chunk = os.read(self._process.stderr.fileno(), 1 << 16)
+            if not chunk:
+                break
+            self._take(chunk)
+        return super()._last_words() + "\n".join(self.lines).encode()[-_MOST_WORDS:] + self._unread
 
     def wait_for_line(self, text: str) -> str:
         """Wait until it logs a line that contains the text, and return the line; lines read before do not count."""

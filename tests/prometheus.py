@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from tests.processes import WAIT_SECONDS, environment, eventually, fetch
+from tests.processes import Program, eventually, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,16 +36,9 @@ def prometheus(ns: Namespace, folder: Path, configuration: str) -> Iterator[None
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{PORT}",
     )
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log) as process,
-    ):
-        try:
-            eventually(lambda: _is_ready(ns), bool)
-            yield
-        finally:
-            process.kill()
-            process.wait(WAIT_SECONDS)
+    with Program(command):
+        eventually(lambda: _is_ready(ns), bool)
+        yield
 
 
 def ask(ns: Namespace, endpoint: str, **parameters: str) -> Any:

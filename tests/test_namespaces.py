@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests import sockets
-from tests.namespaces import AgentError, Namespace, connect
+from tests.namespaces import Agent, AgentError, Namespace, connect
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
@@ -179,8 +179,13 @@ def test_a_call_that_does_not_return_is_ended(ns: Namespace) -> None:
 
 
 def test_an_agent_that_dies_is_reported(ns: Namespace) -> None:
-    with pytest.raises(AgentError, match=r"^the agent ended during _exit, exit status 3$"):
+    with pytest.raises(AgentError, match=r"^the agent ended during _exit, exit status 3: it has printed nothing$"):
         ns.call(os._exit, 3)
+
+
+def test_an_agent_that_cannot_start_says_why() -> None:
+    with pytest.raises(AgentError, match=r"exit status 1: .*/proc/0/ns/net: No such file or directory$"):
+        Agent(["nsenter", "--net=/proc/0/ns/net", "--"])
 
 
 def test_a_namespace_leaves_no_process_behind() -> None:

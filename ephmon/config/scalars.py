@@ -204,8 +204,8 @@ DESTINATION: Scalar[DestinationPattern] = Scalar(
 )
 
 
-# One sentence for both places that find a bad host, because the version of Python decides which of them it is: newer ones,
-# and Debian's 3.11.2 with its security fixes, let urlsplit refuse http://[::1]x/, and upstream's 3.11.7 does not.
+# One sentence for both places that find a bad host, because the version of Python decides which one does: urlsplit of
+# Debian's 3.11.2, which has later security fixes, refuses http://[::1]x/, and that of 3.11.7 does not.
 _BAD_HOST = "the URL has no valid host or port; write http://HOST:PORT/PATH"
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tests.processes import WAIT_SECONDS, eventually, fetch
+from tests.processes import Program, eventually, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +33,7 @@ _source_ports = itertools.cycle(range(20000, 30000))
 
 
 @contextmanager
-def alertmanager(ns: Namespace, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def alertmanager(ns: Namespace, folder: Path) -> Iterator[Program]:
     """An Alertmanager with its memory in the folder; it is told to stop, unless it was killed."""
     folder.mkdir(exist_ok=True)
     config = folder / "alertmanager.yml"
@@ -46,13 +45,12 @@ def alertmanager(ns: Namespace, folder: Path) -> Iterator[subprocess.Popen[bytes
         f"--web.listen-address=127.0.0.1:{PORT}",
         "--cluster.listen-address=",
     )
-    with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with Program(command) as program:
         try:
             eventually(lambda: _is_ready(ns), bool)
-            yield process
+            yield program
         finally:
-            process.terminate()
-            process.wait(WAIT_SECONDS)
+            program.stop()
 
 
 def alerts(ns: Namespace) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def test_an_alert_survives_an_alertmanager_that_loses_its_memory(ns: Namespace, 
     with alertmanager(ns, tmp_path / "am") as process:
         ns.call(delivering.update, NEAR_EXHAUSTION)
         eventually(lambda: alerts(ns), bool)
-        process.kill()
+        process.signal(signal.SIGKILL)
     eventually(lambda: ns.call(delivering.status), _has_met_nobody)
 
     with alertmanager(ns, tmp_path / "new"):

@@ -28,7 +28,7 @@ from ephmon.outputs.metrics.exposition import process_registry, render
 from tests import sockets
 from tests.builders import make_forecast, make_namespace, make_pool
 from tests.namespaces import Namespace
-from tests.processes import Running, environment, ephmon, eventually, fetch, put, run
+from tests.processes import Program, Running, ephmon, eventually, fetch, put, run
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
@@ -286,11 +286,8 @@ def prometheus(ns: Namespace, folder: Path) -> Iterator[None]:
         f"--storage.tsdb.path={folder}/data",
         f"--web.listen-address={HERE}:{PROMETHEUS}",
     )
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, env=environment(), stderr=log) as process:
-        try:
-            yield
-        finally:
-            process.kill()
+    with Program(command):
+        yield
 
 
 def asked(ns: Namespace, path: str) -> Any:

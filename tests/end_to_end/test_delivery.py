@@ -162,7 +162,7 @@ def test_an_alert_is_refreshed_and_outlives_an_alertmanager_that_forgets_it(
             # Later by more than one message can make it, and nothing but further ones can have made it so.
             enough = moment(arrived["endsAt"]) + 4 * RESEND_SECONDS
             (refreshed,) = wait_for_alerts(ns, lambda found: moment(found[0]["endsAt"]) > enough)
-            process.kill()
+            process.signal(signal.SIGKILL)
         refused = daemon.metrics().get(REFUSED, 0.0)
         eventually(daemon.metrics, lambda metrics: metrics.get(REFUSED, 0.0) > refused)
         with alertmanager(ns, tmp_path / "one without memory"):

@@ -11,10 +11,10 @@ import errno
 import json
 import re
 import subprocess
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
@@ -22,7 +22,7 @@ import pytest
 from ephmon.outputs.metrics.catalogue import METRICS
 from tests import sockets
 from tests.namespaces import Namespace
-from tests.processes import WAIT_SECONDS, environment, ephmon, eventually, fetch, parse_metrics
+from tests.processes import Program, environment, ephmon, eventually, fetch, parse_metrics
 from tests.sockets import FillResult
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Stage:
     def __init__(self, ns: Namespace, directory: Path) -> None:
         self._ns = ns
         self.directory = directory
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._programs = ExitStack()
 
     def write(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text, encoding="utf-8")
@@ -98,19 +98,10 @@ class Stage:
     def read(self, name: str) -> str:
         return (self.directory / name).read_text(encoding="utf-8")
 
-    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
-        """Start a program; what it prints goes to NAME.out and NAME.err."""
-        with self._create(f"{name}.out") as out, self._create(f"{name}.err") as err:
-            process = subprocess.Popen(
-                self._ns.command(*command),
-                cwd=self.directory,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-            )
-        self._processes.append(process)
-        return process
+    def start(self, name: str, *command: str) -> Program:
+        """Start a program; what it prints goes to NAME.log."""
+        program = Program(self._ns.command(*command), directory=self.directory, output=self.directory / f"{name}.log")
+        return self._programs.enter_context(program)
 
     def output_of(self, *command: str) -> str:
         """Run a program to its end and return what it prints."""
@@ -128,9 +119,7 @@ class Stage:
 
     def close(self) -> None:
         """Kill what was started and wait until it is gone."""
-        for process in self._processes:
-            process.kill()
-            process.wait(WAIT_SECONDS)
+        self._programs.close()
 
     def ask(self, port: int, number: int) -> dict[str, int]:
         """Send requests through the proxy, each on a connection of its own, and count the answers by HTTP status."""
@@ -171,11 +160,8 @@ class Stage:
             pool={labels["__name__"].removeprefix("ephmon_pool_"): value for labels, value in samples},
             held=len(self.output_of("ss", "-Htan", f"dport = :{SHOP_PORT}").splitlines()),
             time_waits=self._ns.call(time_waits),
-            failures_logged=self.read("proxy.out").count(NO_FREE_PORTS),
+            failures_logged=self.read("proxy.log").count(NO_FREE_PORTS),
         )
-
-    def _create(self, name: str) -> BinaryIO:
-        return (self.directory / name).open("wb")
 
 
 def file_of_the_page(name: str) -> str:
@@ -248,12 +234,12 @@ def _tell(ns: Namespace, stage: Stage) -> Story:
         wrk=stage.output_of("wrk", "-t1", "-c20", "-d3s", f"http://127.0.0.1:{SHOP_PROXY}/"),
         cured=stage.haproxy(),
         metric_names=frozenset(labels["__name__"] for labels, _ in stage.query('{job="ephmon"}')),
-        ephmon_log=stage.read("ephmon.err"),
+        ephmon_log=stage.read("ephmon.log"),
         directory=stage.directory,
     )
 
 
-def _open(ns: Namespace, stage: Stage) -> subprocess.Popen[bytes]:
+def _open(ns: Namespace, stage: Stage) -> Program:
     """Start everything, wait until Prometheus has scraped it, and return the proxy."""
     ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"40000 {40000 + PORTS - 1}")
     for name in ("services.cfg", "proxy.cfg"):
@@ -271,16 +257,15 @@ def _open(ns: Namespace, stage: Stage) -> subprocess.Popen[bytes]:
     return proxy
 
 
-def _start_the_proxy(ns: Namespace, stage: Stage) -> subprocess.Popen[bytes]:
+def _start_the_proxy(ns: Namespace, stage: Stage) -> Program:
     proxy = stage.start("proxy", "haproxy", "-db", "-f", "proxy.cfg")
     eventually(lambda: ns.call(listening), {SHOP_PROXY, SEARCH_PROXY, HAPROXY}.issubset)
     return proxy
 
 
-def _cure(ns: Namespace, stage: Stage, proxy: subprocess.Popen[bytes]) -> None:
+def _cure(ns: Namespace, stage: Stage, proxy: Program) -> None:
     """Let the proxy speak HTTP, so that it keeps its connections."""
-    proxy.terminate()
-    proxy.wait(WAIT_SECONDS)
+    proxy.stop()
     stage.write("proxy.cfg", stage.read("proxy.cfg").replace("mode tcp", "mode http"))
     _start_the_proxy(ns, stage)
 

@@ -33,8 +33,6 @@ def search(inodes: Collection[int], pids: Collection[int]) -> Search:
 
 def open_sockets(number: int, comm: bytes = b"proxy") -> list[int]:
     """Open sockets, take a name, and return the inode numbers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, number + 100)), hard))
     ctypes.CDLL(None).prctl(_PR_SET_NAME, comm)
     new = [socket.socket() for _ in range(number)]
     held.extend(new)
