@@ -24,7 +24,8 @@ PAGES = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob(
 def unpacked_wheel(folder: Path) -> Path:
     """Install the wheel into a folder as pip does, without what it depends on; return where its documentation is."""
     (wheel,) = PACKAGES.glob("ephmon-*.whl")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    # Without --ignore-installed, pip would take the one away that this environment runs.
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed"]
     subprocess.run([*pip, "--prefix", folder, wheel], stdin=subprocess.DEVNULL, check=True)
     return folder / "share" / "doc" / "ephmon"
 
