@@ -17,7 +17,7 @@ from ephmon.commands import arguments, check, check_config, headroom, pools
 from ephmon.commands.reading import configuration
 from ephmon.commands.terminal import complain
 from ephmon.daemon import signals
-from ephmon.errors import ConfigError, EphmonError, UsageError, shown
+from ephmon.errors import ConfigError, EphmonError, UsageError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> int:
 def _run_command(words: Sequence[str]) -> int:
     options, unknown = _parser().parse_known_args(words)
     if unknown:
-        options.refuse(f"unrecognized arguments: {' '.join(map(shown, unknown))}")
+        options.refuse(f"unrecognized arguments: {' '.join(map(quote, unknown))}")
     status: int = options.command(options)
     return status
 

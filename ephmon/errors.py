@@ -1,7 +1,7 @@
-"""The errors that ephmon raises on purpose, named for whose fault they are.
+"""The errors that ephmon raises on purpose, named for who can fix them.
 
-Each carries one plain sentence that names the place and, where there is one, the fix. Anything else that escapes is a
-defect of ephmon.
+Each carries one plain sentence that names what is wrong and, where there is one, the fix. Any other exception that
+escapes is a defect of ephmon.
 """
 
 
@@ -10,11 +10,11 @@ class EphmonError(Exception):
 
 
 class UsageError(EphmonError):
-    """The command line asks for something that cannot be: exit status 2."""
+    """The command line asks for something impossible: exit status 2."""
 
 
 class ConfigError(EphmonError):
-    """The configuration is wrong: exit status 2. The message holds one sentence a line, a line for each mistake."""
+    """The configuration is wrong: exit status 2. The message has one line with one sentence for each mistake."""
 
 
 class KernelError(EphmonError):
@@ -31,11 +31,12 @@ class KernelError(EphmonError):
             self.reason = reason
 
 
-def shown(text: str, limit: int = 60) -> str:
-    """Return foreign text fit for one line of a message: one plain word as it is, anything else quoted and escaped.
+def quote(text: str, limit: int = 60) -> str:
+    """Return text of unknown origin so that it fits into one line of a message.
 
-    At most `limit` characters of it, the rest replaced by "...".
+    A word of printable ASCII stays as it is, anything else is quoted and escaped. What is longer than `limit`
+    characters is cut, and "..." takes the place of the rest.
     """
     cut = text if len(text) <= limit else text[:limit] + "..."
-    plain = cut != "" and all("!" <= character <= "~" for character in cut)
-    return cut if plain else repr(cut)
+    is_plain_word = cut != "" and all("!" <= character <= "~" for character in cut)
+    return cut if is_plain_word else repr(cut)

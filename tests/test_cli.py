@@ -365,21 +365,21 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no pools at all": (["pools", "--top", "0"], "argument --top: '0' is not a whole number above 0"),
     "a name": (
         ["pools", "--destination", "example.net:443"],
-        "argument --destination: example.net is a name; write an address, since a name may be many",
+        "argument --destination: example.net is a name; use an address",
     ),
     "no address": (
         ["pools", "--destination", "10.0.0.256"],
-        "argument --destination: 10.0.0.256 is not an IPv4 address; write four numbers from 0 to 255",
+        "argument --destination: 10.0.0.256 is not an IPv4 address; use four numbers from 0 to 255",
     ),
     "no port": (
         ["pools", "--destination", "10.0.0.1:0"],
-        "argument --destination: 0 is not a port; write a number from 1 to 65535",
+        "argument --destination: 0 is out of range; use a number from 1 to 65535",
     ),
     "a control character": (["pools", "--destination", "\x1b[2J"], r"argument --destination: '\x1b[2J' is not an IP"),
-    "nowhere to listen": (["run", "--listen", "127.0.0.1"], "argument --listen: 127.0.0.1 has no port; write ADDRESS"),
+    "nowhere to listen": (["run", "--listen", "127.0.0.1"], "argument --listen: 127.0.0.1 has no port; use ADDRESS"),
     "a port too high": (
         ["run", "--listen", "127.0.0.1:65536"],
-        "argument --listen: 65536 is not a port; write a number from 0 to 65535",
+        "argument --listen: 65536 is out of range; use a number from 0 to 65535",
     ),
     "two files": (
         ["check-config", "a.yaml", "--config", "b.yaml"],
@@ -391,7 +391,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "an empty file name": (["pools", "--config", ""], "argument --config: the name of the file is empty"),
     "an empty file name to check": (["check-config", ""], "argument FILE: the name of the file is empty"),
-    "a directory": (["check-config", "/"], "/: this is a directory; a configuration is a regular file"),
+    "a directory": (["check-config", "/"], "/: the file is a directory, not a regular file"),
 }
 
 

@@ -10,7 +10,7 @@ from ephmon.commands.terminal import tell
 from ephmon.config.endpoint import Address, parse_endpoint, parse_lone_address
 from ephmon.config.scalars import RATIO
 from ephmon.config.settings import LISTEN
-from ephmon.errors import UsageError, shown
+from ephmon.errors import UsageError, quote
 from ephmon.facts.snapshot import OWN_NETNS
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 
@@ -88,7 +88,7 @@ def pool(text: str) -> PoolKey:
 def _parse_pool(text: str) -> PoolKey:
     kind_text, *addresses = text.split(",")
     if kind_text not in list(PoolKind):
-        raise ValueError(f"{shown(kind_text)} is not a kind of pool; write {', '.join(PoolKind)}")
+        raise ValueError(f"{quote(kind_text)} is not a kind of pool; write {', '.join(PoolKind)}")
     kind = PoolKind(kind_text)
     form = "SOURCE,DESTINATION:PORT" if kind == PoolKind.TCP_CONNECT else "SOURCE"
     if len(addresses) != len(form.split(",")):

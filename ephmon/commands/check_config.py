@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ephmon.commands.reading import DEFAULT_CONFIG, configuration
 from ephmon.commands.terminal import tell
-from ephmon.config.document import compose, read_text, shown_path
+from ephmon.config.document import compose
+from ephmon.config.file import quote_path, read_text
 from ephmon.config.settings import describe
 from ephmon.config.thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
@@ -56,4 +57,4 @@ def _thresholds(config: Config, key: PoolKey, path: Path | None) -> str:
 def _where(path: Path | None, place: int) -> str:
     """Return the file and line of an override; the file may have changed since it was read as the configuration."""
     line = override_line(compose(read_text(path)), place) if path else None
-    return f" ({shown_path(str(path))}:{line})" if line else ""
+    return f" ({quote_path(str(path))}:{line})" if line else ""

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ephmon.commands.terminal import tell
-from ephmon.config.document import shown_path
+from ephmon.config.file import quote_path
 from ephmon.errors import EphmonError
 from ephmon.outputs.documents.incident_reading import IncidentError, read
 from ephmon.outputs.text.incident import render
@@ -23,6 +23,6 @@ def run(options: argparse.Namespace) -> int:
         incident = read(str(options.file))
         text = render(incident, width=shutil.get_terminal_size().columns if on_terminal else None)
     except IncidentError as error:
-        raise EphmonError(f"{shown_path(options.file)} cannot be shown. {error}") from error
+        raise EphmonError(f"{quote_path(options.file)} cannot be shown. {error}") from error
     tell(incident.json() if options.json else text)
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.commands.reading import configuration
 from ephmon.commands.terminal import tell
-from ephmon.config.document import shown_path
+from ephmon.config.file import quote_path
 from ephmon.daemon.incident_folder import names
 from ephmon.errors import EphmonError
 from ephmon.outputs.documents import api
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         rows = [_row(Path(directory) / name) for name in names(directory)]
     except OSError as error:
-        raise EphmonError(f"{shown_path(directory)} cannot be listed: {error.strerror}.") from error
+        raise EphmonError(f"{quote_path(directory)} cannot be listed: {error.strerror}.") from error
     tell(_json(directory, rows) if options.json else "\n".join(_lines(directory, rows)) + "\n")
     return 0
 
@@ -64,15 +64,15 @@ def _row(file: Path) -> _Row:
 
 def _lines(directory: str, rows: list[_Row]) -> Iterator[str]:
     if not rows:
-        yield f"There are no incidents in {shown_path(directory)}."
+        yield f"There are no incidents in {quote_path(directory)}."
         return
     yield from aligned(("TIME", "REASON", "UTIL%", "WORST POOL", "FILE"), [_cells(row) for row in rows])
-    yield from (f"{shown_path(row.file)} cannot be shown. {row.error}" for row in rows if row.error)
+    yield from (f"{quote_path(row.file)} cannot be shown. {row.error}" for row in rows if row.error)
 
 
 def _cells(row: _Row) -> tuple[str, ...]:
     worst = ("-", "-") if row.pool is None else (percent(row.pool.utilisation), pool_name(row.pool.key))
-    return (row.at or "?", row.reason or "?", *worst, shown_path(row.file))
+    return (row.at or "?", row.reason or "?", *worst, quote_path(row.file))
 
 
 def _json(directory: str, rows: list[_Row]) -> str:

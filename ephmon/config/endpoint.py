@@ -1,7 +1,7 @@
 """Addresses, networks and ports as people write them, in the configuration and on the command line.
 
-Text goes in, values of `ipaddress` come out; whatever is wrong raises ValueError with one plain sentence. Nothing is
-ever looked up. An IPv4-mapped IPv6 address (::ffff:10.0.0.1) becomes the IPv4 address that the kernel uses for it.
+Text goes in, values of `ipaddress` come out; invalid text raises ValueError with one plain sentence. Names are never
+looked up. An IPv4-mapped IPv6 address (::ffff:10.0.0.1) becomes the IPv4 address that the kernel uses for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
-from ephmon.errors import shown
+from ephmon.errors import quote
 
 if TYPE_CHECKING:
     from ephmon.model.rules import Network
@@ -26,7 +26,7 @@ def parse_endpoint(text: str, *, port_required: bool = False, lowest_port: int =
     """Read `ADDRESS`, `IPV4:PORT` or `[IPV6]:PORT`; without a port the second value is None.
 
     Raises:
-        ValueError: One sentence that names the text and says what to write.
+        ValueError: One sentence that names the text and says what to use.
     """
     address_text, port_text = _split(text)
     address = parse_address(address_text)
@@ -34,12 +34,12 @@ def parse_endpoint(text: str, *, port_required: bool = False, lowest_port: int =
         return address, parse_port(port_text, lowest=lowest_port)
     if port_required:
         form = "[ADDRESS]:PORT" if ":" in text else "ADDRESS:PORT"
-        raise ValueError(f"{shown(text)} has no port; write {form}")
+        raise ValueError(f"{quote(text)} has no port; use {form}")
     return address, None
 
 
 def format_endpoint(address: Address, port: int | None = None) -> str:
-    """Return what `parse_endpoint` reads: an IPv6 address stands in brackets where a port follows."""
+    """Return what `parse_endpoint` reads; an IPv6 address gets brackets if a port follows."""
     return _join(str(address), port)
 
 
@@ -47,7 +47,7 @@ def parse_address(text: str) -> Address:
     """Read an address literal.
 
     Raises:
-        ValueError: One sentence; names are refused with the reason, zone ids too.
+        ValueError: One sentence; names and zone ids are refused with the reason.
     """
     address = _literal(text)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
@@ -55,22 +55,22 @@ def parse_address(text: str) -> Address:
 
 
 def parse_lone_address(text: str) -> Address:
-    """Read an address literal where no port belongs, an IPv6 one with or without brackets.
+    """Read an address literal without a port, an IPv6 address with or without brackets.
 
     Raises:
         ValueError: One sentence.
     """
     address_text, port_text = _split(text)
     if port_text is not None:
-        raise ValueError(f"{shown(text)}: no port belongs here; write the address alone")
+        raise ValueError(f"{quote(text)}: a port is not allowed here; use the address alone")
     return parse_address(address_text)
 
 
 def parse_network(text: str) -> Network:
-    """Read `ADDRESS/LENGTH`, or an address, which is the network of that one address.
+    """Read `ADDRESS/LENGTH`; an address alone is the network of that one address.
 
     Raises:
-        ValueError: One sentence; bits set behind the prefix length are refused, for the user meant something else.
+        ValueError: One sentence; host bits that are set are refused, because the user meant another network.
     """
     address_text, slash, length_text = text.partition("/")
     address = _literal(address_text)
@@ -78,11 +78,11 @@ def parse_network(text: str) -> Network:
     length: int = longest
     if slash:
         if not _DIGITS.fullmatch(length_text) or int(length_text) > longest:
-            raise ValueError(f"{shown(text)} has a bad prefix length; write /0 to /{longest}")
+            raise ValueError(f"{quote(text)} has an invalid prefix length; use /0 to /{longest}")
         length = int(length_text)
     network = _network(address, length)
     if network.network_address != address:
-        raise ValueError(f"{shown(text)} has bits set behind its prefix length; write {network}")
+        raise ValueError(f"{quote(text)} has host bits set; use {network}")
     return _unmapped(network)
 
 
@@ -109,20 +109,20 @@ def format_network_endpoint(network: Network, port: int | None = None) -> str:
 
 
 def parse_port(text: str, *, lowest: int = 1) -> int:
-    """Read a port number, decimal whatever zeros lead it.
+    """Read a port number, always decimal, also with leading zeros.
 
     Raises:
         ValueError: One sentence.
     """
     if not text:
-        what = "there is no port after the colon"
+        mistake = "there is no port after the colon"
     elif not _DIGITS.fullmatch(text):
-        what = f"{shown(text)} is not a port number"
+        mistake = f"{quote(text)} is not a port number"
     elif lowest <= int(text) <= 65535:
         return int(text)
     else:
-        what = f"{shown(text)} is not a port"
-    raise ValueError(f"{what}; write a number from {lowest} to 65535")
+        mistake = f"{quote(text)} is out of range"
+    raise ValueError(f"{mistake}; use a number from {lowest} to 65535")
 
 
 def _join(host: str, port: int | None) -> str:
@@ -132,13 +132,13 @@ def _join(host: str, port: int | None) -> str:
 
 
 def _split(text: str) -> tuple[str, str | None]:
-    """Split at the colon before the port; several colons outside brackets are an IPv6 address alone."""
+    """Split at the colon before the port; text with several colons is an IPv6 address alone."""
     if text.startswith("["):
         match = _BRACKETED.fullmatch(text)
         if match is None:
-            raise ValueError(f"{shown(text)} has a bracket out of place; write [ADDRESS]:PORT")
+            raise ValueError(f"{quote(text)} has a misplaced bracket; use [ADDRESS]:PORT")
         if ":" not in match[1]:
-            raise ValueError(f"{shown(text)}: brackets are for IPv6 addresses; write the address without them")
+            raise ValueError(f"{quote(text)}: brackets are for IPv6 addresses only; remove them")
         return match[1], match[2]
     if text.count(":") == 1:
         host, _, port = text.partition(":")
@@ -148,28 +148,28 @@ def _split(text: str) -> tuple[str, str | None]:
 
 def _literal(text: str) -> Address:
     if "%" in text:
-        raise ValueError(f"{shown(text)} has a zone id, which ephmon cannot use; write the address without it")
+        raise ValueError(f"{quote(text)} has a zone id, which ephmon does not support; remove it")
     try:
         return ip_address(text)
     except ValueError:
-        raise ValueError(_why_no_address(text)) from None
+        raise ValueError(_why_not_an_address(text)) from None
 
 
-_NO_ADDRESS = (
-    (r"", "is no address; write one, such as 10.0.0.1 or 2001:db8::1"),
-    (r"\*", "is not an address; write 0.0.0.0 or [::]"),
-    (r"[0-9]{1,5}", "has no address; write one, such as 10.0.0.1, or ADDRESS:PORT"),
-    (r".*:.*", "is not an IPv6 address; write 2001:db8::1, or [2001:db8::1]:443 with a port"),
-    (r"[0-9./]+", "is not an IPv4 address; write four numbers from 0 to 255 without leading zeros"),
-    (r"[\w.-]+", "is a name; write an address, since a name may be many and looking it up takes a port"),
-    (r".*", "is not an IP address; write one, such as 10.0.0.1 or 2001:db8::1"),
+_REASONS_BY_PATTERN = (
+    (r"", "is not an address; use one such as 10.0.0.1 or 2001:db8::1"),
+    (r"\*", "is not an address; use 0.0.0.0 or [::]"),
+    (r"[0-9]{1,5}", "is not an address; use one such as 10.0.0.1, or ADDRESS:PORT"),
+    (r".*:.*", "is not an IPv6 address; use 2001:db8::1, or [2001:db8::1]:443 with a port"),
+    (r"[0-9./]+", "is not an IPv4 address; use four numbers from 0 to 255 without leading zeros"),
+    (r"[\w.-]+", "is a name; use an address, because ephmon does not look up names"),
+    (r".*", "is not an IP address; use one such as 10.0.0.1 or 2001:db8::1"),
 )
-"""What is wrong with a text that is no address; the first pattern that fits holds."""
+"""Why a text is not an address: the reason of the first pattern that matches the whole text."""
 
 
-def _why_no_address(text: str) -> str:
-    reason = next(reason for pattern, reason in _NO_ADDRESS if re.fullmatch(pattern, text, re.DOTALL))
-    return f"{shown(text)} {reason}"
+def _why_not_an_address(text: str) -> str:
+    reason = next(reason for pattern, reason in _REASONS_BY_PATTERN if re.fullmatch(pattern, text, re.DOTALL))
+    return f"{quote(text)} {reason}"
 
 
 def _network(address: Address, length: int) -> Network:

@@ -1,7 +1,7 @@
-"""The kinds of single value that the configuration knows: each from text, and back to text.
+"""The types of single values in the configuration: each parsed from text and formatted as text.
 
-`parse` raises ValueError with one sentence that names the text and says what to write; `show` returns text that
-`parse` reads back to the same value, but for secrets. The unit that a kind has in the program stands in its name.
+`parse` raises ValueError with one sentence that names the text and says what to use instead. `format` returns text that
+`parse` reads back to the same value, except for secrets. Where a value has a unit, the name of its type says which.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ephmon.config.endpoint import (
     parse_network_endpoint,
     parse_port,
 )
-from ephmon.errors import shown
+from ephmon.errors import quote
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.rules import DestinationPattern, Network
 
@@ -37,7 +37,7 @@ RESERVED_LABELS = frozenset(
 """Labels that ephmon's own alerts carry."""
 
 _LONGEST = 40
-"""Characters of a number: reading longer ones takes time and they are mistakes."""
+"""Characters of a number. A longer one is a mistake, and int() takes time quadratic in the length."""
 _WHOLE = re.compile(r"([+-]?[0-9]+)(?:[eE]\+?([0-9]{1,2}))?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _DURATION = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
@@ -50,41 +50,41 @@ _PERCENT = re.compile(r"[0-9.]+ ?%")
 
 @dataclass(frozen=True, slots=True)
 class Scalar(Generic[T]):
-    """One kind of single value."""
+    """One type of single value."""
 
     parse: Callable[[str], T]
-    show: Callable[[T], str]
+    format: Callable[[T], str]
 
 
 def whole_number(low: int, high: int) -> Scalar[int]:
-    """Return the kind of whole numbers from `low` to `high`."""
-    wanted = f"write a whole number from {low} to {high}"
+    """Return the type of whole numbers from `low` to `high`, both inclusive."""
+    fix = f"use a whole number from {low} to {high}"
 
     def parse(text: str) -> int:
         if len(text) > _LONGEST:
-            raise ValueError(f"{shown(text)} has too many characters; {wanted}")
+            raise ValueError(f"{quote(text)} has too many characters; {fix}")
         match = _WHOLE.fullmatch(text)
         if match is None:
-            raise ValueError(f"{shown(text)} is not a whole number; {wanted}")
+            raise ValueError(f"{quote(text)} is not a whole number; {fix}")
         number = int(match[1]) * int("1" + "0" * int(match[2] or 0))
         if not low <= number <= high:
-            raise ValueError(f"{shown(text)} is {'below' if number < low else 'above'} the limit; {wanted}")
+            raise ValueError(f"{quote(text)} is {'below' if number < low else 'above'} the limit; {fix}")
         return number
 
     return Scalar(parse, str)
 
 
 def _parse_ratio(text: str) -> float:
-    wanted = "write a ratio between 0 and 1"
+    fix = "use a ratio between 0 and 1"
     if _PERCENT.fullmatch(text):
-        raise ValueError(f"{shown(text)} is a percentage; {wanted}, such as 0.7 for 70 percent")
+        raise ValueError(f"{quote(text)} is a percentage; {fix}, such as 0.7 for 70 percent")
     if len(text) > _LONGEST or not _NUMBER.fullmatch(text):
-        raise ValueError(f"{shown(text)} is not a number; {wanted}")
+        raise ValueError(f"{quote(text)} is not a number; {fix}")
     ratio = float(text)
     if ratio > 1:
-        raise ValueError(f"{shown(text)} is above 1; {wanted}")
+        raise ValueError(f"{quote(text)} is above 1; {fix}")
     if ratio <= 0:
-        raise ValueError(f"{shown(text)} is not above 0; {wanted}")
+        raise ValueError(f"{quote(text)} is not above 0; {fix}")
     return ratio
 
 
@@ -93,33 +93,33 @@ RATIO: Scalar[float] = Scalar(_parse_ratio, repr)
 
 
 def duration_seconds(low: str, high: str) -> Scalar[float]:
-    """Return the kind of durations from `low` to `high`, themselves durations; in seconds, whole milliseconds each."""
+    """Return the type of durations from `low` to `high`, such as "100ms" and "1h"; values are seconds, whole in ms."""
     lowest, highest = _milliseconds(low), _milliseconds(high)
 
     def parse(text: str) -> float:
         milliseconds = _milliseconds(text)
         if not lowest <= milliseconds <= highest:
             side = f"shorter than {low}" if milliseconds < lowest else f"longer than {high}"
-            raise ValueError(f"{shown(text)} is {side}; write a duration from {low} to {high}")
+            raise ValueError(f"{quote(text)} is {side}; use a duration from {low} to {high}")
         return milliseconds / 1000
 
-    return Scalar(parse, show_duration)
+    return Scalar(parse, format_duration)
 
 
 def _milliseconds(text: str) -> int:
     match = _DURATION.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None:
         if len(text) <= _LONGEST and _NUMBER.fullmatch(text):
-            raise ValueError(f"{text} has no unit; write {text}s, or another of ms, s, m and h")
-        raise ValueError(f"{shown(text)} is not a duration; write a number and ms, s, m or h, such as 90s")
+            raise ValueError(f"{text} has no unit; use {text}s, or one of ms, m and h")
+        raise ValueError(f"{quote(text)} is not a duration; use a number and ms, s, m or h, such as 90s")
     milliseconds = Fraction(match[1]) * _MILLISECONDS[match[2]]
     if milliseconds.denominator != 1:
-        raise ValueError(f"{shown(text)} is finer than a millisecond; write whole milliseconds, such as 1500ms")
+        raise ValueError(f"{quote(text)} has a fraction of a millisecond; use whole milliseconds, such as 1500ms")
     return int(milliseconds)
 
 
-def show_duration(seconds: float) -> str:
-    """Return a duration in the largest unit in which it is whole; finer than milliseconds is rounded."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in the largest unit that gives a whole number, rounded to milliseconds."""
     milliseconds = round(seconds * 1000)
     if milliseconds == 0:
         return "0s"
@@ -128,27 +128,27 @@ def show_duration(seconds: float) -> str:
 
 
 def one_of(words: type[Word], synonyms: Mapping[str, Word] | None = None) -> Scalar[Word]:
-    """Return the kind of values that are one word of a closed set."""
+    """Return the type of values that are one word of a closed set; `synonyms` are accepted but not listed."""
     known = {word.value: word for word in words}
     readable = {**known, **(synonyms or {})}
     *first, last = known
-    wanted = f"{', '.join(first)} or {last}"
+    choices = f"{', '.join(first)} or {last}"
 
     def parse(text: str) -> Word:
         if text not in readable:
-            raise ValueError(f"{shown(text)} means nothing here; write {wanted}")
+            raise ValueError(f"{quote(text)} is not valid; use {choices}")
         return readable[text]
 
     return Scalar(parse, str)
 
 
 def _parse_path(text: str) -> str:
-    if "://" in text:  # not repeated, for it may be a secret in the wrong place
-        raise ValueError("this is a URL and not a path; write the absolute path of a file")
+    if "://" in text:  # not repeated, because it may be a secret under the wrong key
+        raise ValueError("this is a URL, not a path; use the absolute path of a file")
     if text and not text.startswith("/"):
-        raise ValueError(f"{shown(text)} is not an absolute path; write it from / on")
+        raise ValueError(f"{quote(text)} is not an absolute path; start it with /")
     if not text.isprintable():
-        raise ValueError(f"{shown(text)} holds a character that cannot be printed; remove it")
+        raise ValueError(f"{quote(text)} contains a character that cannot be printed; remove it")
     return text
 
 
@@ -158,12 +158,12 @@ PATH: Scalar[str] = Scalar(_parse_path, str)
 
 def _parse_label_name(text: str) -> str:
     if not _LABEL.fullmatch(text):
-        rule = "up to 128 of a-z, A-Z, 0-9 and _, no digit first"
-        raise ValueError(f"{shown(text)} is not a label name of Prometheus; write {rule}")
+        rule = "up to 128 of a-z, A-Z, 0-9 and _, and no digit first"
+        raise ValueError(f"{quote(text)} is not a valid Prometheus label name; use {rule}")
     if text.startswith("__"):
-        raise ValueError(f"{shown(text)} is reserved, for Prometheus drops labels that begin with __; choose another")
+        raise ValueError(f"{quote(text)} is reserved: Prometheus drops labels that begin with __; choose another")
     if text in RESERVED_LABELS:
-        raise ValueError(f"{shown(text)} is reserved, for ephmon sets that label itself; choose another")
+        raise ValueError(f"{quote(text)} is reserved: ephmon sets this label itself; choose another")
     return text
 
 
@@ -172,9 +172,9 @@ LABEL_NAME: Scalar[str] = Scalar(_parse_label_name, str)
 
 def _parse_label_value(text: str) -> str:
     if not text:
-        raise ValueError("an empty label value is the same as no label; write a value or remove the label")
+        raise ValueError("an empty label value is the same as no label; set a value or remove the label")
     if len(text) > 1024:
-        raise ValueError(f"{shown(text)} has {len(text)} characters; write at most 1024")
+        raise ValueError(f"{quote(text)} has {len(text)} characters; use at most 1024")
     return text
 
 
@@ -184,10 +184,10 @@ LABEL_VALUE: Scalar[str] = Scalar(_parse_label_value, str)
 def _parse_port_range(text: str) -> PortRange:
     low_text, dash, high_text = text.partition("-")
     if not dash:
-        raise ValueError(f"{shown(text)} is not a range; write LOW-HIGH, such as 19102-19117")
+        raise ValueError(f"{quote(text)} is not a range; use LOW-HIGH, such as 19102-19117")
     low, high = parse_port(low_text.strip()), parse_port(high_text.strip())
     if low > high:
-        raise ValueError(f"{shown(text)} is the wrong way round; write {high}-{low}")
+        raise ValueError(f"{quote(text)} is the wrong way round; use {high}-{low}")
     return PortRange(low, high)
 
 
@@ -204,22 +204,22 @@ DESTINATION: Scalar[DestinationPattern] = Scalar(
 )
 
 
-# One sentence for both places that find a bad host, because the version of Python decides which one does: urlsplit of
-# Debian's 3.11.2, which has later security fixes, refuses http://[::1]x/, and that of 3.11.7 does not.
-_BAD_HOST = "the URL has no valid host or port; write http://HOST:PORT/PATH"
+# One message for both checks, because the version of Python decides which one finds a bad host: urlsplit() of Debian's
+# 3.11.2 refuses http://[::1]x/, as newer versions do, and urlsplit() of 3.11.7 does not.
+_BAD_HOST = "the URL has no valid host or port; use http://HOST:PORT/PATH"
 
 
 def _split_url(text: str) -> SplitResult:
-    """Split a URL; no sentence repeats it, because it may hold a secret."""
+    """Split a URL; no message repeats it, because it may contain a secret."""
     if not _URL.fullmatch(text):
-        raise ValueError("the URL is empty or holds a character that a URL cannot; write it percent-encoded")
+        raise ValueError("the URL is empty or contains a character that URLs do not allow; percent-encode it")
     try:
         url = urlsplit(text)
-        _ = url.port  # urlsplit looks at the port only when asked
+        _ = url.port  # urlsplit() checks the port only when it is read
     except ValueError:
         raise ValueError(_BAD_HOST) from None
     if url.scheme not in ("http", "https"):
-        raise ValueError("the URL does not begin with http:// or https://; write the whole URL")
+        raise ValueError("the URL does not begin with http:// or https://; use the whole URL")
     _check_host(url)
     if "#" in text:
         raise ValueError("the URL has a fragment (#), which is never sent; remove it")
@@ -233,23 +233,23 @@ def _check_host(url: SplitResult) -> None:
     elif not _HOST.fullmatch(host):
         raise ValueError(_BAD_HOST)
     if url.port == 0:
-        raise ValueError("the URL has port 0, on which nothing listens; write its port")
+        raise ValueError("the URL has port 0, where nothing can listen; use the port of the receiver")
 
 
 def _parse_base_url(text: str) -> str:
     if "?" in text:
-        raise ValueError("the URL has a query (?), which does not belong to a base URL; remove it")
+        raise ValueError("the URL has a query (?), which a base URL cannot have; remove it")
     _split_url(text)
     return text
 
 
-def _show_base_url(text: str) -> str:
+def _format_base_url(text: str) -> str:
     user, at, _ = urlsplit(text).netloc.rpartition("@")
     return text.replace(f"{user}@", f"{REDACTED}@", 1) if at else text
 
 
-BASE_URL: Scalar[str] = Scalar(_parse_base_url, _show_base_url)
-"""A URL that a path is appended to; a user and password in it are a secret."""
+BASE_URL: Scalar[str] = Scalar(_parse_base_url, _format_base_url)
+"""A URL to which a path is appended; `format` hides a user and password in it."""
 
 
 def _parse_secret_url(text: str) -> str:
@@ -259,4 +259,4 @@ def _parse_secret_url(text: str) -> str:
 
 
 SECRET_URL: Scalar[str] = Scalar(_parse_secret_url, lambda text: REDACTED if text else "")
-"""A URL that whoever knows it may use, or "" for none."""
+"""A URL that is itself a secret, or "" for none."""

@@ -1,6 +1,6 @@
-"""Secrets of the configuration that stand in files of their own, read when they are needed.
+"""Reads secrets of the configuration that are kept in files of their own.
 
-What such a file holds stands in no message.
+No message repeats what such a file contains.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.config.document import read_text, shown_path
+from ephmon.config.file import quote_path, read_text
 from ephmon.config.scalars import SECRET_URL
 from ephmon.errors import ConfigError
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def read_webhook_url(webhook: WebhookConfig) -> str:
-    """Return the URL of the webhook, from its file if it stands in one; "" where there is no webhook.
+    """Return the URL of the webhook, read from `url_file` if that is set; "" if there is no webhook.
 
     Raises:
-        ConfigError: The file cannot be read or holds something else than one URL; one sentence that names the file.
+        ConfigError: The file cannot be read or does not contain exactly one URL; one sentence that names the file.
     """
     if not webhook.url_file:
         return webhook.url
@@ -28,7 +28,7 @@ def read_webhook_url(webhook: WebhookConfig) -> str:
     try:
         url = SECRET_URL.parse(text)
     except ValueError as error:
-        raise ConfigError(f"{shown_path(webhook.url_file)}: notify.webhook.url_file: {error}") from None
+        raise ConfigError(f"{quote_path(webhook.url_file)}: notify.webhook.url_file: {error}") from None
     if not url:
-        raise ConfigError(f"{shown_path(webhook.url_file)}: notify.webhook.url_file: the file is empty; write the URL")
+        raise ConfigError(f"{quote_path(webhook.url_file)}: notify.webhook.url_file: the file is empty; write the URL")
     return url

@@ -1,8 +1,8 @@
-"""The configuration: what may stand in it, what holds where nothing does, and what is wrong with it.
+"""The configuration: its keys, their defaults, and the checks between them.
 
-A YAML text goes in and a `Config` comes out, or a ConfigError with a line for every mistake. Defaults stand in the
-dataclasses here and in `ephmon.model.rules`, and nowhere else; a key left out takes its default, and a default is never
-bent to suit another key. `docs/configuration.md` explains the keys to those who write them.
+YAML text goes in and a `Config` comes out, or a ConfigError with a line for every mistake. Defaults are in the
+dataclasses here and in `ephmon.model.rules`, and nowhere else. A missing key has its default, which never depends on
+another key. `docs/configuration.md` explains the keys to users.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ephmon.config.document import Problem, compose, read_text, render, shown_path
+from ephmon.config.document import Problem, compose, dump
 from ephmon.config.endpoint import format_endpoint, parse_address, parse_endpoint
+from ephmon.config.file import quote_path, read_text
 from ephmon.config.scalars import (
     BASE_URL,
     DESTINATION,
@@ -27,7 +28,7 @@ from ephmon.config.scalars import (
     one_of,
     whole_number,
 )
-from ephmon.config.schema import MAX_PROBLEMS, ListOf, Reading, Section, Single, TextByName
+from ephmon.config.schema import MAX_PROBLEMS, ListOf, ReadState, Section, Single, TextMapping
 from ephmon.config.thresholds import ThresholdsShape
 from ephmon.errors import ConfigError
 from ephmon.facts.snapshot import PortRange
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class BackendChoice(StrEnum):
-    """How the sockets are to be read; `auto` is the best way that works."""
+    """How sockets are read; `auto` is the best way that works."""
 
     AUTO = "auto"
     INET_DIAG = "inet_diag"
@@ -47,14 +48,14 @@ class BackendChoice(StrEnum):
 
 
 class ProbeChoice(StrEnum):
-    """Whether ephmon may bind ports to find out who holds them."""
+    """Whether ephmon may ask the kernel about ports in doubt, by binding sockets to them."""
 
     NEVER = "never"
     AUTO = "auto"
 
 
 class Switch(StrEnum):
-    """Whether something is to be done; `auto` is: if it can be."""
+    """Whether something is done; `auto`: if it is possible."""
 
     AUTO = "auto"
     ON = "on"
@@ -71,7 +72,7 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How a log line is written; `auto` suits what stderr is."""
+    """How a log line is written; `auto` depends on what standard error is."""
 
     AUTO = "auto"
     LOGFMT = "logfmt"
@@ -80,7 +81,7 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenAddress:
-    """Where the HTTP side listens: an address literal and a port, 0 for one that the kernel chooses."""
+    """Where the HTTP server listens: an address literal and a port; with port 0 the kernel chooses one."""
 
     host: str = "127.0.0.1"
     port: int = 19100
@@ -91,7 +92,7 @@ class ListenAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollConfig(PollingRules):
-    """How often, by what means and for how long at most the kernel is read."""
+    """How often the kernel is read, by which backend, and for how long at most."""
 
     deadline_seconds: float = 5.0
     backend: BackendChoice = BackendChoice.AUTO
@@ -100,7 +101,7 @@ class PollConfig(PollingRules):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsConfig:
-    """The bound on alerts that are active at once."""
+    """How many alerts may be active at once."""
 
     max_active: int = 50
 
@@ -185,7 +186,7 @@ class Config:
 
     @property
     def rules(self) -> Rules:
-        """What the model is told."""
+        """The part of the configuration that the model needs."""
         return Rules(
             listing=self.listing,
             thresholds=self.thresholds,
@@ -199,33 +200,33 @@ def load(path: Path) -> Config:
     """Read a configuration file.
 
     Raises:
-        ConfigError: A line for each mistake, or for what is wrong with the file itself.
+        ConfigError: One line for each mistake, or one about the file itself.
     """
     return parse(read_text(path), str(path))
 
 
 def parse(text: str, name: str) -> Config:
-    """Read a configuration from text; `name` is what messages call it.
+    """Read a configuration from text; messages call it `name`.
 
     Raises:
-        ConfigError: A line for each mistake: name, line, path of the key and one sentence.
+        ConfigError: One line for each mistake: name, line, path of the key and one sentence.
     """
     document = compose(text)
-    reading = Reading(document, problems=list(document.problems))
-    config = Config() if document.root is None else _CONFIG.read(document.root, "", reading)
-    if reading.problems or config is None:
-        raise ConfigError(_told(shown_path(name), reading.problems))
+    state = ReadState(document, problems=list(document.problems))
+    config = Config() if document.root is None else _CONFIG.read(document.root, "", state)
+    if state.problems or config is None:
+        raise ConfigError(_format_problems(quote_path(name), state.problems))
     return config
 
 
 def describe(config: Config) -> str:
-    """Return the effective configuration as YAML that `parse` reads back; secrets are replaced by `<redacted>`."""
-    return render(_CONFIG.plain(config))
+    """Return the configuration in force as YAML that `parse` reads back; secrets are replaced by `<redacted>`."""
+    return dump(_CONFIG.dump(config))
 
 
-def _told(name: str, problems: list[Problem]) -> str:
+def _format_problems(name: str, problems: list[Problem]) -> str:
     ordered = sorted(problems, key=lambda problem: problem.line)
-    lines = [": ".join(filter(None, (f"{name}:{line}", path, sentence))) for line, path, sentence in ordered]
+    lines = [": ".join(filter(None, (f"{name}:{line}", path, message))) for line, path, message in ordered]
     if len(lines) > MAX_PROBLEMS:
         lines[MAX_PROBLEMS:] = [f"{name}: there are {len(lines) - MAX_PROBLEMS} more mistakes"]
     return "\n".join(lines)
@@ -246,21 +247,21 @@ _PATH = Single(PATH)
 
 def _webhook_mistakes(webhook: WebhookConfig) -> Iterator[tuple[str, str]]:
     if webhook.url and webhook.url_file:
-        yield "url_file", "url is given too; keep one of them"
+        yield "url_file", "url and url_file are both set; keep one"
 
 
 def _alertmanager_mistakes(alertmanager: AlertmanagerConfig) -> Iterator[tuple[str, str]]:
     if len(set(alertmanager.urls)) < len(alertmanager.urls):
-        yield "urls", "one URL stands here twice; keep one"
+        yield "urls", "one URL is listed twice; keep one"
 
 
 def _tls_mistakes(tls: TlsConfig) -> Iterator[tuple[str, str]]:
     if tls.certificate and not tls.key:
-        yield "certificate", "a certificate is of no use without its key; write key too"
+        yield "certificate", "a certificate needs its key; set key too"
     if tls.key and not tls.certificate:
-        yield "key", "a key is of no use without its certificate; write certificate too"
+        yield "key", "a key needs its certificate; set certificate too"
     if tls.client_ca and not (tls.certificate or tls.key):
-        yield "client_ca", "clients can show certificates over TLS only; write certificate and key too"
+        yield "client_ca", "client certificates need TLS; set certificate and key too"
 
 
 _POLL = Section(
@@ -299,7 +300,7 @@ _INCIDENTS = Section(
 _NOTIFY = Section(
     NotifyConfig(),
     {
-        "labels": ("labels", TextByName(LABEL_NAME, LABEL_VALUE)),
+        "labels": ("labels", TextMapping(LABEL_NAME, LABEL_VALUE)),
         "source_ports": ("source_ports", Single(PORT_RANGE)),
         "alertmanager": (
             "alertmanager",
@@ -316,7 +317,8 @@ _NOTIFY = Section(
     },
 )
 _LOG = Section(
-    LogConfig(), {"level": ("level", Single(one_of(LogLevel))), "format": ("format", Single(one_of(LogFormat)))}
+    LogConfig(),
+    {"level": ("level", Single(one_of(LogLevel))), "format": ("format", Single(one_of(LogFormat)))},
 )
 _TLS = Section(
     TlsConfig(),

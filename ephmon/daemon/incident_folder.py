@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import EphmonError, shown
+from ephmon.errors import EphmonError, quote
 from ephmon.model.incident_status import FailureReason
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Folder:
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, FailureReason.SYSTEM)
             raise FolderError(
-                f"Nothing can be written in {shown(self.directory, 200)} ({error.strerror}): {_REMEDIES[reason]}.",
+                f"Nothing can be written in {quote(self.directory, 200)} ({error.strerror}): {_REMEDIES[reason]}.",
                 reason,
             ) from error
         finally:

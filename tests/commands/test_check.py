@@ -220,12 +220,12 @@ def test_what_cannot_be_seen_is_a_remark_and_no_alarm(ns: Namespace, config: Pat
 # --- what keeps it from an answer ---------------------------------------------------------------------------------
 
 HELP = "; `ephmon check --help` says what can be written.\n"
-A_NAME = "is a name; write an address, since a name may be many and looking it up takes a port"
+A_NAME = "is a name; use an address, because ephmon does not look up names"
 NOT_OURS = "bind() to it fails with EADDRNOTAVAIL without net.ipv4.ip_nonlocal_bind or IP_FREEBIND."
 UNKNOWN: dict[str, tuple[list[str], str]] = {
     "an unknown option": (["--bogus=a|b"], f"unrecognized arguments: --bogus=a/b{HELP}"),
     "a name": (["example.net:80"], f"argument DESTINATION:PORT: example.net {A_NAME}{HELP}"),
-    "no port": ([HERE], f"argument DESTINATION:PORT: {HERE} has no port; write ADDRESS:PORT{HELP}"),
+    "no port": ([HERE], f"argument DESTINATION:PORT: {HERE} has no port; use ADDRESS:PORT{HELP}"),
     "a percentage": (
         ["--warning", "70%"],
         f"argument --warning: 70% is a percentage; write a ratio between 0 and 1, such as 0.7 for 70 percent{HELP}",

@@ -299,13 +299,13 @@ NOT_A_QUESTION = "headroom takes either DESTINATION:PORT or --bind SOURCE."
 HELP = "; `ephmon headroom --help` says what can be written."
 NOT_SENT_FROM = "address, which nothing is sent from; name one of this host."
 FAILS_THERE = "address: connect() of a TCP socket fails there with ENETUNREACH."
-A_NAME = "is a name; write an address, since a name may be many and looking it up takes a port"
+A_NAME = "is a name; use an address, because ephmon does not look up names"
 WRONG = {
     "nothing": ([], NOT_A_QUESTION),
     "UDP alone": (["--udp"], NOT_A_QUESTION),
     "both": ([f"{HERE}:80", "--bind", HERE], NOT_A_QUESTION),
-    "no port": ([HERE], f"argument DESTINATION:PORT: {HERE} has no port; write ADDRESS:PORT{HELP}"),
-    "port 0": ([f"{HERE}:0"], f"argument DESTINATION:PORT: 0 is not a port; write a number from 1 to 65535{HELP}"),
+    "no port": ([HERE], f"argument DESTINATION:PORT: {HERE} has no port; use ADDRESS:PORT{HELP}"),
+    "port 0": ([f"{HERE}:0"], f"argument DESTINATION:PORT: 0 is out of range; use a number from 1 to 65535{HELP}"),
     "a name": (
         ["example.net:80"],
         f"argument DESTINATION:PORT: example.net {A_NAME}{HELP}",
@@ -345,7 +345,7 @@ WRONG = {
     ),
     "a source with a port": (
         [f"{HERE}:80", "--from", f"{HERE}:5"],
-        f"argument --from: {HERE}:5: no port belongs here; write the address alone{HELP}",
+        f"argument --from: {HERE}:5: a port is not allowed here; use the address alone{HELP}",
     ),
     "a multicast source": (
         [f"{HERE}:80", "--from", "224.0.0.1"],

@@ -36,7 +36,7 @@ def test_the_file_holds_the_url_and_nothing_else_but_blanks(tmp_path: Path, text
         (b"", "notify.webhook.url_file: the file is empty; write the URL"),
         (b"\n", "notify.webhook.url_file: the file is empty; write the URL"),
         (b"example.net/5ecret", "notify.webhook.url_file: the URL does not begin with http:// or https://"),
-        (b"https://example.net/5ecret\nhttps://example.net/5ecret", "holds a character that a URL cannot"),
+        (b"https://example.net/5ecret\nhttps://example.net/5ecret", "contains a character that URLs do not allow"),
         (b"https://example.net/\xff5ecret", "is not UTF-8"),
         (b"https://example.net/5ecret#", "has a fragment"),
     ],

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError, shown
+from ephmon.errors import KernelError, quote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ def unreadable(proc: Path, name: str, error: OSError, *, reason: str) -> KernelE
 
 def quoted(content: bytes) -> str:
     """Return content of a file as it may stand in an error: escaped, and no longer than a row of a socket table."""
-    return shown(content.decode("latin-1"), _SHOWN_CHARACTERS)
+    return quote(content.decode("latin-1"), _SHOWN_CHARACTERS)
 
 
 def _cause(proc: Path, name: str, error: OSError) -> str:

@@ -14,7 +14,7 @@ import struct
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import KernelError, shown
+from ephmon.errors import KernelError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,6 +172,6 @@ def _broken(what: str) -> KernelError:
 
 def _not_understood(name: str, content: str) -> KernelError:
     return KernelError(
-        f"The kernel describes its trace buffer in an unknown way, in {name}: {shown(content, 200)}; please report it.",
+        f"The kernel describes its trace buffer in an unknown way, in {name}: {quote(content, 200)}; please report it.",
         reason="tracefs",
     )

@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ephmon.errors import KernelError, shown
+from ephmon.errors import KernelError, quote
 from ephmon.kernel.trace.ring_buffer import parse_page_layout, parse_record_layout
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _require_setting(path: Path, wanted: str, pattern: str) -> None:
     found = re.fullmatch(pattern, content)
     if found is None or found[1] != wanted:
         raise KernelError(
-            f"{path} is {shown(content, 200)}; before the event is enabled: echo '{wanted}' > {path}", reason="tracefs"
+            f"{path} is {quote(content, 200)}; before the event is enabled: echo '{wanted}' > {path}", reason="tracefs"
         )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import stat
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from ephmon.errors import EphmonError, shown
+from ephmon.errors import EphmonError, quote
 from ephmon.outputs.documents import api
 from ephmon.outputs.documents.incident import DOCUMENT, SCHEMA
 from ephmon.outputs.text.wording import one_line, printable
+from ephmon.regular_file import UnreadableFileError, read_regular_file
 
 if TYPE_CHECKING:
     from enum import StrEnum
@@ -75,7 +74,7 @@ class Part:
         """Return a word of a closed set."""
         text = self.text(name)
         if text not in list(words):
-            self._refuse(name, f"is {shown(text)}, which this version of ephmon does not know")
+            self._refuse(name, f"is {quote(text)}, which this version of ephmon does not know")
         return words(text)
 
     def part(self, name: str) -> Part:
@@ -118,7 +117,7 @@ class Part:
         return self._members[name] if name in self._members else self._refuse(name, "is missing")
 
     def _at(self, name: str) -> str:
-        shown_name = shown(name)
+        shown_name = quote(name)
         return f"{self._place}.{shown_name}" if self._place and name else shown_name if name else self._place
 
     def _refuse(self, name: str, problem: str) -> NoReturn:
@@ -148,36 +147,27 @@ def parse(content: bytes) -> Part:
     except ValueError as error:
         raise IncidentError(f"It is damaged: {one_line(str(error))}.") from None
     if not isinstance(value, dict) or value.get("document") != DOCUMENT:
-        raise IncidentError("It is no incident of ephmon.")
+        raise IncidentError("It is not an incident of ephmon.")
     document = Part(value)
     schema = document.count("schema")
     if schema != SCHEMA:
-        raise IncidentError(f"It has the schema {schema}, but this version of ephmon reads {SCHEMA} alone.")
+        raise IncidentError(f"It has the schema {schema}, but this version of ephmon reads only {SCHEMA}.")
     return document
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{shown(text)} is too great a number")
+        raise ValueError(f"{quote(text)} is too large a number")
     return number
 
 
 def _content(path: str) -> bytes:
-    """Return what a regular file holds, without ever waiting for a FIFO or a device."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise IncidentError("It is no regular file.")
-            content = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise IncidentError(f"It cannot be read: {reason}.") from None
-    if len(content) > MOST_BYTES:
-        raise IncidentError(f"It has more than {MOST_BYTES >> 20} MiB, which no incident has.")
-    return content
+        return read_regular_file(path, MOST_BYTES)
+    except UnreadableFileError as error:
+        raise IncidentError(f"It {error}.") from None

@@ -236,9 +236,9 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
     ("change", "said"),
     [
         (lambda one: one.pop("at"), "It is damaged: at is missing."),
-        (lambda one: one.update(schema=2), "It has the schema 2, but this version of ephmon reads 1 alone."),
+        (lambda one: one.update(schema=2), "It has the schema 2, but this version of ephmon reads only 1."),
         (lambda one: one.update(schema="1"), "It is damaged: schema is no number that can be."),
-        (lambda one: one.update(document="x"), "It is no incident of ephmon."),
+        (lambda one: one.update(document="x"), "It is not an incident of ephmon."),
         (lambda one: one.update(snapshot=[]), "It is damaged: snapshot is no object."),
         (lambda one: one["snapshot"].update(pools={}), "It is damaged: snapshot.pools is no list."),
         (lambda one: one["snapshot"].update(pools=[1]), "It is damaged: snapshot.pools[0] is no object."),
@@ -275,10 +275,10 @@ def test_what_is_damaged_is_said_with_its_place(change: Callable[[dict[str, Any]
         (b"{", "It is cut off or damaged at line 1, column 2."),
         (b"\xff", "It is no text: byte 0 is not UTF-8."),
         (b"[" * 200_000, "It is damaged: it is nested too deep."),
-        (b"[]", "It is no incident of ephmon."),
+        (b"[]", "It is not an incident of ephmon."),
         (b'{"document": "ephmon incident"}', "It is damaged: schema is missing."),
-        (b'{"a": NaN}', "It is damaged: NaN is no number of JSON."),
-        (b'{"a": 1e999}', "It is damaged: 1e999 is too great a number."),
+        (b'{"a": NaN}', "It is damaged: NaN is not a JSON number."),
+        (b'{"a": 1e999}', "It is damaged: 1e999 is too large a number."),
     ],
 )
 def test_what_is_no_incident_is_said(content: bytes, said: str) -> None:
@@ -376,8 +376,8 @@ def test_a_file_that_is_none_is_said_at_once(tmp_path: Path) -> None:
 
     assert said == {
         "absent": "It cannot be read: No such file or directory.",
-        "fifo": "It is no regular file.",
-        "large": "It has more than 8 MiB, which no incident has.",
-        ".": "It cannot be read: Is a directory.",
+        "fifo": "It is a FIFO, not a regular file.",
+        "large": "It is larger than 8 MiB, the limit.",
+        ".": "It is a directory, not a regular file.",
         "nul\0": "It cannot be read: embedded null byte.",
     }
