@@ -62,6 +62,17 @@ def test_the_configuration_page_explains_every_key_of_an_override() -> None:
     assert named == {field.name for field in fields(ThresholdOverride)}
 
 
+def test_the_configuration_page_shows_mistakes_as_the_program_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    lines = ["thresholds:", "  warning:", "    utilisation: 1.4", "poll:", "  intervall: 5s"]
+    file.write_text("\n" * 4 + "\n".join(lines), encoding="utf-8")
+
+    assert cli.main(["check-config", str(file)]) == 2
+    assert capsys.readouterr().err.replace(str(file), "/etc/ephmon/config.yaml") in PAGES["docs/configuration.md"]
+
+
 def test_the_example_configuration_holds_every_key_at_its_default() -> None:
     example = ROOT / "config.example.yaml"
 
