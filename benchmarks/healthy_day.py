@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import NO_SOCKETS, SocketGroup, SocketGroups, SocketTable, TcpSockets, TcpState
+from ephmon.facts.socket_groups import SocketGroup, SocketGroups
+from ephmon.facts.sockets import NO_SOCKETS, SocketTable, TcpSockets, TcpState
 from ephmon.model.pace import Costs, Poll
 from ephmon.model.report import ReloadStatus, initial_report
 from ephmon.model.rules import Rules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
 from ephmon.model.forecast.forecast import Forecast
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare

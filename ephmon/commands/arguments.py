@@ -11,7 +11,7 @@ from ephmon.config.endpoint import Address, parse_endpoint, parse_lone_address
 from ephmon.config.scalars import RATIO
 from ephmon.config.settings import LISTEN
 from ephmon.errors import UsageError, quote
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from ephmon.commands.question import check_from, check_source, connect_source
 from ephmon.commands.reading import configuration, ports_to_keep, read
 from ephmon.commands.terminal import OutputError, complain, tell
 from ephmon.errors import EphmonError, KernelError, UsageError
-from ephmon.facts.snapshot import Protocol, Tuple
+from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import Protocol
 from ephmon.model.advice.causes import advise, advise_blocked
 from ephmon.model.alerting.assessment import BlockedPorts, judge_host, judge_pool, limited
 from ephmon.model.pools.kinds import PoolKind
@@ -35,13 +36,13 @@ def run(options: argparse.Namespace) -> int:
     """Print the answer and return its status."""
     config = configuration(options.config)
     thresholds = _limits(config.thresholds, options)
-    asked = _asked_tuple(options)
+    asked = _asked_pool(options)
     surveys = survey(read(config, options.proc), likely_binder_ports=config.listing.min_in_use)
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
     if asked is None:
         verdict = judge_host(surveys, thresholds, config.listing.ignore_destinations)
     else:
-        verdict, missing = _judge_tuple(surveys[0], asked, thresholds), []
+        verdict, missing = _judge_asked(surveys[0], asked, thresholds), []
     kept = {one.namespace.netns: ports_to_keep(one.namespace, config) for one in surveys}
     answer = plugin.answer(verdict, advice=_advice(verdict.worst, kept), missing=missing, remarks=_remarks(surveys))
     tell(answer.text)
@@ -96,7 +97,7 @@ def _require_order(warning: Threshold, critical: Threshold, where: str) -> None:
         raise UsageError(f"The warning at {low} does not come before the critical at {high}{where}; move one of them.")
 
 
-def _asked_tuple(options: argparse.Namespace) -> Tuple | None:
+def _asked_pool(options: argparse.Namespace) -> ConnectKey | None:
     """Return the pool that the arguments ask for, None for the whole host."""
     if options.destination is None:
         if options.source:
@@ -107,10 +108,10 @@ def _asked_tuple(options: argparse.Namespace) -> Tuple | None:
     if options.source:
         check_source("--from", options.source)
     source = connect_source(destination, port, options.source)
-    return Tuple(source.packed, destination.packed, port)
+    return ConnectKey(source.packed, destination.packed, port)
 
 
-def _judge_tuple(one: NamespaceSurvey, asked: Tuple, thresholds: Thresholds) -> Verdict:
+def _judge_asked(one: NamespaceSurvey, asked: ConnectKey, thresholds: Thresholds) -> Verdict:
     pools = one.pools_of(PoolKind.TCP_CONNECT)
     if pools is None:
         raise KernelError(one.namespace.missing[Protocol.TCP], reason="unavailable")

@@ -12,7 +12,7 @@ from ephmon.config.file import quote_path, read_text
 from ephmon.config.settings import describe
 from ephmon.config.thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
-from ephmon.model.pools.connect import own_key
+from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.survey import is_ignored
 from ephmon.model.rules import Severity
 
@@ -48,7 +48,7 @@ def _thresholds(config: Config, key: PoolKey, path: Path | None) -> str:
         if general:
             origin += f" It leaves {' and '.join(general)} as in general."
     sentences = [origin]
-    ends = own_key(key)
+    ends = connect_key(key)
     if is_ignored((ends.destination, ends.destination_port) if ends else None, config.listing.ignore_destinations):
         sentences.append("But pools.ignore_destinations leaves this pool out.")
     return "".join([*(f"# {sentence}\n" for sentence in sentences), describe_thresholds(config.thresholds.of(key))])

@@ -10,7 +10,7 @@ from ephmon.commands.question import check_from, check_source, connect_source
 from ephmon.commands.reading import configuration, read
 from ephmon.commands.terminal import complain, tell
 from ephmon.errors import KernelError, UsageError
-from ephmon.facts.snapshot import Tuple
+from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe, require_probe
 from ephmon.model.pools.kinds import PoolKind
@@ -70,11 +70,11 @@ def _probed(
     return probed, KernelError(f"{what}; the bounds allow for the rest, a longer deadline settles it.")
 
 
-def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] | None) -> Tuple | bytes:
+def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] | None) -> ConnectKey | bytes:
     if kind != PoolKind.TCP_CONNECT or destination is None:
         return source.packed
     address, port = destination
-    return Tuple(source.packed, address.packed, port)
+    return ConnectKey(source.packed, address.packed, port)
 
 
 def _asked_pool(options: argparse.Namespace) -> tuple[PoolKind, Address]:

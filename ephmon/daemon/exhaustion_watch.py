@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ephmon.config.settings import Switch
 from ephmon.errors import KernelError
 from ephmon.facts.failed_calls import Destination
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.failures.counters import Exhaustions, counted
-from ephmon.model.pools.connect import own_key
+from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.kinds import PoolKind
 
 if TYPE_CHECKING:
@@ -103,6 +103,6 @@ class ExhaustionWatch:
 def _listed(report: Report) -> Iterator[Destination]:
     """Yield the destinations of the listed pools, which are counted from 0 on."""
     for listed in report.listed:
-        own = own_key(listed.pool.key)
+        own = connect_key(listed.pool.key)
         if own is not None and listed.pool.key.kind == PoolKind.TCP_CONNECT:
             yield Destination(listed.pool.key.netns, own.destination, own.destination_port)

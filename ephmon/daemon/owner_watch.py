@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from ephmon import log
 from ephmon.errors import KernelError
-from ephmon.facts.snapshot import OWN_NETNS, Backend, Protocol
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.proc import sysctl
 from ephmon.log import Line

@@ -11,19 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OTHER_NETNS = "other"
-"""The label of every network namespace that ephmon does not watch."""
-UNKNOWN_NETNS = "unknown"
-"""The label where the caller was gone before anybody could ask for its namespace, or where that is forbidden."""
-
-
-class Netns(NamedTuple):
-    """The network namespace of a caller."""
-
-    label: str
-    """`OWN_NETNS`, `OTHER_NETNS` or `UNKNOWN_NETNS`."""
-    inode: int | None = None
-    """The inode number that identifies it, None where it is not known or was one too many to be told apart."""
+    from ephmon.facts.namespaces import Netns
 
 
 class Destination(NamedTuple):

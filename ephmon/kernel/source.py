@@ -11,16 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ephmon.errors import KernelError
-from ephmon.facts.snapshot import (
-    OWN_NETNS,
-    Backend,
-    NamespaceSnapshot,
-    NarrowSnapshot,
-    Protocol,
-    Snapshot,
-    TcpSockets,
-    UdpSockets,
-)
+from ephmon.facts.addresses import Endpoint
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import NamespaceSnapshot, NarrowSnapshot, Snapshot
+from ephmon.facts.sockets import Backend, Protocol, TcpSockets, UdpSockets
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.netlink import dumps
@@ -159,7 +153,7 @@ class SocketSource:
             netns=OWN_NETNS,
             inode=sysctl.read_netns_inode(self._proc),
             sysctls=sysctls,
-            destinations=frozenset(destinations),
+            destinations=frozenset(Endpoint(*one) for one in destinations),
             connections=connections,
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.failures.recent import QUIET_SECONDS
 from ephmon.model.pools.survey import is_ignored

@@ -8,13 +8,13 @@ from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import NO_SOCKETS, Backend, Protocol, TcpSockets
+from ephmon.facts.sockets import NO_SOCKETS, Backend, Protocol, TcpSockets
 from ephmon.model.alerting.conditions import after_full_poll, after_narrow_poll
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.failures.recent import recent_failures
 from ephmon.model.forecast.follow import follow
 from ephmon.model.pace import MOST_WATCHED, Costs, Poll, Watch, pace, watch
-from ephmon.model.pools.connect import ConnectPools, own_key
+from ephmon.model.pools.connect import ConnectPools, connect_key
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import Listing, choose, remember
 from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, survey, worst_first
@@ -23,7 +23,8 @@ from ephmon.model.report import ListedPool, NamespaceReport, Remembered, Report
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ephmon.facts.snapshot import NarrowSnapshot, Snapshot, Tuple
+    from ephmon.facts.snapshot import NarrowSnapshot, Snapshot
+    from ephmon.facts.socket_groups import ConnectKey
     from ephmon.model.failures.recent import RecentFailures
     from ephmon.model.pools.evidence import Evidence
     from ephmon.model.pools.kinds import Pool, PoolKey
@@ -115,7 +116,7 @@ def _recent_failures(report: Report, now: float) -> tuple[RecentFailures, ...]:
 def narrow_destinations(report: Report, now: float) -> tuple[tuple[bytes, int], ...]:
     """Return what a narrow poll is to look at: where connect() failed a moment ago, and what is watched."""
     latest = (one for one in reversed(_recent_failures(report, now)) if now - one.last_at < JUST_NOW_SECONDS)
-    failed = [(own.destination, own.destination_port) for one in latest if (own := own_key(one.key)) is not None]
+    failed = [own.peer for one in latest if (own := connect_key(one.key)) is not None]
     return tuple(dict.fromkeys((*failed, *watch_of(report).destinations)))[:MOST_WATCHED]
 
 
@@ -181,10 +182,10 @@ def refreshed_report(narrow: NarrowSnapshot, previous: Report, now: float) -> Re
     )
 
 
-def _watched(key: PoolKey, narrow: NarrowSnapshot) -> Tuple | None:
+def _watched(key: PoolKey, narrow: NarrowSnapshot) -> ConnectKey | None:
     """Return the pool's key within the namespace if a narrow poll looked at it."""
-    own = own_key(key) if key.netns == narrow.netns else None
-    return own if own and (own.destination, own.destination_port) in narrow.destinations else None
+    own = connect_key(key) if key.netns == narrow.netns else None
+    return own if own and own.peer in narrow.destinations else None
 
 
 def _with_worst(namespace: NamespaceReport, listed: Iterable[ListedPool]) -> NamespaceReport:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import OWN_NETNS, Protocol
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.sockets import Protocol
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.netlink import owner_dump
 from ephmon.kernel.netlink.sock_diag import SockDiag

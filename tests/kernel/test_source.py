@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.facts.snapshot import Backend, Blindness, PortRange, Protocol, SocketTable, TcpState
+from ephmon.facts.snapshot import PortRange
+from ephmon.facts.sockets import Backend, Blindness, Protocol, SocketTable, TcpState
 from ephmon.kernel.netlink import inet_diag
 from ephmon.kernel.netlink.sock_diag import InterruptedDumpError, Request, SockDiag
 from ephmon.kernel.source import SocketSource

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import Blindness, TcpState
+from ephmon.facts.sockets import Blindness, TcpState
 from ephmon.kernel import features
 from ephmon.kernel.proc.sysctl import read_release
 from tests import sockets

@@ -18,7 +18,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ephmon.facts.snapshot import Blindness, Tuple
+from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import Blindness
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
@@ -374,7 +375,7 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_prob
     )
     recipe = Recipe(no_port=source is not None, bind=(source, 0) if source else None, connect=(destination, port))
     from_ = source or {OWN: OWN, "::1": "::1"}.get(destination, "127.0.0.1")
-    key = Tuple(ip_address(from_).packed, ip_address(destination).packed, port)
+    key = ConnectKey(ip_address(from_).packed, ip_address(destination).packed, port)
     one = read()
     probed = _pool(read_with_probe(), PoolKind.TCP_CONNECT, key) if with_probe else None
     counted = _pool(count_after(one), PoolKind.TCP_CONNECT, key)

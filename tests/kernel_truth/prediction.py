@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ephmon.facts.snapshot import Tuple
+from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import NO_EVIDENCE, survey
@@ -49,7 +49,7 @@ def pool_in(one: NamespaceSurvey, kind: PoolKind, source: str, destination: tupl
     if destination is None:
         return pools.pool(packed)
     address, port = destination
-    return pools.pool(Tuple(packed, ip_address(address).packed, port))
+    return pools.pool(ConnectKey(packed, ip_address(address).packed, port))
 
 
 def destinations(mode: str = "inet_diag") -> set[tuple[str, int]]:

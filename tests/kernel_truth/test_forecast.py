@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import Tuple
+from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.forecast.schedule import NOTHING, SECONDS, schedules_toward
 from ephmon.model.report import ReloadStatus, initial_report
@@ -55,7 +55,7 @@ def schedule() -> tuple[float, ...]:
     """Read the schedule of the TIME_WAITs of the namespace."""
     tcp = look().namespace.tcp
     assert tcp is not None
-    ours = Tuple(packed(HERE), packed(HERE), PORT)
+    ours = ConnectKey(packed(HERE), packed(HERE), PORT)
     return schedules_toward(tcp.connections, [ours]).get(ours, NOTHING)
 
 

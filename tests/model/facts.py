@@ -17,23 +17,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import (
-    OWN_NETNS,
-    Backend,
-    Blindness,
-    NamespaceSnapshot,
-    PortRange,
-    Protocol,
-    Snapshot,
-    SocketGroup,
-    SocketGroups,
-    SocketTable,
-    Sysctls,
-    TcpSockets,
-    TcpState,
-    Tuple,
-    UdpSockets,
-)
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import NamespaceSnapshot, PortRange, Snapshot, Sysctls
+from ephmon.facts.socket_groups import ConnectKey, SocketGroup, SocketGroups
+from ephmon.facts.sockets import Backend, Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.port_classes import PortClass, TcpPorts, usable_ports
 
@@ -182,9 +169,9 @@ def connect_key(destination: str, destination_port: int, source: str, netns: str
     return PoolKey(netns, PoolKind.TCP_CONNECT, source, destination, destination_port)
 
 
-def own(peer: Peer) -> Tuple:
+def own(peer: Peer) -> ConnectKey:
     """Return the key of a tcp_connect pool among those of its namespace."""
-    return Tuple(packed(peer.source), packed(peer.destination), peer.port)
+    return ConnectKey(packed(peer.source), packed(peer.destination), peer.port)
 
 
 def packed(address: str) -> bytes:

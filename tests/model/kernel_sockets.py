@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from ephmon.facts.snapshot import SocketGroup, TcpState
+from ephmon.facts.socket_groups import SocketGroup
+from ephmon.facts.sockets import TcpState
 from tests.model.facts import Sockets, make_sysctls, make_tcp, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ephmon.facts.snapshot import Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.sockets import TcpSockets
 
 LOOPBACK_DEVICE = 1
 LOW = 40_000

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.failed_calls import ExhaustionEvent, Netns
+from ephmon.facts.failed_calls import ExhaustionEvent
+from ephmon.facts.namespaces import Netns
 from ephmon.model.alerting.state_machine import AlertName, Alerts, Phase
 from ephmon.model.failures.counters import Exhaustions
 from ephmon.model.incidents import PAUSE_SECONDS, Incident, Reason, Told, look

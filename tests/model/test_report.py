@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.facts.snapshot import OWN_NETNS, Blindness, NarrowSnapshot, TcpState
+from ephmon.facts.addresses import Endpoint
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import NarrowSnapshot
+from ephmon.facts.sockets import Blindness, TcpState
 from ephmon.model.pace import Costs, Pace, Poll, Watch
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import every_pool, survey
@@ -347,7 +350,7 @@ def narrow(*rows: Sockets, taken_at: float = TAKEN_AT + 1, reserved: tuple[int, 
         netns=OWN_NETNS,
         inode=make_namespace(make_tcp()).inode,
         sysctls=make_sysctls(reserved=reserved),
-        destinations=frozenset([(packed("10.0.0.9"), 443)]),
+        destinations=frozenset([Endpoint(packed("10.0.0.9"), 443)]),
         connections=make_table(rows),
     )
 

@@ -10,7 +10,7 @@ from array import array
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.facts.sockets import Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.netlink import inet_diag
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from collections import defaultdict
 from itertools import chain, compress, count, starmap
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.snapshot import Protocol, SocketGroups, SocketTable, TcpState
+from ephmon.facts.socket_groups import SocketGroups
+from ephmon.facts.sockets import Protocol, SocketTable, TcpState
 from ephmon.kernel.netlink.sock_diag import MalformedReplyError, Request
 
 if TYPE_CHECKING:

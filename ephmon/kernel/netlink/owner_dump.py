@@ -17,7 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
-from ephmon.facts.snapshot import Protocol
+from ephmon.facts.sockets import Protocol
 from ephmon.kernel.netlink import inet_diag
 from ephmon.kernel.netlink.sock_diag import MalformedReplyError
 

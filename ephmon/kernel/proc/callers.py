@@ -14,8 +14,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.errors import KernelError
-from ephmon.facts.failed_calls import OTHER_NETNS, UNKNOWN_NETNS, Netns
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OTHER_NETNS, OWN_NETNS, UNKNOWN_NETNS, Netns
 
 if TYPE_CHECKING:
     from pathlib import Path

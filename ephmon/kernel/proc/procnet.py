@@ -36,7 +36,8 @@ from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from ephmon.errors import KernelError
-from ephmon.facts.snapshot import Blindness, SocketGroup, SocketGroups, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.facts.socket_groups import SocketGroup, SocketGroups
+from ephmon.facts.sockets import Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.proc.file import quoted, unreadable
 
 if TYPE_CHECKING:

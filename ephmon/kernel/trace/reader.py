@@ -18,8 +18,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ephmon.errors import KernelError
-from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent, Netns
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
+from ephmon.facts.namespaces import OWN_NETNS, Netns
 from ephmon.kernel.loopback import is_dummy
 from ephmon.kernel.proc.callers import Caller, Callers
 from ephmon.kernel.trace.ring_buffer import parse_page

@@ -13,7 +13,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ephmon.facts.port_list import format_ports
-from ephmon.facts.snapshot import PortRange, Protocol
+from ephmon.facts.snapshot import PortRange
+from ephmon.facts.sockets import Protocol
 from ephmon.model.advice.proxies import Setting, how_to
 
 if TYPE_CHECKING:

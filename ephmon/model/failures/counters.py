@@ -10,8 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.failed_calls import OTHER_NETNS, UNKNOWN_NETNS
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OTHER_NETNS, OWN_NETNS, UNKNOWN_NETNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ephmon.facts.failed_calls import Destination
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import is_ignored
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.snapshot import NO_SOCKETS, SocketGroup, TcpState
+from ephmon.facts.socket_groups import SocketGroup
+from ephmon.facts.sockets import NO_SOCKETS, TcpState
 from ephmon.model.forecast.forecast import Forecast, History, Reading, forecast
 from ephmon.model.forecast.schedule import NOTHING, Schedule, schedules_from, schedules_toward
-from ephmon.model.pools.connect import own_key
+from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.time_wait import TIME_WAIT_MS, may_be_reused, reusable_below_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ephmon.facts.snapshot import Sysctls, Tuple
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.socket_groups import ConnectKey
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.survey import NamespaceSurvey
 
@@ -52,12 +54,12 @@ def follow(
 
 def _readings(one: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iterator[tuple[Pool, Reading]]:
     table = one.namespace.tcp.connections if one.namespace.tcp else NO_SOCKETS
-    tuples = {pool.key: own for pool in pools if (own := own_key(pool.key)) is not None}
+    connect_keys = {pool.key: own for pool in pools if (own := connect_key(pool.key)) is not None}
     sources = {pool.key: ip_address(pool.key.source).packed for pool in pools if pool.key.kind == PoolKind.TCP_BIND}
-    toward, bound = schedules_toward(table, tuples.values()), schedules_from(table, frozenset(sources.values()))
+    toward, bound = schedules_toward(table, connect_keys.values()), schedules_from(table, frozenset(sources.values()))
     for pool in pools:
         schedule, reusable_after = NOTHING, None
-        if own := tuples.get(pool.key):
+        if own := connect_keys.get(pool.key):
             schedule, reusable_after = toward.get(own, NOTHING), _reusable_after(own, one.namespace.sysctls)
         elif source := sources.get(pool.key):
             schedule = _scaled(bound.get(source, NOTHING), pool.time_wait)
@@ -77,8 +79,8 @@ def _reading(pool: Pool, now: float, schedule: Schedule, reusable_after: float |
     )
 
 
-def _reusable_after(own: Tuple, sysctls: Sysctls) -> float | None:
-    """Return the age in seconds from which a TIME_WAIT of the tuple is handed out again, None if it never is."""
+def _reusable_after(own: ConnectKey, sysctls: Sysctls) -> float | None:
+    """Return the age in seconds from which a TIME_WAIT of the key is handed out again, None if it never is."""
     if not may_be_reused(SocketGroup(TcpState.TIME_WAIT, *own), sysctls):
         return None
     return (TIME_WAIT_MS - reusable_below_ms(sysctls)) / 1000

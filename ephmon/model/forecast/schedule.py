@@ -15,14 +15,15 @@ from itertools import compress
 from operator import add, and_
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.address import ANY_V4, ANY_V6
 from ephmon.model.pools.time_wait import TIME_WAIT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from ephmon.facts.snapshot import SocketTable, Tuple
+    from ephmon.facts.socket_groups import ConnectKey
+    from ephmon.facts.sockets import SocketTable
 
 SECONDS = TIME_WAIT_MS // 1000
 
@@ -38,17 +39,17 @@ _SECOND_OF = bytes(min(left_ms // 1000, SECONDS - 1) for left_ms in range(1 << 1
 _IS_TIME_WAIT = bytes(state == TcpState.TIME_WAIT for state in range(1 << 8))
 
 
-def schedules_toward(table: SocketTable, wanted: Iterable[Tuple]) -> dict[Tuple, Schedule]:
-    """Return the schedule of each of these tuples, whatever device its sockets are bound to."""
+def schedules_toward(table: SocketTable, wanted: Iterable[ConnectKey]) -> dict[ConnectKey, Schedule]:
+    """Return the schedule of each of these keys, whatever device its sockets are bound to."""
     groups = table.groups
-    places = {place: one for one in wanted if (place := groups.tuples.find(one)) is not None}
-    is_wanted = bytearray(len(groups.tuples))
+    places = {place: one for one in wanted if (place := groups.connect_keys.find(one)) is not None}
+    is_wanted = bytearray(len(groups.connect_keys))
     for place in places:
         is_wanted[place] = 1
-    chosen = bytes(map(and_, map(is_wanted.__getitem__, groups.tuple_of), groups.states.translate(_IS_TIME_WAIT)))
-    counted: dict[Tuple, list[float]] = {}
+    chosen = bytes(map(and_, map(is_wanted.__getitem__, groups.connect_key_of), groups.states.translate(_IS_TIME_WAIT)))
+    counted: dict[ConnectKey, list[float]] = {}
     for (group, second), number in _count(table, chosen):
-        counted.setdefault(places[groups.tuple_of[group]], list(NOTHING))[second] += number
+        counted.setdefault(places[groups.connect_key_of[group]], list(NOTHING))[second] += number
     return {one: tuple(schedule) for one, schedule in counted.items()}
 
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.owned_sockets import OwnerTable
-from ephmon.facts.snapshot import Protocol
+from ephmon.facts.sockets import Protocol
 from ephmon.model.owners.shares import (
     Recent,
     blocked_owners,
@@ -21,13 +21,14 @@ from ephmon.model.owners.shares import (
     sockets_of_blocked,
     sockets_of_pool,
 )
-from ephmon.model.pools.connect import own_key
+from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.port_classes import OPEN_CLASSES, PORTS, PortClass, usable_ports
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from ephmon.facts.addresses import Endpoint
     from ephmon.facts.snapshot import Sysctls
     from ephmon.model.owners.questions import OwnerQuestions
     from ephmon.model.owners.shares import Owners
@@ -71,20 +72,20 @@ def _of_classes(classes: bytes, wanted: Collection[PortClass]) -> list[int]:
 class ToRead(NamedTuple):
     """The sockets that have to be read for an answer."""
 
-    destinations: frozenset[tuple[bytes, int]]
-    """Packed address and port: the TCP connections toward these."""
+    destinations: frozenset[Endpoint]
+    """The TCP connections toward these."""
     ports_of: Mapping[Protocol, list[int]]
     """All sockets of a protocol on these ports."""
 
 
 def to_read(questions: OwnerQuestions, ground: Ground) -> ToRead:
     """Return what to read: narrowly where pools have a destination, else all sockets on the ports in question."""
-    tuples = [own_key(key) for key in questions.pools]
+    connect_keys = [connect_key(key) for key in questions.pools]
     protocols = {key.kind.protocol for key in questions.pools if key.kind is not PoolKind.TCP_CONNECT}
     ports_of = dict.fromkeys(protocols, ground.usable()) if protocols else {}
     if questions.blocked:
         ports_of.setdefault(Protocol.TCP, ground.blocked())
-    return ToRead(frozenset((own.destination, own.destination_port) for own in tuples if own), ports_of)
+    return ToRead(frozenset(key.peer for key in connect_keys if key), ports_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.snapshot import Backend, Protocol
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.alerting.state_machine import AlertName, Phase
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from itertools import compress, count
 from operator import or_
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -47,14 +47,16 @@ from ipaddress import ip_address
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.pools.port_classes import usable_ports
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from ephmon.facts.snapshot import SocketGroup, SocketTable, Sysctls
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.socket_groups import SocketGroup
+    from ephmon.facts.sockets import SocketTable
 
 FAILURE_ERRNO = {
     PoolKind.TCP_BIND: "EADDRINUSE",

@@ -5,7 +5,7 @@ connections as long as their 4-tuples differ, so each such key has the whole ran
 blocked for everybody (`ephmon.model.pools.port_classes`). An allocation fails with EADDRNOTAVAIL when every port of the
 capacity is in use for this key and none of them is a TIME_WAIT that may be reused (`ephmon.model.pools.time_wait`).
 
-A pool exists once a socket of its tuple is inside the range, on a blocked port too. Sockets that were accepted are
+A pool exists once a socket with its key is inside the range, on a blocked port too. Sockets that were accepted are
 passive: they have no pool, their port is their listener's.
 
 remaining_max
@@ -29,7 +29,8 @@ from itertools import chain, compress, count, takewhile
 from operator import and_
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import Rows, TcpState, Tuple
+from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import Rows, TcpState
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.pools.port_classes import OPEN_CLASSES, PORTS, Listeners, PortClass, TcpPorts
 from ephmon.model.pools.time_wait import may_be_reused, on_loopback, reusable_below_ms
@@ -37,18 +38,20 @@ from ephmon.model.pools.time_wait import may_be_reused, on_loopback, reusable_be
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ephmon.facts.snapshot import SocketGroup, SocketTable, Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.socket_groups import SocketGroup
+    from ephmon.facts.sockets import SocketTable, TcpSockets
 
 FAILURE_ERRNO = "EADDRNOTAVAIL"
 
 _IS_CLASS = [bytes(value == one for value in range(256)) for one in PortClass]
 
 
-def own_key(key: PoolKey) -> Tuple | None:
+def connect_key(key: PoolKey) -> ConnectKey | None:
     """Return the key within the namespace of a tcp_connect pool, None for other kinds."""
     if key.destination is None or key.destination_port is None:
         return None
-    return Tuple(ip_address(key.source).packed, ip_address(key.destination).packed, key.destination_port)
+    return ConnectKey(ip_address(key.source).packed, ip_address(key.destination).packed, key.destination_port)
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ class _Tally:
 
 
 class ConnectPools:
-    """All tcp_connect pools of one namespace at one moment. A pool's key in here is its tuple.
+    """All tcp_connect pools of one namespace at one moment. In here a pool is known by its `ConnectKey`.
 
     A host may have tens of thousands of destinations and list fifty of them, so no more is done for all of them than to
     count their sockets; the ports of a pool are counted when somebody asks for it.
@@ -98,7 +101,7 @@ class ConnectPools:
     def __len__(self) -> int:
         return sum(map(bool, self._sockets.number_of))
 
-    def __iter__(self) -> Iterator[Tuple]:
+    def __iter__(self) -> Iterator[ConnectKey]:
         return (key for _, key in self.most_sockets_first())
 
     @property
@@ -108,39 +111,39 @@ class ConnectPools:
         large = takewhile(lambda entry: entry[0] > capacity, self.most_sockets_first())
         return sum(self._tally(key).in_use > capacity for _, key in large)
 
-    def most_sockets_first(self) -> Iterator[tuple[int, Tuple]]:
+    def most_sockets_first(self) -> Iterator[tuple[int, ConnectKey]]:
         """Yield each pool with the number of its sockets."""
         sockets = self._sockets
-        return ((sockets.number_of[place], sockets.tuples[place]) for place in sockets.most_first)
+        return ((sockets.number_of[key_index], sockets.keys[key_index]) for key_index in sockets.most_first)
 
-    def most_lost_first(self) -> Iterator[tuple[int, int, Tuple]]:
+    def most_lost_first(self) -> Iterator[tuple[int, int, ConnectKey]]:
         """Yield each pool with the most that its `rank` may be."""
         usable, blocked = self._ports.usable, self._ports.blocked
         return ((min(usable, blocked + number), number, key) for number, key in self.most_sockets_first())
 
-    def rank(self, key: Tuple) -> tuple[int, int]:
+    def rank(self, key: ConnectKey) -> tuple[int, int]:
         """Return what pools are ordered by, the worst greatest: usable ports it cannot get, then ports it holds."""
         lost, held = self._sockets.lost(key)
         return min(self._ports.usable, self._ports.blocked + lost), held
 
-    def find(self, key: PoolKey) -> Tuple | None:
+    def find(self, key: PoolKey) -> ConnectKey | None:
         """Return the key within the namespace of a pool that exists, None for others."""
-        own = own_key(key) if (key.netns, key.kind) == (self.netns, self.kind) else None
-        place = None if own is None else self._sockets.tuples.find(own)
-        return own if place is not None and self._sockets.number_of[place] else None
+        own = connect_key(key) if (key.netns, key.kind) == (self.netns, self.kind) else None
+        key_index = None if own is None else self._sockets.keys.find(own)
+        return own if key_index is not None and self._sockets.number_of[key_index] else None
 
-    def destination(self, key: Tuple) -> tuple[bytes, int]:
+    def destination(self, key: ConnectKey) -> tuple[bytes, int]:
         """Return the packed address and the port that the pool leads to."""
         return key.destination, key.destination_port
 
-    def held(self, key: Tuple) -> int:
+    def held(self, key: ConnectKey) -> int:
         """Return how many ports of the range the pool's sockets hold."""
         return self._tally(key).held
 
-    def _tally(self, key: Tuple) -> _Tally:
+    def _tally(self, key: ConnectKey) -> _Tally:
         return self._sockets.tally(key)
 
-    def pool(self, key: Tuple) -> Pool:
+    def pool(self, key: ConnectKey) -> Pool:
         """Return the pool of the key, also of one that has no socket yet."""
         tally = self._tally(key)
         ports = self._ports
@@ -182,7 +185,7 @@ class ConnectPools:
 
 
 class _Sockets:
-    """The connections of a reading, counted by tuple; ports are counted for the tuples that are asked for."""
+    """The connections of a reading, counted by key; ports are counted for the keys that are asked for."""
 
     def __init__(self, sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> None:
         table = tcp.connections
@@ -191,64 +194,64 @@ class _Sockets:
         accepted = _Accepted(tcp.bound, ports.left_by_listeners)
         _leave_out_accepted(self._counts, table, accepted, ports.classes)
         self._reusable = _count_reusable(table, sysctls, ports.classes)
-        self.tuples = table.groups.tuples
-        self.number_of = [0] * len(self.tuples)
-        """How many sockets each tuple has; 0 if all of them were accepted."""
-        tuple_of = table.groups.tuple_of
+        self.keys = table.groups.connect_keys
+        self.number_of = [0] * len(self.keys)
+        """How many sockets each key has; 0 if all of them were accepted."""
+        key_of = table.groups.connect_key_of
         for numbers in self._counts.values():
             for index, number in numbers.items():
-                self.number_of[tuple_of[index]] += number
-        on_devices = {tuple_of[place] for place in table.groups.on_devices if self.number_of[tuple_of[place]]}
+                self.number_of[key_of[index]] += number
+        on_devices = {key_of[group] for group in table.groups.on_devices if self.number_of[key_of[group]]}
         self._tallies = {
-            place: _recounted(self._sum(place), rows, sysctls, ports.classes)
-            for place, rows in _rows_of(on_devices, table, accepted).items()
+            key_index: _recounted(self._sum(key_index), rows, sysctls, ports.classes)
+            for key_index, rows in _rows_of(on_devices, table, accepted).items()
         }
         # Then the number of sockets says it all, which is so on most hosts.
         self._each_takes_one = not self._reusable and not on_devices and self._counts.keys() <= set(OPEN_CLASSES)
 
-    def lost(self, key: Tuple) -> tuple[int, int]:
-        """Return how many ports of the capacity a tuple cannot get, and how many it holds."""
-        place = self.tuples.find(key)
-        if place is not None and self._each_takes_one:
-            return self.number_of[place], self.number_of[place]
+    def lost(self, key: ConnectKey) -> tuple[int, int]:
+        """Return how many ports of the capacity a key cannot get, and how many it holds."""
+        key_index = self.keys.find(key)
+        if key_index is not None and self._each_takes_one:
+            return self.number_of[key_index], self.number_of[key_index]
         tally = self.tally(key)
         return tally.in_use - tally.reusable, tally.held
 
-    def tally(self, key: Tuple) -> _Tally:
-        """Return what is counted of a tuple."""
-        place = self.tuples.find(key)
-        if place is None:
+    def tally(self, key: ConnectKey) -> _Tally:
+        """Return what is counted of a key."""
+        key_index = self.keys.find(key)
+        if key_index is None:
             return _Tally()
-        tally = self._tallies.get(place)
+        tally = self._tallies.get(key_index)
         if tally is None:
-            tally = self._tallies[place] = self._sum(place)
+            tally = self._tallies[key_index] = self._sum(key_index)
         return tally
 
-    def _sum(self, place: int) -> _Tally:
+    def _sum(self, key_index: int) -> _Tally:
         tally = _Tally()
-        for index in self._groups_of(place):
+        for index in self._groups_of(key_index):
             group = self._groups[index]
             for port_class, numbers in self._counts.items():
                 if number := numbers.get(index):
                     _add_sockets(tally, group, port_class, number, self._reusable[port_class].get(index, 0))
         return tally
 
-    def _groups_of(self, place: int) -> Iterator[int]:
-        """Yield the groups of a tuple."""
-        tuple_of, order = self._groups.tuple_of, self._groups_by_tuple
-        start = bisect_left(order, place, key=tuple_of.__getitem__)
+    def _groups_of(self, key_index: int) -> Iterator[int]:
+        """Yield the groups of a key."""
+        key_of, order = self._groups.connect_key_of, self._groups_by_key
+        start = bisect_left(order, key_index, key=key_of.__getitem__)
         candidates = map(order.__getitem__, range(start, len(order)))
-        return takewhile(lambda index: tuple_of[index] == place, candidates)
+        return takewhile(lambda index: key_of[index] == key_index, candidates)
 
     @cached_property
-    def _groups_by_tuple(self) -> Sequence[int]:
-        """The groups in the order of their tuples, which they mostly have: both are numbered as they are met."""
-        tuple_of = self._groups.tuple_of
-        return sorted(range(len(tuple_of)), key=tuple_of.__getitem__)
+    def _groups_by_key(self) -> Sequence[int]:
+        """The groups in the order of their keys, which they mostly have: both are numbered as they are met."""
+        key_of = self._groups.connect_key_of
+        return sorted(range(len(key_of)), key=key_of.__getitem__)
 
     @cached_property
     def most_first(self) -> Sequence[int]:
-        """The tuples that have sockets, those with the most first."""
+        """The keys that have sockets, those with the most first."""
         return sorted(compress(count(), self.number_of), key=self.number_of.__getitem__, reverse=True)
 
 
@@ -342,18 +345,18 @@ _Row = tuple["SocketGroup", int, int]
 """Group, port, and milliseconds left."""
 
 
-def _rows_of(places: set[int], table: SocketTable, accepted: _Accepted) -> dict[int, list[_Row]]:
-    """Return all rows of some tuples, accepted sockets left out."""
+def _rows_of(key_indices: set[int], table: SocketTable, accepted: _Accepted) -> dict[int, list[_Row]]:
+    """Return all rows of some keys, accepted sockets left out."""
     rows: dict[int, list[_Row]] = {}
-    if not places:
+    if not key_indices:
         return rows
-    tuple_of = table.groups.tuple_of
-    asked = [place in places for place in tuple_of]
+    key_of = table.groups.connect_key_of
+    asked = [one in key_indices for one in key_of]
     all_rows = zip(table.group_of, table.port_of, table.time_wait_left_ms_of, strict=True)
     for index, port, left in compress(all_rows, map(asked.__getitem__, table.group_of)):
         group = table.groups[index]
         if not accepted.is_accepted(port, group.source):
-            rows.setdefault(tuple_of[index], []).append((group, port, left))
+            rows.setdefault(key_of[index], []).append((group, port, left))
     return rows
 
 

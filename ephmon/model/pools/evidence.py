@@ -33,13 +33,14 @@ from itertools import compress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import Blindness, TcpState
+from ephmon.facts.sockets import Blindness, TcpState
 from ephmon.model.pools.port_classes import PORTS, PortClass, TcpPorts, usable_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ephmon.facts.snapshot import SocketTable, Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.sockets import SocketTable, TcpSockets
 
 OVERFLOWING_SHARE = 0.8
 """A destination that holds this share of the ports of the first parity may well have gone on to the other."""
@@ -290,13 +291,13 @@ def _of_wrong_parity(
     second = {port for port in ports if port % 2 != sysctls.port_range.low % 2 and not past[port] & Past.SPARED}
     if not second:
         return set()
-    tuples, tuple_of = connections.groups.tuples, connections.groups.tuple_of
+    keys, key_of = connections.groups.connect_keys, connections.groups.connect_key_of
     first = _first_parity(sysctls, blocked)
     enough = OVERFLOWING_SHARE * first.count(1)
     held: Counter[int] = Counter()
     for piece in connections.pieces():
         rows_of_first = compress(piece.group_of, map(first.__getitem__, piece.port_of))
-        held.update(map(tuple_of.__getitem__, rows_of_first))
+        held.update(map(key_of.__getitem__, rows_of_first))
     overflowing = {place for place, number in held.items() if number >= enough}
     certain = connections.groups.no_port_flags
     asked = _marked(second)
@@ -305,8 +306,8 @@ def _of_wrong_parity(
         for piece in connections.pieces()
         for row in compress(zip(piece.group_of, piece.port_of, strict=True), map(asked.__getitem__, piece.port_of))
     ]
-    suspects = {port for group, port in rows if not certain[group] and tuple_of[group] not in overflowing}
-    sharers = Counter((port, tuples[tuple_of[group]].source) for group, port in rows if port in suspects)
+    suspects = {port for group, port in rows if not certain[group] and key_of[group] not in overflowing}
+    sharers = Counter((port, keys[key_of[group]].source) for group, port in rows if port in suspects)
     suspects -= {port for (port, _), number in sharers.items() if number > 1}
     for port in second - suspects:
         past[port] |= Past.SPARED

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.snapshot import Protocol, TcpState
+from ephmon.facts.sockets import Protocol, TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -27,10 +27,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
-    from ephmon.facts.snapshot import Blindness, SocketGroup, SocketTable, Sysctls
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.socket_groups import SocketGroup
+    from ephmon.facts.sockets import Blindness, SocketTable
 
 PORTS = 1 << 16
 """How many ports a protocol has: the length of whatever is indexed by port."""

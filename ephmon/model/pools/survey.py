@@ -20,7 +20,8 @@ from ephmon.model.pools.port_classes import usable_ports
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
-    from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot, SocketTable, TcpSockets, UdpSockets
+    from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot
+    from ephmon.facts.sockets import SocketTable, TcpSockets, UdpSockets
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.port_classes import TcpPorts
     from ephmon.model.rules import DestinationPattern

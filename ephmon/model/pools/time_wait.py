@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
-    from ephmon.facts.snapshot import SocketGroup, Sysctls
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.socket_groups import SocketGroup
 
 TIME_WAIT_MS = 60_000
 _LOOPBACK_DEVICE = 1

@@ -11,8 +11,8 @@ from ipaddress import ip_address
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.port_list import format_ports
-from ephmon.facts.snapshot import OWN_NETNS
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.state_machine import Alerts
 from ephmon.model.incidents import Reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.owners.shares import OwnerKind, owner_of
 from ephmon.outputs.text.wording import endpoint, percent, pool_name, printable, remaining, utc_time

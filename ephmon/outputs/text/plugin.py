@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.assessment import BlockedPorts
 from ephmon.model.rules import Severity
 from ephmon.outputs.text.advice import advice_lines

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import OWN_NETNS, Blindness
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.sockets import Blindness
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.rules import Severity
 

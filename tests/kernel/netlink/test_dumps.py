@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import Blindness, PortRange, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.facts.snapshot import PortRange
+from ephmon.facts.sockets import Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.netlink import dumps
 from ephmon.kernel.netlink.sock_diag import SockDiag

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.facts.snapshot import SocketGroup, SocketTable, TcpState
+from ephmon.facts.socket_groups import SocketGroup
+from ephmon.facts.sockets import SocketTable, TcpState
 from ephmon.kernel.netlink import inet_diag
 from ephmon.kernel.netlink.sock_diag import NetlinkError, split
 

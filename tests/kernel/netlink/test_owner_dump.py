@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
-from ephmon.facts.snapshot import PortRange, Protocol, TcpState
+from ephmon.facts.snapshot import PortRange
+from ephmon.facts.sockets import Protocol, TcpState
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.netlink import inet_diag, owner_dump
 from ephmon.kernel.netlink.sock_diag import MalformedReplyError, SockDiag, split

@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.facts.snapshot import Blindness, PortRange, SocketGroup, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.facts.snapshot import PortRange
+from ephmon.facts.socket_groups import SocketGroup
+from ephmon.facts.sockets import Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.proc.procnet import decode_address, parse_table, read_tcp, read_udp
 from ephmon.kernel.proc.sysctl import Sockstat, read_sockstat

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.facts.failed_calls import Destination, ExhaustionBatch, Netns
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch
+from ephmon.facts.namespaces import Netns
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
 from ephmon.kernel.trace.reader import CPU_SHARE, GATHER_SECONDS, MOST_EVENTS, Budget

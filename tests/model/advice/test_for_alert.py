@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from socket import AF_INET
 
-from ephmon.facts.failed_calls import ExhaustionEvent, Netns
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.failed_calls import ExhaustionEvent
+from ephmon.facts.namespaces import Netns
+from ephmon.facts.sockets import TcpState
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.report import ReloadStatus, Report, initial_report

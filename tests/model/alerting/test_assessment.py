@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 from ephmon.model.alerting.assessment import BlockedPorts, Finding, Verdict, judge_host, judge_pool, limited
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import survey

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
+from ephmon.facts.addresses import Endpoint
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import NarrowSnapshot
+from ephmon.facts.sockets import TcpState, UdpSockets
 from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
@@ -93,7 +96,7 @@ def looked(report: Report, now: float, *rows: Sockets, hosts: Iterable[int] = (9
         netns=OWN_NETNS,
         inode=make_namespace(make_tcp()).inode,
         sysctls=make_sysctls(),
-        destinations=frozenset((packed(f"10.0.0.{host}"), 443) for host in hosts),
+        destinations=frozenset(Endpoint(packed(f"10.0.0.{host}"), 443) for host in hosts),
         connections=make_table(rows),
     )
     after = refreshed_report(narrow, report, now)

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import OWN_NETNS, NarrowSnapshot, TcpState
+from ephmon.facts.addresses import Endpoint
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import NarrowSnapshot
+from ephmon.facts.sockets import TcpState
 from ephmon.model.alerting.conditions import after_narrow_poll
 from ephmon.model.alerting.state_machine import AlertName, Alerts, Moment
 from ephmon.model.pace import Costs
@@ -76,7 +79,7 @@ class Watched:
             netns=OWN_NETNS,
             inode=make_namespace(make_tcp()).inode,
             sysctls=make_sysctls(LOW, LOW + PORTS - 1),
-            destinations=frozenset([(packed("10.0.0.9"), 443)]),
+            destinations=frozenset([Endpoint(packed("10.0.0.9"), 443)]),
             connections=make_table(self.sockets(now)),
         )
         report = refreshed_report(narrow, self.report, now)

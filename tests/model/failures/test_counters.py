@@ -9,7 +9,8 @@ from socket import AF_INET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent, Netns
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
+from ephmon.facts.namespaces import Netns
 from ephmon.model.failures.counters import MOST_EVENTS, MOST_NAMESPACES, STAY_SECONDS, Count, Exhaustions, counted
 
 OWN, UNKNOWN = Netns("own", 1), Netns("unknown")

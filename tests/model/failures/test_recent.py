@@ -7,7 +7,8 @@ from ipaddress import ip_network
 from socket import AF_INET
 from typing import TYPE_CHECKING
 
-from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent, Netns
+from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
+from ephmon.facts.namespaces import Netns
 from ephmon.model.failures.counters import Count, Exhaustions, counted
 from ephmon.model.failures.recent import QUIET_SECONDS, recent_failures
 from ephmon.model.rules import DestinationPattern

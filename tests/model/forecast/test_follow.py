@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.facts.snapshot import OWN_NETNS, NarrowSnapshot, TcpState, UdpSockets
+from ephmon.facts.addresses import Endpoint
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import NarrowSnapshot
+from ephmon.facts.sockets import TcpState, UdpSockets
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.report import ReloadStatus, Report, initial_report
 from ephmon.model.rules import ListingRules, Rules
@@ -102,7 +105,7 @@ def test_a_narrow_poll_keeps_what_was_told_and_adds_nothing() -> None:
         netns=OWN_NETNS,
         inode=full.namespaces[0].inode,
         sysctls=SYSCTLS,
-        destinations=frozenset({(packed("10.0.0.9"), 443)}),
+        destinations=frozenset({Endpoint(packed("10.0.0.9"), 443)}),
         connections=make_table([clients(900)]),
     )
     report = refreshed_report(narrow, full, 16.0)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.facts.snapshot import TcpState, Tuple
+from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import TcpState
 from ephmon.model.forecast.schedule import NOTHING, SECONDS, ended_by, schedules_from, schedules_toward
 from tests.model.facts import LOW, Sockets, connected, make_table, packed
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from random import Random
 
 TIME_WAIT = TcpState.TIME_WAIT
-OURS = Tuple(packed("10.0.0.1"), packed("10.0.0.9"), 443)
+OURS = ConnectKey(packed("10.0.0.1"), packed("10.0.0.9"), 443)
 
 
 def waiting(left_ms: int, ports: int | range = LOW, host: int = 9, *, source: str = "10.0.0.1") -> Sockets:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import Endpoint
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
-from ephmon.facts.snapshot import Protocol, TcpState
+from ephmon.facts.sockets import Protocol, TcpState
 from ephmon.model.owners import answers as holders_module
 from ephmon.model.owners.answers import BLOCKED, Ground, OwnerReading, Sought, ToRead, holders, sought, to_read
 from ephmon.model.owners.questions import OwnerQuestions
@@ -67,7 +68,7 @@ def ports_of(owners: Owners | None) -> dict[str, int]:
 
 def test_pools_with_a_destination_are_read_toward_it_and_nothing_else_is() -> None:
     assert to_read(OwnerQuestions((CONNECT, OTHER)), GROUND) == ToRead(
-        frozenset({(THERE, 443), (packed("10.0.0.8"), 443)}), {}
+        frozenset({Endpoint(THERE, 443), Endpoint(packed("10.0.0.8"), 443)}), {}
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.facts.snapshot import Protocol
+from ephmon.facts.sockets import Protocol
 from ephmon.model.alerting.state_machine import Alert, AlertName, Alerts, Phase
 from ephmon.model.owners.questions import (
     MOST_POOLS,

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
-from ephmon.facts.snapshot import OWN_NETNS, TcpState
+from ephmon.facts.sockets import TcpState
 from ephmon.model.owners.shares import (
     LONGEST_NAME,
     MOST_REMEMBERED,

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ephmon.facts.snapshot import SocketGroup, TcpState
+from ephmon.facts.socket_groups import SocketGroup
+from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.address import AddressPools
 from ephmon.model.pools.kinds import Pool, PoolKind
 from tests.model.facts import LOW, Sockets, connected, listening, make_sysctls, make_table, packed

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import OWN_NETNS, Blindness, TcpState
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.sockets import Blindness, TcpState
 from ephmon.model.pools.connect import ConnectPools
 from ephmon.model.pools.kinds import Pool, PoolKind
 from tests.model.facts import (
@@ -29,7 +30,8 @@ from tests.model.facts import (
 from tests.model.kernel_sockets import Peer
 
 if TYPE_CHECKING:
-    from ephmon.facts.snapshot import Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.sockets import TcpSockets
     from ephmon.model.pools.port_classes import TcpPorts
 
 HERE, THERE, PORT = "10.0.0.1", "10.0.0.9", 443

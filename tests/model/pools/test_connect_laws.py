@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.facts.snapshot import OWN_NETNS
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.pools.connect import ConnectPools
 from tests.model.facts import TAKEN_AT, make_ports, own
 from tests.model.kernel_sockets import (

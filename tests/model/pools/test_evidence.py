@@ -6,7 +6,7 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ephmon.facts.snapshot import Blindness, TcpSockets, TcpState
+from ephmon.facts.sockets import Blindness, TcpSockets, TcpState
 from ephmon.model.pools.evidence import Evidence, weigh
 from ephmon.model.pools.port_classes import PORTS, PortClass
 from tests.model.facts import LOW, Sockets, bound, connected, listening, make_sysctls, make_tcp, packed

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.snapshot import TcpState
+from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.evidence import Evidence, weigh
 from ephmon.model.pools.port_classes import PORTS as ALL_PORTS
 from ephmon.model.pools.port_classes import Listeners, PortClass, TcpPorts, usable_ports
@@ -24,7 +24,8 @@ from tests.model.facts import (
 )
 
 if TYPE_CHECKING:
-    from ephmon.facts.snapshot import Sysctls, TcpSockets
+    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.sockets import TcpSockets
 
 PORTS = HIGH - LOW + 1
 FREE = (PORTS, 0, 0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.facts.snapshot import OWN_NETNS, TcpState, Tuple
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.connect import ConnectPools
 from ephmon.model.pools.time_wait import may_be_reused, on_loopback, reusable_below_ms
 from tests.model.facts import TAKEN_AT, connected, make_ports, make_sysctls, make_tcp, packed
@@ -90,7 +92,7 @@ def test_its_age_must_exceed_the_delay(delay_ms: int, left_ms: int, reusable: in
     tcp = make_tcp(connected("127.0.0.1", 40000, "127.0.0.1", 80, state=TcpState.TIME_WAIT, left_ms=left_ms))
     sysctls = make_sysctls(delay_ms=delay_ms)
     pools = ConnectPools(OWN_NETNS, TAKEN_AT, sysctls, tcp, make_ports(sysctls))
-    pool = pools.pool(Tuple(packed("127.0.0.1"), packed("127.0.0.1"), 80))
+    pool = pools.pool(ConnectKey(packed("127.0.0.1"), packed("127.0.0.1"), 80))
 
     assert (pool.time_wait, pool.reusable, pool.remaining) == (1, reusable, 99 + reusable)
 

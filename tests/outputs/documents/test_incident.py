@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.facts.failed_calls import Destination, ExhaustionEvent, Netns
+from ephmon.facts.failed_calls import Destination, ExhaustionEvent
+from ephmon.facts.namespaces import Netns
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.incidents import Incident, Reason
 from ephmon.model.report import ReloadStatus, initial_report

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.facts.snapshot import Blindness
+from ephmon.facts.sockets import Blindness
 from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
 from ephmon.outputs.text.wording import (
     COLUMNS,

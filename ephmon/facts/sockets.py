@@ -1,0 +1,156 @@
+"""Facts: the sockets of one network namespace as a dump shows them, TCP and UDP.
+
+`ephmon.kernel` builds these values, `ephmon.model` reads them. Names are the kernel's, and unknown numbers stay
+numbers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from ephmon.facts.socket_groups import SocketGroups
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class TcpState(IntEnum):
+    """TCP states as the kernel numbers them (include/net/tcp_states.h)."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+    BOUND_INACTIVE = 13
+
+
+class Protocol(StrEnum):
+    """The transport protocols that ephmon reads."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Backend(StrEnum):
+    """The interfaces that a protocol's sockets can be read through."""
+
+    INET_DIAG = "inet_diag"
+    PROCFS = "procfs"
+
+
+class Blindness(StrEnum):
+    """What a backend or kernel cannot show at all, by the names that appear as `blind_to`."""
+
+    BOUND_UNCONNECTED = "bound_unconnected"
+    """TCP sockets that are bound but neither connected nor listening (kernels before 6.8, and /proc/net/tcp)."""
+    BOUND_DEVICE = "bound_device"
+    """The device a socket is bound to (/proc/net/*)."""
+    V6ONLY = "v6only"
+    """Whether a wildcard IPv6 socket also takes IPv4 (/proc/net/*): taken as dual-stack, the kernel's default."""
+
+
+class Rows(NamedTuple):
+    """Some rows of a SocketTable, as its columns."""
+
+    group_of: Sequence[int]
+    port_of: Sequence[int]
+    time_wait_left_ms_of: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketTable:
+    """One dump as three parallel arrays, one row a socket, and the groups that the rows fall into.
+
+    Eight bytes a socket, held only for the length of a poll. Rows are in no particular order.
+    """
+
+    groups: SocketGroups
+    group_of: array[int]
+    """Index into `groups` of each row (typecode "I")."""
+    port_of: array[int]
+    """Local port of each row, host byte order (typecode "H")."""
+    time_wait_left_ms_of: array[int]
+    """Milliseconds until a row's TIME_WAIT structure is released, at most 65,535 (typecode "H").
+
+    Means nothing in rows whose group is no minisock.
+    """
+    ports: frozenset[int] = field(init=False)
+    """The local ports that there are."""
+
+    def __post_init__(self) -> None:
+        ports: set[int] = set()
+        for rows in self.pieces():
+            ports.update(rows.port_of)
+        object.__setattr__(self, "ports", frozenset(ports))
+
+    def __len__(self) -> int:
+        return len(self.group_of)
+
+    def pieces(self) -> Iterator[Rows]:
+        """Yield all rows in pieces that one call into C gets through within a few milliseconds.
+
+        The interpreter lets other threads run between calls only, and one of them answers scrapes.
+        """
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            yield Rows(self.group_of[rows], self.port_of[rows], self.time_wait_left_ms_of[rows])
+
+
+_ROWS_AT_ONCE = 50_000
+
+
+NO_SOCKETS = SocketTable(
+    groups=SocketGroups(b""), group_of=array("I"), port_of=array("H"), time_wait_left_ms_of=array("H")
+)
+"""The dump that found nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpSockets:
+    """The TCP sockets of one namespace, both families, whose local port lies inside the port range."""
+
+    bound: SocketTable
+    """Listening sockets (state LISTEN) and bound-but-unconnected ones (state CLOSE); see `blind_to`."""
+    explicit_ports: frozenset[int]
+    """Ports on which a full socket sits that named its port in bind() (SOCK_BINDPORT_LOCK); empty if not visible."""
+    connections: SocketTable
+    """All others, TIME_WAIT and SYN_RECV included. Sockets that a listener in `bound` accepted may be left out."""
+    bound_to_any_port: frozenset[bytes] = frozenset()
+    """Packed local addresses of bound, unconnected sockets that let bind() choose the port."""
+    listening_ports: frozenset[int] | None = None
+    """All ports that have a listener, inside the range or not; None if that was not asked for."""
+    fingerprints: array[int] | None = None
+    """By port, 65,536 numbers that stay as long as the port's sockets do (typecode "Q"); None if not visible.
+
+    Each is the exclusive or of the cookies of all sockets of both tables on the port, each cookie mixed first, because
+    neighbouring sockets get neighbouring cookies and a pair of neighbours would look like the next pair.
+    """
+    has_evidence: bool = True
+    """Whether `explicit_ports` and `fingerprints` were asked for; without them a reading is cheaper."""
+    ports_recover: bool = True
+    """A port is free for connect() once the last socket that blocks it is gone; before Linux 6.18, once all are."""
+    blind_to: frozenset[Blindness] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UdpSockets:
+    """The UDP sockets of one namespace, both families, whose local port lies inside the port range.
+
+    The groups carry no destination: a UDP port is taken whatever its socket is connected to.
+    """
+
+    sockets: SocketTable
+    bound_to_any_port: frozenset[bytes] = frozenset()
+    """Packed local addresses, wildcards left out, of unconnected sockets that let bind() choose the port."""
+    blind_to: frozenset[Blindness] = frozenset()
