@@ -38,10 +38,10 @@ from benchmarks.machine import describe_machine
 from benchmarks.measurement import table
 from benchmarks.scenario import NotMeasuredError, program
 from ephmon.facts.failed_calls import Destination
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, Report
-from ephmon.model.rules import Severity
 from ephmon.outputs.metrics.exposition import process_registry, render
 from tests.builders import make_alert, make_forecast, make_namespace, make_pool, make_report
 from tests.namespaces import Namespace

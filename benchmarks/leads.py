@@ -36,7 +36,7 @@ from benchmarks.measurement import table
 from benchmarks.scenario import NotMeasuredError, program
 from ephmon.config.settings import Config
 from ephmon.model.alerting.state_machine import AlertName
-from ephmon.model.rules import Severity, Thresholds
+from ephmon.model.alerting.thresholds import Severity, Thresholds
 from tests import sockets
 from tests.namespaces import Namespace, connect
 from tests.processes import Running, ephmon, eventually

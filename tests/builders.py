@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.forecast.forecast import Forecast
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pace import Pace
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
-from ephmon.model.rules import Rules, Severity
+from ephmon.model.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ import yaml
 
 from ephmon import cli
 from ephmon.config.settings import Config, describe, load
-from ephmon.model.rules import ThresholdOverride
+from ephmon.model.alerting.thresholds import ThresholdOverride
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.text.wording import explanations
 from tests.builders import make_pool

@@ -16,7 +16,8 @@ from ephmon.errors import EphmonError, KernelError, UsageError
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import Protocol
 from ephmon.model.advice.causes import advise, advise_blocked
-from ephmon.model.alerting.assessment import BlockedPorts, judge_host, judge_pool, limited
+from ephmon.model.alerting.assessment import assess_host, assess_pool, with_limits
+from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import survey
 from ephmon.outputs.text import plugin
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ephmon.model.advice.causes import Advice
-    from ephmon.model.alerting.assessment import Finding, Verdict
+    from ephmon.model.alerting.assessment import Assessment, Finding
+    from ephmon.model.alerting.thresholds import Threshold, Thresholds
     from ephmon.model.pools.survey import NamespaceSurvey
-    from ephmon.model.rules import Threshold, Thresholds
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,11 +41,13 @@ def run(options: argparse.Namespace) -> int:
     surveys = survey(read(config, options.proc), likely_binder_ports=config.listing.min_in_use)
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
     if asked is None:
-        verdict = judge_host(surveys, thresholds, config.listing.ignore_destinations)
+        assessment = assess_host(surveys, thresholds, config.listing.ignore_destinations)
     else:
-        verdict, missing = _judge_asked(surveys[0], asked, thresholds), []
+        assessment, missing = _assess_asked(surveys[0], asked, thresholds), []
     kept = {one.namespace.netns: ports_to_keep(one.namespace, config) for one in surveys}
-    answer = plugin.answer(verdict, advice=_advice(verdict.worst, kept), missing=missing, remarks=_remarks(surveys))
+    answer = plugin.answer(
+        assessment, advice=_advice(assessment.worst, kept), missing=missing, remarks=_remarks(surveys)
+    )
     tell(answer.text)
     return answer.status
 
@@ -83,7 +86,7 @@ def _fail(message: str) -> int:
 
 def _limits(thresholds: Thresholds, options: argparse.Namespace) -> Thresholds:
     """Return the thresholds of the configuration, or for all pools those of the command line."""
-    limits = limited(thresholds, warning=options.warning, critical=options.critical)
+    limits = with_limits(thresholds, warning=options.warning, critical=options.critical)
     _require_order(limits.warning, limits.critical, "")
     for place, override in enumerate(limits.overrides):
         where = f" of thresholds.overrides[{place}]"
@@ -111,11 +114,11 @@ def _asked_pool(options: argparse.Namespace) -> ConnectKey | None:
     return ConnectKey(source.packed, destination.packed, port)
 
 
-def _judge_asked(one: NamespaceSurvey, asked: ConnectKey, thresholds: Thresholds) -> Verdict:
+def _assess_asked(one: NamespaceSurvey, asked: ConnectKey, thresholds: Thresholds) -> Assessment:
     pools = one.pools_of(PoolKind.TCP_CONNECT)
     if pools is None:
         raise KernelError(one.namespace.missing[Protocol.TCP], reason="unavailable")
-    return judge_pool(pools.pool(asked), one.namespace.sysctls, thresholds)
+    return assess_pool(pools.pool(asked), one.namespace.sysctls, thresholds)
 
 
 def _advice(worst: Finding | None, kept: Mapping[str, frozenset[int] | None]) -> Advice | None:
@@ -124,7 +127,7 @@ def _advice(worst: Finding | None, kept: Mapping[str, frozenset[int] | None]) ->
         return None
     subject, sysctls = worst.subject, worst.sysctls
     if isinstance(subject, BlockedPorts):
-        return advise_blocked(subject.blocked, subject.usable, sysctls, listening_ports=kept[subject.netns])
+        return advise_blocked(subject, sysctls, listening_ports=kept[subject.netns])
     return advise(subject, sysctls, listening_ports=kept[subject.key.netns])
 
 

@@ -12,9 +12,9 @@ from ephmon.config.file import quote_path, read_text
 from ephmon.config.settings import describe
 from ephmon.config.thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.survey import is_ignored
-from ephmon.model.rules import Severity
 
 if TYPE_CHECKING:
     import argparse

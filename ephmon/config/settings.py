@@ -32,7 +32,8 @@ from ephmon.config.schema import MAX_PROBLEMS, ListOf, ReadState, Section, Singl
 from ephmon.config.thresholds import ThresholdsShape
 from ephmon.errors import ConfigError
 from ephmon.facts.snapshot import PortRange
-from ephmon.model.rules import ListingRules, PollingRules, Rules, Thresholds
+from ephmon.model.alerting.thresholds import Thresholds
+from ephmon.model.rules import ListingRules, PollingRules, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

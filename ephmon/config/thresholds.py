@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ephmon.config.document import SequenceNode, dump
 from ephmon.config.scalars import NETWORK, PORT, RATIO, duration_seconds, one_of
 from ephmon.config.schema import ListOf, ReadState, Section, Shape, Single, join, locate
+from ephmon.model.alerting.thresholds import CLEARANCE, Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.rules import Severity, Threshold, ThresholdOverride, Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ephmon.config.document import Document, Node, TextTree
-
-CLEARANCE = 0.05
-"""How far `clear` lies below `utilisation` if it is not set."""
 
 _PARTS = {
     "utilisation": ("utilisation", Single(RATIO)),
@@ -39,8 +36,7 @@ class ThresholdShape:
         if threshold is None:
             return None
         if join(path, "utilisation") in state.set_keys and join(path, "clear") not in state.set_keys:
-            # Rounded so that 0.7 gives 0.65 and not 0.6499999999999999.
-            threshold = replace(threshold, clear=round(threshold.utilisation - CLEARANCE, 12))
+            threshold = threshold.at(threshold.utilisation)
         mistake = _clear_mistake(threshold)
         if mistake is not None:
             key = "clear" if join(path, "clear") in state.set_keys else "utilisation"

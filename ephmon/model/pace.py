@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ephmon.model.alerting.blocked import BlockedPorts
+    from ephmon.model.alerting.thresholds import Thresholds
     from ephmon.model.pools.kinds import Pool
-    from ephmon.model.rules import PollingRules, Thresholds
+    from ephmon.model.rules import PollingRules
 
 REMEMBERED_COSTS = 3
 POLLS_PER_EVIDENCE = 4
@@ -92,23 +94,22 @@ class Pace:
     """The budget makes full polls rarer than the configuration asks for."""
 
 
-def watch(pools: Sequence[Pool], blocked_shares: Sequence[float], thresholds: Thresholds) -> Watch:
+def watch(pools: Sequence[Pool], blocked: Sequence[BlockedPorts], thresholds: Thresholds) -> Watch:
     """Return what needs a closer look.
 
     Args:
         pools: The listed pools, the fullest first.
-        blocked_shares: Blocked ports / usable ports of each namespace.
+        blocked: The blocked ports of each namespace.
         thresholds: The thresholds of the pools.
     """
     near = [pool for pool in pools if thresholds.severity_at(pool.key, pool.utilisation) is not None]
-    limit = thresholds.warning.utilisation
     ends = [(pool.key.destination, pool.key.destination_port) for pool in near]
     destinations = dict.fromkeys(
         (ip_address(address).packed, port) for address, port in ends if address is not None and port is not None
     )
     return Watch(
         destinations=tuple(destinations)[:MOST_WATCHED],
-        everything=any(share >= limit for share in blocked_shares) or (None, None) in ends,
+        everything=any(ports.severity(thresholds) for ports in blocked) or (None, None) in ends,
     )
 
 

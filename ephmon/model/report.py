@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import Alerts
 from ephmon.model.pace import Costs, Pace, Poll
 from ephmon.model.pools.listing import Listing
@@ -48,6 +49,13 @@ class NamespaceReport:
     """The same of the pools that are not listed, which narrow polls do not look at."""
     torn_pools: int = 0
     """Pools that seemed to hold more ports than there are, because sockets moved while they were read."""
+
+    @property
+    def blocked(self) -> BlockedPorts | None:
+        """The blocked ports, None where TCP could not be read."""
+        if self.blocked_ports is None:
+            return None
+        return BlockedPorts(netns=self.netns, blocked=self.blocked_ports, usable=self.usable_ports)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,12 +200,8 @@ def _with_worst(namespace: NamespaceReport, listed: Iterable[ListedPool]) -> Nam
 
 def watch_of(report: Report) -> Watch:
     """Return what needs a closer look than full polls at their usual interval."""
-    shares = [
-        namespace.blocked_ports / namespace.usable_ports
-        for namespace in report.namespaces
-        if namespace.blocked_ports and namespace.usable_ports
-    ]
-    watched = watch([one.pool for one in report.listed], shares, report.rules.thresholds)
+    blocked = [namespace.blocked for namespace in report.namespaces if namespace.blocked]
+    watched = watch([one.pool for one in report.listed], blocked, report.rules.thresholds)
     if watched.destinations and report.backends.get(Protocol.TCP) != Backend.INET_DIAG:
         return Watch(everything=True)  # only inet_diag can read the sockets toward some destinations alone
     return watched

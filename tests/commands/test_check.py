@@ -202,7 +202,7 @@ def test_a_range_of_which_every_port_is_reserved_is_critical(ns: Namespace, conf
 
     got = ask(ns, config)
     assert got.status == 2
-    assert got.out.startswith("EPHMON CRITICAL - no port is usable: all of the range are reserved | blocked=1;")
+    assert got.out.startswith("EPHMON CRITICAL - no port is usable: all ports of the range are reserved | blocked=1;")
     assert ns.call(sockets.fill, HERE, 80, tag="more") == FillResult(0, errno.EADDRNOTAVAIL)
 
 

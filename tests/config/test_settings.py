@@ -38,8 +38,9 @@ from ephmon.config.settings import (
 )
 from ephmon.errors import ConfigError
 from ephmon.facts.snapshot import PortRange
+from ephmon.model.alerting.thresholds import Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.rules import DestinationPattern, ListingRules, Rules, Threshold, ThresholdOverride, Thresholds
+from ephmon.model.rules import DestinationPattern, ListingRules, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ import pytest
 from ephmon.config.settings import IncidentsConfig
 from ephmon.daemon.incident_folder import Folder, names
 from ephmon.daemon.incident_log import HANGS, HUNG_SECONDS, IncidentLog
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.incidents import PAUSE_SECONDS
-from ephmon.model.rules import Severity
 from ephmon.outputs.documents import incident as incident_document
 from ephmon.outputs.documents.incident_reading import read
 from tests.builders import TAKEN_AT, make_alert, make_pool, make_report

@@ -8,7 +8,7 @@ from ephmon.config.scalars import RESERVED_LABELS
 from ephmon.delivery.alert_notifications import SUMMARIES, notifications_of
 from ephmon.delivery.notification import Notification
 from ephmon.model.alerting.state_machine import Alert, AlertName, Phase
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.thresholds import Severity
 from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_owners, make_pool, make_report
 
 

@@ -19,10 +19,10 @@ import yaml
 from benchmarks.fleet import host_report
 from ephmon.config.settings import Config
 from ephmon.model.alerting.state_machine import AlertName
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals
-from ephmon.model.rules import Severity
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import process_registry, render
 from tests import sockets

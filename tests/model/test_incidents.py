@@ -12,9 +12,10 @@ import pytest
 from ephmon.facts.failed_calls import ExhaustionEvent
 from ephmon.facts.namespaces import Netns
 from ephmon.model.alerting.state_machine import AlertName, Alerts, Phase
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.counters import Exhaustions
 from ephmon.model.incidents import PAUSE_SECONDS, Incident, Reason, Told, look
-from ephmon.model.rules import DestinationPattern, ListingRules, Rules, Severity
+from ephmon.model.rules import DestinationPattern, ListingRules, Rules
 from tests.builders import TAKEN_AT, make_alert, make_pool, make_report
 
 if TYPE_CHECKING:

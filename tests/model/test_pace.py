@@ -6,12 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.model.alerting.blocked import BlockedPorts
+from ephmon.model.alerting.thresholds import Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pace import MOST_WATCHED, Costs, Pace, Poll, Watch, pace, watch
-from ephmon.model.rules import PollingRules, Threshold, ThresholdOverride, Thresholds
+from ephmon.model.rules import PollingRules
 from tests.builders import make_bind_pool, make_pool
 
 RULES = PollingRules(interval_seconds=5.0, urgent_interval_seconds=1.0, cpu_budget=0.02, urgent_cpu_budget=0.25)
 NEAR = Watch(destinations=((bytes([10, 0, 0, 9]), 443),))
+
+
+def blocked(number: int, usable: int = 100) -> BlockedPorts:
+    return BlockedPorts(netns="own", blocked=number, usable=usable)
 
 
 def test_a_cheap_poll_comes_as_configured() -> None:
@@ -92,7 +98,7 @@ def test_a_pool_is_watched_from_its_own_warning_threshold_on() -> None:
     calm = make_pool(usable=100, in_use=40, destination_port=443)
     strictly = make_pool(usable=100, in_use=40, destination_port=5432)
 
-    assert watch([calm, strictly], [0.0], thresholds).destinations == ((bytes([10, 0, 0, 9]), 5432),)
+    assert watch([calm, strictly], [blocked(0)], thresholds).destinations == ((bytes([10, 0, 0, 9]), 5432),)
 
 
 def test_pools_of_several_sources_toward_one_destination_are_watched_once() -> None:
@@ -107,9 +113,13 @@ def test_no_more_destinations_are_watched_than_a_filter_should_hold() -> None:
     assert [port for _, port in watch(pools, [], Thresholds()).destinations] == list(range(1, MOST_WATCHED + 1))
 
 
-@pytest.mark.parametrize(("share", "everything"), [(0.69, False), (0.70, True)])
-def test_many_blocked_ports_need_full_polls(share: float, *, everything: bool) -> None:
-    assert watch([], [0.0, share], Thresholds()) == Watch(everything=everything)
+@pytest.mark.parametrize(("number", "everything"), [(69, False), (70, True)])
+def test_many_blocked_ports_need_full_polls(number: int, *, everything: bool) -> None:
+    assert watch([], [blocked(0), blocked(number)], Thresholds()) == Watch(everything=everything)
+
+
+def test_a_namespace_without_a_usable_port_needs_full_polls() -> None:
+    assert watch([], [blocked(0, usable=0)], Thresholds()) == Watch(everything=True)
 
 
 def test_a_full_pool_without_a_destination_needs_full_polls() -> None:

@@ -34,6 +34,7 @@ from ephmon.model.advice.steps import (
     unix_socket,
     widen,
 )
+from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.pools.kinds import PoolKind
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def advise(
         destination_port=key.destination_port,
         usable=pool.usable,
         blocked=pool.blocked,
+        is_mostly_blocked=BlockedPorts.behind(pool).outweigh(pool),
         in_use=pool.in_use,
         time_wait=pool.time_wait - pool.reusable,
         live=pool.in_use - pool.time_wait,
@@ -96,8 +98,7 @@ def advise(
 
 
 def advise_blocked(
-    blocked: int,
-    usable: int,
+    ports: BlockedPorts,
     sysctls: Sysctls,
     *,
     listening_ports: Collection[int] | None = None,
@@ -106,16 +107,15 @@ def advise_blocked(
     """Return what to do about the ports of a namespace that are blocked for every connect().
 
     Args:
-        blocked: How many of the usable ports are.
-        usable: How many usable ports there are.
+        ports: The blocked ports.
         sysctls: Those of the namespace.
         listening_ports: As in `advise`.
         program: The name of the process or unit that blocks most of them, None if that is not known.
     """
     case = Case(
         kind=PoolKind.TCP_CONNECT,
-        usable=usable,
-        blocked=blocked,
+        usable=ports.usable,
+        blocked=ports.blocked,
         sysctls=sysctls,
         listening_ports=listening_ports,
         program=program,
@@ -164,7 +164,7 @@ _NOTHING_USABLE = _Rule(
 )
 _BLOCKED = _Rule(
     kinds=(PoolKind.TCP_CONNECT,),
-    holds=lambda case: case.blocked > case.live + case.time_wait,
+    holds=lambda case: case.is_mostly_blocked,
     cause=(
         "{case.blocked} of {case.usable} usable ports are blocked for every connect(), wherever it leads, by TCP "
         "sockets whose port connect() did not choose: usually one program's that calls bind(ADDRESS, 0) first."

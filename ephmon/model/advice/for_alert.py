@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.model.advice.causes import Advice, advise, advise_blocked
 from ephmon.model.advice.proxies import known_program
+from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import AlertName
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
     kept = None if remembered.listening_ports is None else remembered.listening_ports | report.rules.own_ports
     if alert.key.name is AlertName.PORTS_BLOCKED:
         return advise_blocked(
-            namespace.blocked_ports or 0,
-            namespace.usable_ports,
+            namespace.blocked or BlockedPorts(netns=namespace.netns, blocked=0, usable=namespace.usable_ports),
             remembered.sysctls,
             listening_ports=kept,
             program=known_program([largest_owner(report.blocked_owners.get(namespace.netns))]),

@@ -46,6 +46,8 @@ class Case:
     destination_port: int | None = None
     usable: int
     blocked: int
+    is_mostly_blocked: bool = False
+    """Whether blocked ports take more of the pool than its own connections do."""
     in_use: int = 0
     time_wait: int = 0
     """Ports that TIME_WAIT alone holds and that the kernel does not hand out again now."""

@@ -25,26 +25,34 @@ poll judges the pools that it read; of the blocked share it can only tell that a
 
 from __future__ import annotations
 
-from heapq import nsmallest
-from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Judgement, Observation, Signal, step
+from ephmon.model.alerting.blocked import BlockedPorts, pools_to_name
+from ephmon.model.alerting.state_machine import (
+    SUMMARY,
+    AlertKey,
+    AlertName,
+    Judgement,
+    Observation,
+    Phase,
+    Signal,
+    step,
+)
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.recent import QUIET_SECONDS
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.survey import worst_first
-from ephmon.model.rules import Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ephmon.model.alerting.state_machine import Alert, Alerts, Moment
+    from ephmon.model.alerting.thresholds import Threshold, Thresholds
     from ephmon.model.failures.recent import RecentFailures
     from ephmon.model.forecast.follow import Followed
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.survey import NamespaceSurvey
-    from ephmon.model.rules import Rules, Threshold, Thresholds
+    from ephmon.model.rules import Rules
 
 MOST_JUDGED = 1_000
 """So many pools of a namespace are judged at a poll, or twice `max_active` if that is more: the fullest ones.
@@ -55,11 +63,9 @@ They cost some 10 microseconds each; only blocked ports or a very low threshold 
 """
 MOST_FAILING = 10
 """Pools that are not scarce, but toward which connect() failed: so many alert at once."""
-MOST_NAMED = 5
-"""Pools that EphmonPortsBlocked names."""
 TAKE_OVER_MARGIN = 0.05
-"""EphmonPortsBlocked stands for a pool that fires by itself only where its own share is smaller by this, so that the
-two do not take turns when the shares are about equal."""
+"""EphmonPortsBlocked takes a pool over whose own alert fires only where blocked ports take so much more of it than its
+own connections. Else the two alerts would take turns while both shares are about equal."""
 
 FORECAST_SECONDS = 60.0
 """A forecast starts to count here. A ramp that takes 10 minutes is warned of by the thresholds 3 minutes before its
@@ -99,8 +105,7 @@ def after_full_poll(
         ahead = _seconds_ahead(followed, netns)
         asked = [key.pool for key in previous.states if key.pool and key.netns == netns]
         pools = _near(one, [*asked, *ahead, *(recent.key for recent in failed)], rules)
-        share = _blocked_share(one.ports.blocked, one.usable) if one.ports else None
-        namespace = _Namespace(netns, share, previous, rules.thresholds)
+        namespace = _Namespace(netns, BlockedPorts.of_namespace(one), previous, rules.thresholds)
         observations |= namespace.of_pools(pools.values(), is_full=True)
         observations |= namespace.of_forecasts((pools[key], seconds) for key, seconds in ahead.items() if key in pools)
         observations |= namespace.of_exhaustions(failed, pools, at)
@@ -134,52 +139,70 @@ def after_narrow_poll(
     for pool in pools:
         by_netns.setdefault(pool.key.netns, {})[pool.key] = pool
     for netns, found in by_netns.items():
-        one = next(iter(found.values()))
-        namespace = _Namespace(netns, _blocked_share(one.blocked, one.usable), previous, rules.thresholds)
+        blocked = BlockedPorts.behind(next(iter(found.values())))
+        namespace = _Namespace(netns, blocked, previous, rules.thresholds)
         observations |= namespace.of_pools(found.values(), is_full=False)
         observations |= namespace.of_exhaustions((recent for recent in exhaustions if recent.key in found), found, at)
     return step(previous, observations, lambda _: False, at, rules.max_active)
+
+
+_COVERED_BY_BLOCKED_PORTS = (AlertName.POOL_NEAR_EXHAUSTION, AlertName.POOL_EXHAUSTION_FORECAST)
+
+
+def is_covered(alert: Alert, alerts: Alerts) -> bool:
+    """Tell whether an alert of a pool ended because EphmonPortsBlocked, which fires, speaks for the pool now."""
+    if alert.phase is not Phase.RESOLVED or alert.key.name not in _COVERED_BY_BLOCKED_PORTS:
+        return False
+    blocked_ports_fire = alerts.is_firing(AlertKey(AlertName.PORTS_BLOCKED, alert.key.netns))
+    return blocked_ports_fire and any(BlockedPorts.behind(pool).outweigh(pool) for pool in alert.pools)
+
+
+_OVER = {severity: Judgement(Signal.BELOW) for severity in Severity}
+"""What a poll says of an alert that ends whatever the figures are."""
 
 
 class _Namespace(NamedTuple):
     """What the pools of one namespace are judged by."""
 
     netns: str
-    blocked_share: float | None
+    blocked: BlockedPorts | None
     """None where TCP could not be read."""
     previous: Alerts
     thresholds: Thresholds
 
     @property
-    def _blocked(self) -> AlertKey:
+    def _blocked_key(self) -> AlertKey:
         return AlertKey(AlertName.PORTS_BLOCKED, self.netns)
 
     def of_pools(self, pools: Iterable[Pool], *, is_full: bool) -> dict[AlertKey, Observation]:
-        """Judge the utilisation of pools, and the blocked share with those that it stands for."""
+        """Judge the utilisation of pools, and the blocked ports together with the pools that they cover."""
         observations = {}
-        stood_for = []
+        covered = []
         for pool in pools:
             key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
             judgements = _judged(pool.utilisation, self.thresholds.of(pool.key))
-            if self._stands_for(pool):
-                fires_by_itself = self.previous.is_firing(key) and not self.previous.is_firing(self._blocked)
-                # In the band, what is told already is no reason to start: a share that wanders around `clear` would
-                # start and end the alert again and again.
-                if not fires_by_itself or self._is_above_band():
-                    stood_for.append((pool, _as_it_fires(judgements, self.previous.states.get(key))))
+            if self._is_covered(pool):
+                fires_by_itself = self.previous.is_firing(key) and not self.previous.is_firing(self._blocked_key)
+                # In the band, an alert that fires already is no reason to start another: a share that wanders around
+                # `clear` would start and end the alert of blocked ports again and again.
+                if not fires_by_itself or self._blocked_ports_start():
+                    covered.append((pool, _as_it_fires(judgements, self.previous.states.get(key))))
+                # An alert of the pool goes on until the one that covers it fires, so that there is always one.
                 if not fires_by_itself:
-                    continue  # one that does goes on until the alert that stands for it fires
+                    if is_full and key in self.previous.states:
+                        observations[key] = Observation(value=pool.utilisation, judgements=_OVER, pools=(pool,))
+                    continue
             observations[key] = Observation(value=pool.utilisation, judgements=judgements, pools=(pool,))
-        return observations | self._of_share(stood_for, is_full=is_full)
+        return observations | self._of_blocked_ports(covered, is_full=is_full)
 
     def of_forecasts(self, forecasts: Iterable[tuple[Pool, float]]) -> dict[AlertKey, Observation]:
         """Judge how soon pools run out, but for those of which there is an alert already."""
         observations = {}
         for pool, seconds in forecasts:
             key = AlertKey(AlertName.POOL_EXHAUSTION_FORECAST, self.netns, pool.key)
-            if not self._fires_now(pool):
-                judgement = _judged_ahead(pool, seconds, self.previous.states.get(key))
-                observations[key] = Observation(value=seconds, judgements={Severity.WARNING: judgement}, pools=(pool,))
+            judgement = _judged_ahead(pool, seconds, self.previous.states.get(key))
+            judgements = _OVER if self._fires_now(pool) else {Severity.WARNING: judgement}
+            observations[key] = Observation(value=seconds, judgements=judgements, pools=(pool,))
         return observations
 
     def of_exhaustions(
@@ -214,66 +237,54 @@ class _Namespace(NamedTuple):
         )
         return [*scarce, *others[:MOST_FAILING]]
 
-    def _is_in_band(self) -> bool:
-        """Tell whether so many ports are blocked that an alert of them would go on firing."""
-        return self.blocked_share is not None and self.blocked_share >= self.thresholds.warning.clear
-
-    def _is_above_band(self) -> bool:
+    def _blocked_ports_start(self) -> bool:
         """Tell whether so many ports are blocked that an alert of them starts for that alone."""
-        return self.blocked_share is not None and self.blocked_share >= self.thresholds.warning.utilisation
+        return self.blocked is not None and self.blocked.severity(self.thresholds) is not None
 
-    def _stands_for(self, pool: Pool) -> bool:
-        """Tell whether the blocked ports are the larger part of what the pool cannot get, and are many."""
-        if self.blocked_share is None or not self._is_in_band() or pool.key.kind != PoolKind.TCP_CONNECT:
+    def _is_covered(self, pool: Pool) -> bool:
+        """Tell whether EphmonPortsBlocked is to speak for the pool."""
+        if self.blocked is None:
             return False
-        own_share = (pool.in_use - pool.reusable) / pool.usable if pool.usable else 0.0
         fires = self.previous.is_firing(AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key))
-        return own_share + fires * TAKE_OVER_MARGIN < self.blocked_share
+        return self.blocked.covers(pool, self.thresholds, margin=TAKE_OVER_MARGIN if fires else 0.0)
 
-    def _of_share(
-        self, stood_for: Iterable[tuple[Pool, dict[Severity, Judgement]]], *, is_full: bool
+    def _of_blocked_ports(
+        self, covered: Iterable[tuple[Pool, dict[Severity, Judgement]]], *, is_full: bool
     ) -> dict[AlertKey, Observation]:
-        if self.blocked_share is None:
+        if self.blocked is None:
             return {}
-        pools = {pool.key: pool for pool, _ in stood_for}
-        judgements = [judgements for _, judgements in stood_for]
-        general = {Severity.CRITICAL: self.thresholds.critical, Severity.WARNING: self.thresholds.warning}
+        pools = {pool.key: pool for pool, _ in covered}
+        judgements = [judgements for _, judgements in covered]
+        general = self.thresholds.general()
         if is_full:
-            judgements.append(_judged(self.blocked_share, general))
+            judgements.append(_judged(self.blocked.share, general))
         else:
-            before = self.previous.states.get(self._blocked)
+            before = self.previous.states.get(self._blocked_key)
             pools = {pool.key: pool for pool in (before.pools if before else ())} | pools
         merged = {severity: _worst(one[severity] for one in judgements) for severity in general if judgements}
         if not is_full:
             merged = {severity: worst for severity, worst in merged.items() if worst.signal is Signal.REACHED}
         if not merged:
             return {}
-        named = tuple(nsmallest(MOST_NAMED, pools.values(), key=worst_first))
-        return {self._blocked: Observation(value=self.blocked_share, judgements=merged, pools=named)}
+        observation = Observation(value=self.blocked.share, judgements=merged, pools=pools_to_name(pools.values()))
+        return {self._blocked_key: observation}
 
     def _fires_now(self, pool: Pool) -> bool:
         key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
-        is_stood_for = self._stands_for(pool) and self.previous.is_firing(self._blocked)
-        return is_stood_for or self.previous.is_firing(key)
+        is_covered_now = self._is_covered(pool) and self.previous.is_firing(self._blocked_key)
+        return is_covered_now or self.previous.is_firing(key)
 
     def _is_scarce(self, pool: Pool | None) -> bool:
         """Tell whether the pool, or the share of ports that nobody can connect from, is above its warning threshold."""
-        if self._is_above_band():
+        if self._blocked_ports_start():
             return True
-        if pool is None:
-            return False
-        return pool.utilisation >= self.thresholds.of(pool.key)[Severity.WARNING].utilisation
-
-
-def _blocked_share(blocked: int, usable: int) -> float:
-    return blocked / usable if usable else 1.0
+        return pool is not None and self.thresholds.severity_at(pool.key, pool.utilisation) is not None
 
 
 def _near(one: NamespaceSurvey, asked: Iterable[PoolKey], rules: Rules) -> dict[PoolKey, Pool]:
     """Return the pools that are near a threshold, and those that are asked for, exist and are not ignored."""
-    lowest = min(threshold.clear for threshold in _every_threshold(rules.thresholds))
     number = max(MOST_JUDGED, 2 * rules.max_active)
-    near = one.worst(rules.listing.ignore_destinations, number=number, at_least=lowest)
+    near = one.worst(rules.listing.ignore_destinations, number=number, at_least=rules.thresholds.lowest_clear())
     found = {pool.key: pool for pool in (entry.pools.pool(entry.key) for entry in near)}
     for key in asked:
         if key not in found and (pool := one.find(key, rules.listing.ignore_destinations)) is not None:
@@ -286,11 +297,6 @@ def _seconds_ahead(followed: Mapping[PoolKey, Followed], netns: str) -> dict[Poo
     forecasts = ((key, one.forecast) for key, one in followed.items() if key.netns == netns)
     known = ((key, forecast.seconds_to_exhaustion) for key, forecast in forecasts if forecast is not None)
     return {key: seconds for key, seconds in known if seconds is not None and seconds < FORECAST_CLEAR_SECONDS}
-
-
-def _every_threshold(thresholds: Thresholds) -> Iterator[Threshold]:
-    special = chain.from_iterable((override.warning, override.critical) for override in thresholds.overrides)
-    return (threshold for threshold in (thresholds.warning, thresholds.critical, *special) if threshold is not None)
 
 
 def _judged(value: float, thresholds: Mapping[Severity, Threshold]) -> dict[Severity, Judgement]:

@@ -101,7 +101,15 @@ class Pool:
     @property
     def utilisation(self) -> float:
         """1 - remaining / usable, between 0 and 1."""
-        return (self.usable - self.remaining) / self.usable if self.usable else 1.0
+        return share_of_usable(self.usable - self.remaining, self.usable)
+
+
+def share_of_usable(ports: int, usable: int) -> float:
+    """Return ports / usable ports, between 0 and 1.
+
+    It is 1.0 where no port is usable: the next allocation fails, as it does where every port is taken.
+    """
+    return ports / usable if usable else 1.0
 
 
 def by_state_name(states: Mapping[int, int]) -> dict[str, int]:

@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from ephmon.model.pools.address import ANY_V4, ANY_V6, AddressPools
-from ephmon.model.pools.connect import ConnectPools
+from ephmon.model.pools.connect import ConnectPools, connect_key
 from ephmon.model.pools.evidence import NO_ANSWERS, Evidence, weigh
-from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.kinds import PoolKind, share_of_usable
 from ephmon.model.pools.port_classes import usable_ports
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class Ranked(NamedTuple):
 
     @property
     def worst_first(self) -> tuple[float, int, str, str, Any]:
-        """What sorts them; the key keeps equal ones from taking turns as the order of the sockets changes."""
-        return -self.utilisation, -self.held, self.pools.netns, self.pools.kind, self.key
+        """The same as `worst_first` of the pool, which need not be built for it."""
+        return _worst_first(self.utilisation, self.held, self.pools.netns, self.pools.kind, self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,14 +154,11 @@ class NamespaceSurvey:
         What is asked for may grow meanwhile.
         """
         for lost, most_held, key in pools.most_lost_first():
-            if most_held < held or self._share(lost) < at_least():
+            if most_held < held or share_of_usable(lost, self.usable) < at_least():
                 return
             if not (ignored and is_ignored(pools.destination(key), ignored)):
                 lost_truly, held_truly = pools.rank(key)
-                yield Ranked(self._share(lost_truly), held_truly, pools, key)
-
-    def _share(self, ports: int) -> float:
-        return ports / self.usable if self.usable else 1.0
+                yield Ranked(share_of_usable(lost_truly, self.usable), held_truly, pools, key)
 
     def find(self, key: PoolKey, ignored: Sequence[DestinationPattern]) -> Pool | None:
         """Return a pool that exists and is not ignored, None for others."""
@@ -239,9 +236,16 @@ def every_pool(surveys: Iterable[NamespaceSurvey], ignored: Sequence[Destination
     return sorted((entry.pools.pool(entry.key) for entry in entries), key=worst_first)
 
 
-def worst_first(pool: Pool) -> tuple[float, int, PoolKey]:
-    """Return what sorts pools wherever they are shown; equal ones keep their places from poll to poll."""
-    return -pool.utilisation, -pool.held, pool.key
+def worst_first(pool: Pool) -> tuple[float, int, str, str, Any]:
+    """Return what pools are sorted by, wherever they are shown: utilisation, then ports held, then their keys."""
+    key = pool.key
+    own = connect_key(key) or ip_address(key.source).packed
+    return _worst_first(pool.utilisation, pool.held, key.netns, key.kind, own)
+
+
+def _worst_first(utilisation: float, held: int, netns: str, kind: str, own: Any) -> tuple[float, int, str, str, Any]:
+    # The key comes last, so that equal pools keep their order from poll to poll, whatever the order of the sockets.
+    return -utilisation, -held, netns, kind, own
 
 
 def _tcp_bind(namespace: NamespaceSnapshot, tcp: TcpSockets, taken_at: float, sources: Iterable[bytes]) -> AddressPools:

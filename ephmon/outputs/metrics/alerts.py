@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.metrics.metric import DO_NOT_SUM, POOL, Metric, MetricType, Sample, Subject, pool_labels
 
 if TYPE_CHECKING:

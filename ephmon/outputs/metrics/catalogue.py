@@ -11,7 +11,7 @@ import platform
 from typing import TYPE_CHECKING
 
 from ephmon import __version__
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.metrics.alerts import ALERT_METRICS
 from ephmon.outputs.metrics.delivery import DELIVERY_METRICS
 from ephmon.outputs.metrics.exhaustions import EXHAUSTION_METRICS

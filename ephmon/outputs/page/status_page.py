@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ephmon.model.alerting.state_machine import Alert
+    from ephmon.model.alerting.thresholds import Severity
     from ephmon.model.forecast.forecast import Forecast
     from ephmon.model.report import Report
-    from ephmon.model.rules import Severity
 
 _STYLE = (
     ":root{color-scheme:light dark}"

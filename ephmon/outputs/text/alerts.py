@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.model.alerting.state_machine import AlertName, Phase
+from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.owners.shares import OwnerKind, owner_of
 from ephmon.outputs.text.wording import endpoint, percent, pool_name, printable, remaining, utc_time
 
@@ -69,14 +69,6 @@ def alert_objects(alerts: Alerts) -> list[dict[str, Any]]:
         }
         for alert in alerts.firing
     ]
-
-
-def is_stood_for(alert: Alert, alerts: Alerts) -> bool:
-    """Tell whether the alert ended because one about blocked ports stands for it: while that fires, it always does."""
-    is_of_pool = alert.key.name in (AlertName.POOL_NEAR_EXHAUSTION, AlertName.POOL_EXHAUSTION_FORECAST)
-    blocked = alerts.states.get(alert.key._replace(name=AlertName.PORTS_BLOCKED, pool=None))
-    leads_somewhere = alert.key.pool is not None and alert.key.pool.destination is not None
-    return is_of_pool and leads_somewhere and blocked is not None and blocked.phase is Phase.FIRING
 
 
 def _pool_object(key: PoolKey) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from ephmon.log import Line
 from ephmon.model.advice.for_alert import advice_on
+from ephmon.model.alerting.conditions import is_covered
 from ephmon.model.alerting.state_machine import Phase, transitions
-from ephmon.model.rules import Severity
-from ephmon.outputs.text.alerts import figures, is_stood_for, sentence
+from ephmon.model.alerting.thresholds import Severity
+from ephmon.outputs.text.alerts import figures, sentence
 from ephmon.outputs.text.owners import largest_owner_sentence, owners_behind
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
     before, alert = transition
     name, said = alert.key.name, figures(alert)
     if alert.phase is Phase.RESOLVED and alert.ended is not None:
-        cause = "; EphmonPortsBlocked stands for it now" if is_stood_for(alert, report.alerts) else ""
+        cause = "; its pool is now covered by EphmonPortsBlocked" if is_covered(alert, report.alerts) else ""
         lasted = round(alert.ended.monotonic - alert.since.monotonic, 1)
         yield Line(logging.INFO, f"{name} is resolved{cause}.", {**said, "lasted_seconds": lasted})
     elif alert.phase is Phase.FIRING and alert.is_told:

@@ -10,8 +10,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.model.alerting.assessment import BlockedPorts
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.blocked import BlockedPorts
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.advice import advice_lines
 from ephmon.outputs.text.wording import percent, pool_name, printable, remaining
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ephmon.model.advice.causes import Advice
-    from ephmon.model.alerting.assessment import Finding, Verdict
+    from ephmon.model.alerting.assessment import Assessment, Finding
     from ephmon.model.pools.kinds import Pool
 
 MOST_LISTED = 5
@@ -44,22 +44,22 @@ class Answer(NamedTuple):
 
 
 def answer(
-    verdict: Verdict, *, advice: Advice | None, missing: Sequence[str] = (), remarks: Iterable[str] = ()
+    assessment: Assessment, *, advice: Advice | None, missing: Sequence[str] = (), remarks: Iterable[str] = ()
 ) -> Answer:
-    """Return the answer to a verdict, with the advice on what is worst.
+    """Return the answer to an assessment, with the advice on what is worst.
 
     What is `missing`, one sentence each, makes UNKNOWN of OK, since nobody looked there; what is bad stays as bad.
     `remarks` stand below and change nothing.
     """
-    status = _STATUS_OF[verdict.worst.severity if verdict.worst else None]
-    headline = _headline(verdict.worst) if verdict.worst else "no pool exists, nothing draws from the port range"
+    status = _STATUS_OF[assessment.worst.severity if assessment.worst else None]
+    headline = _headline(assessment.worst) if assessment.worst else "no pool exists, nothing draws from the port range"
     if missing and status is Status.OK:
         status, headline = Status.UNKNOWN, f"{missing[0].rstrip('.')}; of what was read, {headline}"
-    more, rest = verdict.urgent[1 : 1 + MOST_LISTED], len(verdict.urgent) - 1 - MOST_LISTED
-    figures = " ".join(_figures(verdict))
+    more, rest = assessment.urgent[1 : 1 + MOST_LISTED], len(assessment.urgent) - 1 - MOST_LISTED
+    figures = " ".join(_figures(assessment))
     lines = [
         *(f"{_STATUS_OF[finding.severity].name}: {_headline(finding)}." for finding in more),
-        *([f"{rest} more reached a threshold."] if rest > 0 else []),
+        *([f"{'At least ' if assessment.is_cut else ''}{rest} more reached a threshold."] if rest > 0 else []),
         *missing[status is Status.UNKNOWN :],
         *remarks,
         *(advice_lines(advice) if advice else []),
@@ -85,9 +85,9 @@ def _headline(finding: Finding) -> str:
         return f"{pool_name(subject.key)} is at {percent(subject.utilisation)}%{limit}, {_rest(subject)}"
     where = "" if subject.netns == OWN_NETNS else f" in {printable(subject.netns)}"
     if not subject.usable:
-        return f"no port{where} is usable: all of the range are reserved"
+        return f"no port{where} is usable: all ports of the range are reserved"
     share = f"{subject.blocked} of {subject.usable} usable ports{where}, {percent(subject.share)}%"
-    fullest = ", ".join(f"{pool_name(pool.key)} is at {percent(pool.utilisation)}%" for pool in finding.stood_for)
+    fullest = ", ".join(f"{pool_name(pool.key)} is at {percent(pool.utilisation)}%" for pool in finding.covered)
     return f"{share}, are blocked for every connect(){limit}" + (f"; {fullest}" if fullest else "")
 
 
@@ -97,9 +97,9 @@ def _rest(pool: Pool) -> str:
     return f"{remaining(pool)} of {pool.usable} ports are left"
 
 
-def _figures(verdict: Verdict) -> Iterator[str]:
+def _figures(assessment: Assessment) -> Iterator[str]:
     """Yield the figures, which are the same whatever is worst: label=value;warn;crit;min;max."""
-    for label, finding in (("utilisation", verdict.fullest), ("blocked", verdict.blocked)):
+    for label, finding in (("utilisation", assessment.fullest), ("blocked", assessment.blocked)):
         if finding:
             limits = ";".join(_number(finding.thresholds[severity].utilisation) for severity in Severity)
             yield f"{label}={_number(finding.ratio)};{limits};0;1"

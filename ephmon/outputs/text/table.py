@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.advice import advice_lines
 from ephmon.outputs.text.wording import (
     exhaustion,

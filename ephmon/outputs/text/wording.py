@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.rules import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from ephmon.model.alerting.thresholds import Severity
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.report import NamespaceReport, Report
 
@@ -141,11 +141,16 @@ def failures(report: Report) -> tuple[str, ...]:
 
 def exhaustion(report: Report) -> tuple[str, ...]:
     """Return a sentence for each namespace in which no connect() gets a port, whatever its destination."""
-    return tuple(
-        f"No port{_of(namespace)} is left for any connect(): all {namespace.usable_ports} usable ports are blocked."
-        for namespace in report.namespaces
-        if _is_exhausted(namespace)
-    )
+    sentences = []
+    for namespace in report.namespaces:
+        usable, reserved = namespace.usable_ports, namespace.reserved_ports
+        if not usable:
+            sentences.append(f"No port{_of(namespace)} is usable: all {reserved} ports of the range are reserved.")
+        elif namespace.blocked and namespace.blocked.leave_none:
+            sentences.append(
+                f"No port{_of(namespace)} is left for any connect(): all {usable} usable ports are blocked."
+            )
+    return tuple(sentences)
 
 
 def gaps(report: Report) -> tuple[str, ...]:
@@ -162,10 +167,10 @@ def blindness(words: Iterable[str]) -> tuple[str, ...]:
 def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
     """Return the port range of each namespace, then when and through what it was read, one sentence each.
 
-    With a sentence stands which of the general thresholds the blocked share of the range has reached.
+    With the sentence on a range goes the severity that its blocked ports have reached.
     """
     ranges = [(range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
-    if any(severity for _, severity in ranges):
+    if any(_severity(report, namespace) and namespace.blocked_ports for namespace in report.namespaces):
         ranges.append((_WHO_BLOCKS, None))
     if report.taken_at is not None:
         backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
@@ -174,19 +179,8 @@ def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
 
 
 def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:
-    """Return how urgent it is that ports are blocked; with none left it is, whatever the thresholds."""
-    if not namespace.blocked_ports or not namespace.usable_ports:
-        return None
-    if _is_exhausted(namespace):
-        return Severity.CRITICAL
-    share, thresholds = namespace.blocked_ports / namespace.usable_ports, report.rules.thresholds
-    if share >= thresholds.critical.utilisation:
-        return Severity.CRITICAL
-    return Severity.WARNING if share >= thresholds.warning.utilisation else None
-
-
-def _is_exhausted(namespace: NamespaceReport) -> bool:
-    return namespace.usable_ports > 0 and namespace.blocked_ports == namespace.usable_ports
+    """Return how urgent it is that ports are blocked, None where TCP could not be read."""
+    return namespace.blocked.severity(report.rules.thresholds) if namespace.blocked else None
 
 
 def _of(namespace: NamespaceReport) -> str:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.model.advice.causes import MAX_STEPS, Advice, advise, advise_blocked
+from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
 from tests.builders import make_bind_pool, make_pool
@@ -216,13 +217,13 @@ def test_the_steps_are_the_safest_three_that_do_good(pool: Pool, sysctls: Sysctl
 
 def test_blocked_ports_of_a_namespace_are_advised_on_as_those_of_a_pool() -> None:
     of_pool = advise(connect_pool(in_use=10, blocked=20_000, source="10.0.0.1"), DEFAULT, program="haproxy")
-    advice = advise_blocked(20_000, 28_232, DEFAULT, program="haproxy")
+    advice = advise_blocked(BlockedPorts(netns="own", blocked=20_000, usable=28_232), DEFAULT, program="haproxy")
 
     assert (advice.cause, advice.avoid) == (of_pool.cause, of_pool.avoid)
     assert first_words(advice) == first_words(of_pool) == ["Find that program, as", NO_PORT, RANGE]
     assert advice.steps[1].endswith(" HAProxy: `source ADDRESS` without a port does it by itself.")
     assert of_pool.steps[1].endswith(" HAProxy: `source 10.0.0.1` without a port does it by itself.")
-    assert advise_blocked(0, 0, DEFAULT).cause.startswith("No port is usable")
+    assert advise_blocked(BlockedPorts(netns="own", blocked=0, usable=0), DEFAULT).cause.startswith("No port is usable")
 
 
 # --- words --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from ephmon.facts.namespaces import Netns
 from ephmon.facts.sockets import TcpState
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.state_machine import AlertName
+from ephmon.model.alerting.thresholds import Threshold, Thresholds
 from ephmon.model.report import ReloadStatus, Report, initial_report
-from ephmon.model.rules import Rules, Threshold, Thresholds
+from ephmon.model.rules import Rules
 from ephmon.model.step import build_report
 from tests.builders import make_owners
 from tests.model.facts import (

@@ -1,4 +1,4 @@
-"""The verdict on one poll: what reached a threshold, in which order, and what blocked ports stand for."""
+"""The assessment of one poll: what reached a threshold, in which order, and which pools blocked ports cover."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.facts.sockets import TcpState
-from ephmon.model.alerting.assessment import BlockedPorts, Finding, Verdict, judge_host, judge_pool, limited
+from ephmon.model.alerting.assessment import Assessment, Finding, assess_host, assess_pool, with_limits
+from ephmon.model.alerting.blocked import BlockedPorts
+from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import survey
-from ephmon.model.rules import DestinationPattern, Severity, Threshold, ThresholdOverride, Thresholds
+from ephmon.model.rules import DestinationPattern
 from tests.builders import make_pool
 from tests.model.facts import LOW, connected, listening, make_namespace, make_snapshot, make_sysctls, make_tcp
 
@@ -39,16 +41,18 @@ def listeners(number: int) -> Sockets:
     return listening("0.0.0.0", range(LOW + 100 - number, LOW + 100))
 
 
-def judged(*rows: Sockets, thresholds: Thresholds | None = None, ignored: Sequence[DestinationPattern] = ()) -> Verdict:
-    return judge([make_namespace(make_tcp(*rows))], thresholds, ignored)
+def assessed(
+    *rows: Sockets, thresholds: Thresholds | None = None, ignored: Sequence[DestinationPattern] = ()
+) -> Assessment:
+    return assess([make_namespace(make_tcp(*rows))], thresholds, ignored)
 
 
-def judge(
+def assess(
     namespaces: Iterable[NamespaceSnapshot],
     thresholds: Thresholds | None = None,
     ignored: Sequence[DestinationPattern] = (),
-) -> Verdict:
-    return judge_host(survey(make_snapshot(*namespaces)), thresholds or Thresholds(), ignored)
+) -> Assessment:
+    return assess_host(survey(make_snapshot(*namespaces)), thresholds or Thresholds(), ignored)
 
 
 def shown(findings: Iterable[Finding]) -> list[tuple[str | None, Severity | None]]:
@@ -62,7 +66,7 @@ def shown(findings: Iterable[Finding]) -> list[tuple[str | None, Severity | None
 def test_what_reached_a_threshold_is_told_the_most_urgent_first() -> None:
     rows = [clients(number, host) for host, number in ((1, 75), (2, 95), (3, 69), (4, 70), (5, 90))]
 
-    assert shown(judged(*rows).urgent) == [
+    assert shown(assessed(*rows).urgent) == [
         ("10.0.0.2", CRITICAL),
         ("10.0.0.5", CRITICAL),
         ("10.0.0.1", WARNING),
@@ -72,50 +76,50 @@ def test_what_reached_a_threshold_is_told_the_most_urgent_first() -> None:
 
 def test_an_override_makes_less_more_urgent() -> None:
     override = ThresholdOverride(destination=ip_network("10.0.0.1/32"), warning=at(0.1), critical=at(0.2))
-    verdict = judged(clients(25, 1), clients(80, 2), thresholds=Thresholds(overrides=(override,)))
+    assessment = assessed(clients(25, 1), clients(80, 2), thresholds=Thresholds(overrides=(override,)))
 
-    assert shown(verdict.urgent) == [("10.0.0.1", CRITICAL), ("10.0.0.2", WARNING)]
-    assert verdict.fullest is not None
-    assert shown([verdict.fullest]) == [("10.0.0.2", WARNING)]
+    assert shown(assessment.urgent) == [("10.0.0.1", CRITICAL), ("10.0.0.2", WARNING)]
+    assert assessment.fullest is not None
+    assert shown([assessment.fullest]) == [("10.0.0.2", WARNING)]
 
 
 def test_where_nothing_is_urgent_the_fullest_pool_is_the_worst() -> None:
-    verdict = judged(clients(20, 1), clients(30, 2))
+    assessment = assessed(clients(20, 1), clients(30, 2))
 
-    assert verdict.urgent == ()
-    assert verdict.worst == verdict.fullest
-    assert verdict.worst is not None
-    assert shown([verdict.worst]) == [("10.0.0.2", None)]
+    assert assessment.urgent == ()
+    assert assessment.worst == assessment.fullest
+    assert assessment.worst is not None
+    assert shown([assessment.worst]) == [("10.0.0.2", None)]
 
 
 def test_without_a_pool_there_is_nothing_but_the_blocked_share() -> None:
-    verdict = judged()
+    assessment = assessed()
 
-    assert (verdict.urgent, verdict.worst) == ((), None)
-    assert verdict.blocked is not None
-    assert verdict.blocked.ratio == 0.0
+    assert (assessment.urgent, assessment.worst) == ((), None)
+    assert assessment.blocked is not None
+    assert assessment.blocked.ratio == 0.0
 
 
 def test_what_is_ignored_is_not_judged() -> None:
     ignored = [DestinationPattern(network=ip_network("10.0.0.2/32"))]
 
-    assert shown(judged(clients(75, 1), clients(95, 2), ignored=ignored).urgent) == [("10.0.0.1", WARNING)]
+    assert shown(assessed(clients(75, 1), clients(95, 2), ignored=ignored).urgent) == [("10.0.0.1", WARNING)]
 
 
-def test_blocked_ports_stand_for_the_pools_that_they_lift() -> None:
-    verdict = judged(listeners(70), clients(5, 1), clients(25, 2))
+def test_blocked_ports_cover_the_pools_that_they_lift() -> None:
+    assessment = assessed(listeners(70), clients(5, 1), clients(25, 2))
 
-    assert shown(verdict.urgent) == [("blocked", CRITICAL)], "95 of 100 ports are gone for 10.0.0.2"
-    assert [pool.key.destination for pool in verdict.urgent[0].stood_for] == ["10.0.0.2", "10.0.0.1"]
-    assert verdict.urgent[0].reached is None, "critical is not what the share itself is"
-    assert verdict.urgent[0].ratio == 0.7
+    assert shown(assessment.urgent) == [("blocked", CRITICAL)], "95 of 100 ports are gone for 10.0.0.2"
+    assert [pool.key.destination for pool in assessment.urgent[0].covered] == ["10.0.0.2", "10.0.0.1"]
+    assert assessment.urgent[0].reached is None, "critical is not what the share itself is"
+    assert assessment.urgent[0].ratio == 0.7
 
 
 def test_a_pool_that_uses_more_than_is_blocked_speaks_for_itself() -> None:
     thresholds = Thresholds(warning=at(0.35), critical=at(0.5))
-    verdict = judged(listeners(35), clients(40, 1), clients(34, 2), thresholds=thresholds)
+    assessment = assessed(listeners(35), clients(40, 1), clients(34, 2), thresholds=thresholds)
 
-    assert shown(verdict.urgent) == [("10.0.0.1", CRITICAL), ("blocked", CRITICAL)]
+    assert shown(assessment.urgent) == [("10.0.0.1", CRITICAL), ("blocked", CRITICAL)]
 
 
 def test_ports_that_are_handed_out_again_are_not_used() -> None:
@@ -128,28 +132,28 @@ def test_ports_that_are_handed_out_again_are_not_used() -> None:
         for port in (80, 81)
     ]
     live = connected("127.0.0.1", range(LOW, LOW + 10), "127.0.0.1", 80, no_port=True)
-    verdict = judged(listeners(35), *waiting, live, thresholds=Thresholds(warning=at(0.35), critical=at(0.9)))
+    assessment = assessed(listeners(35), *waiting, live, thresholds=Thresholds(warning=at(0.35), critical=at(0.9)))
 
-    assert shown(verdict.urgent) == [("blocked", WARNING)]
-    assert [(pool.in_use, pool.reusable) for pool in verdict.urgent[0].stood_for] == [(40, 30), (30, 30)]
+    assert shown(assessment.urgent) == [("blocked", WARNING)]
+    assert [(pool.in_use, pool.reusable) for pool in assessment.urgent[0].covered] == [(40, 30), (30, 30)]
 
 
-def test_few_blocked_ports_stand_for_nothing() -> None:
-    verdict = judged(listeners(50), clients(45, 1))
+def test_few_blocked_ports_cover_no_pool() -> None:
+    assessment = assessed(listeners(50), clients(45, 1))
 
-    assert shown(verdict.urgent) == [("10.0.0.1", CRITICAL)]
+    assert shown(assessment.urgent) == [("10.0.0.1", CRITICAL)]
 
 
 def test_with_nothing_usable_everything_is_blocked() -> None:
     namespace = make_namespace(make_tcp(), make_sysctls(reserved=range(LOW, LOW + 100)))
 
-    assert shown(judge([namespace]).urgent) == [("blocked", CRITICAL)]
+    assert shown(assess([namespace]).urgent) == [("blocked", CRITICAL)]
 
 
 def test_without_tcp_there_is_no_blocked_share() -> None:
-    verdict = judge([make_namespace(None)])
+    assessment = assess([make_namespace(None)])
 
-    assert (verdict.urgent, verdict.fullest, verdict.blocked) == ((), None, None)
+    assert (assessment.urgent, assessment.fullest, assessment.blocked) == ((), None, None)
 
 
 def test_every_namespace_counts() -> None:
@@ -158,23 +162,23 @@ def test_every_namespace_counts() -> None:
         for number, name, inode in ((75, "own", 1), (95, "blue", 2))
     )
     blocked = make_namespace(make_tcp(listeners(80)), netns="green", inode=3)
-    verdict = judge([calm, full, blocked])
+    assessment = assess([calm, full, blocked])
 
-    assert shown(verdict.urgent) == [("10.0.0.9", CRITICAL), ("blocked", WARNING), ("10.0.0.9", WARNING)]
-    assert verdict.fullest is not None
-    assert verdict.blocked is not None
-    assert (verdict.fullest.ratio, verdict.blocked.ratio) == (0.95, 0.8)
+    assert shown(assessment.urgent) == [("10.0.0.9", CRITICAL), ("blocked", WARNING), ("10.0.0.9", WARNING)]
+    assert assessment.fullest is not None
+    assert assessment.blocked is not None
+    assert (assessment.fullest.ratio, assessment.blocked.ratio) == (0.95, 0.8)
 
 
 @pytest.mark.parametrize(("in_use", "severity"), [(69, None), (70, WARNING), (89, WARNING), (90, CRITICAL)])
 def test_one_pool_is_judged_without_waiting(in_use: int, severity: Severity | None) -> None:
     """`for` is a minute here."""
     pool = make_pool(usable=100, blocked=0, in_use=in_use)
-    verdict = judge_pool(pool, make_sysctls(), Thresholds(warning=at(0.7), critical=at(0.9)))
+    assessment = assess_pool(pool, make_sysctls(), Thresholds(warning=at(0.7), critical=at(0.9)))
 
-    assert verdict.worst is not None
-    assert (verdict.worst.subject, verdict.worst.severity, verdict.blocked) == (pool, severity, None)
-    assert len(verdict.urgent) == (severity is not None)
+    assert assessment.worst is not None
+    assert (assessment.worst.subject, assessment.worst.severity, assessment.blocked) == (pool, severity, None)
+    assert len(assessment.urgent) == (severity is not None)
 
 
 def test_limits_hold_for_every_pool_and_leave_the_other_severity() -> None:
@@ -183,12 +187,12 @@ def test_limits_hold_for_every_pool_and_leave_the_other_severity() -> None:
     key = make_pool().key
 
     def ratios(warning: float | None, critical: float | None) -> dict[str, float]:
-        of_key = limited(thresholds, warning=warning, critical=critical).of(key)
+        of_key = with_limits(thresholds, warning=warning, critical=critical).of(key)
         return {severity: threshold.utilisation for severity, threshold in of_key.items()}
 
     assert ratios(None, None) == {"warning": 0.2, "critical": 0.4}
     assert ratios(0.3, None) == {"warning": 0.3, "critical": 0.4}
     assert ratios(None, 0.8) == {"warning": 0.2, "critical": 0.8}
     assert ratios(0.03, 0.04) == {"warning": 0.03, "critical": 0.04}
-    assert limited(thresholds, warning=None, critical=None) == thresholds
-    assert limited(thresholds, warning=0.03, critical=None).warning == replace(at(0.7), utilisation=0.03, clear=0.0)
+    assert with_limits(thresholds, warning=None, critical=None) == thresholds
+    assert with_limits(thresholds, warning=0.03, critical=None).warning == replace(at(0.7), utilisation=0.03, clear=0.0)

@@ -12,23 +12,16 @@ from ephmon.facts.addresses import Endpoint
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.snapshot import NarrowSnapshot
 from ephmon.facts.sockets import TcpState, UdpSockets
-from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll
+from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll, is_covered
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
+from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
 from ephmon.model.forecast.follow import Followed
 from ephmon.model.forecast.forecast import Forecast, History
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import survey
 from ephmon.model.report import ReloadStatus, Report, initial_report
-from ephmon.model.rules import (
-    DestinationPattern,
-    ListingRules,
-    Rules,
-    Severity,
-    Threshold,
-    ThresholdOverride,
-    Thresholds,
-)
+from ephmon.model.rules import DestinationPattern, ListingRules, Rules
 from ephmon.model.step import build_report, failed_report, refreshed_report
 from tests.model.facts import (
     LOW,
@@ -339,6 +332,17 @@ def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_
         {near(): (RESOLVED, WARNING), OF_SHARE: (FIRING, WARNING)},
         {OF_SHARE: (FIRING, WARNING)},
     ]
+
+
+def test_an_alert_that_ended_because_blocked_ports_cover_its_pool_is_told_from_one_whose_pool_is_gone() -> None:
+    report = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(40, 8), clients(40, 9))
+    assert not any(is_covered(alert, report.alerts) for alert in report.alerts.states.values())
+
+    report = polled(report, 5.0, binder(30), clients(10, 9))
+    ended = {key: alert for key, alert in report.alerts.states.items() if alert.phase is RESOLVED}
+
+    assert {key: is_covered(alert, report.alerts) for key, alert in ended.items()} == {near(8): False, near(9): True}
+    assert ended[near(9)].value == 0.4, "as the poll saw it that looked last"
 
 
 def test_a_pool_that_is_critical_in_its_band_makes_the_alert_that_stands_for_it_critical() -> None:

@@ -16,9 +16,10 @@ from ephmon.facts.snapshot import NarrowSnapshot
 from ephmon.facts.sockets import TcpState
 from ephmon.model.alerting.conditions import after_narrow_poll
 from ephmon.model.alerting.state_machine import AlertName, Alerts, Moment
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.pace import Costs
 from ephmon.model.report import ReloadStatus, Report, initial_report
-from ephmon.model.rules import Rules, Severity
+from ephmon.model.rules import Rules
 from ephmon.model.step import build_report, paced, refreshed_report
 from tests.builders import TAKEN_AT, make_pool
 from tests.model.facts import (

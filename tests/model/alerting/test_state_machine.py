@@ -26,7 +26,7 @@ from ephmon.model.alerting.state_machine import (
     step,
     transitions,
 )
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.thresholds import Severity
 from tests.builders import TAKEN_AT, make_pool
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from ephmon.facts.failed_calls import Destination, ExhaustionEvent
 from ephmon.facts.namespaces import Netns
+from ephmon.model.alerting.thresholds import Severity, Threshold, Thresholds
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.incidents import Incident, Reason
 from ephmon.model.report import ReloadStatus, initial_report
-from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
+from ephmon.model.rules import Rules
 from ephmon.model.step import build_report
 from ephmon.outputs.documents import api
 from ephmon.outputs.documents.incident import MOST_ADVISED, MOST_ALERTS, MOST_EVENTS, MOST_POOLS, Origin, document

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from ephmon import __version__
 from ephmon.facts.failed_calls import Destination
 from ephmon.model.alerting.state_machine import AlertName, Phase
+from ephmon.model.alerting.thresholds import Severity, Threshold, Thresholds
 from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.incident_status import FailureReason as IncidentFailure
@@ -25,7 +26,7 @@ from ephmon.model.incident_status import IncidentStatus
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
-from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
+from ephmon.model.rules import Rules
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import Exposition, process_registry, render
 from ephmon.outputs.metrics.metric import DO_NOT_SUM

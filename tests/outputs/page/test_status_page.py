@@ -12,9 +12,9 @@ import pytest
 
 from ephmon import __version__
 from ephmon.model.alerting.state_machine import Phase
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, ReloadStatus
-from ephmon.model.rules import Severity
 from ephmon.outputs.page.status_page import render
 from tests.builders import (
     TAKEN_AT,

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from ephmon.http.rendering import publication_of
-from ephmon.model.alerting.state_machine import SUMMARY, Alert, AlertName, Alerts, Phase
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.state_machine import SUMMARY, Alert, AlertName, Phase
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.metrics.exposition import process_registry
-from ephmon.outputs.text.alerts import alert_objects, figures, is_stood_for, sentence
+from ephmon.outputs.text.alerts import alert_objects, figures, sentence
 from tests.builders import make_alert, make_bind_pool, make_pool, make_report
 
 FULL = make_pool(usable=28_232, blocked=0, in_use=28_232)
@@ -116,18 +116,6 @@ def test_an_alert_that_is_of_no_single_pool_has_no_figures_of_one() -> None:
         "value": 0.75,
         "since": "2026-01-02T03:04:05.006Z",
     }
-
-
-def test_an_alert_of_a_tcp_connect_pool_ends_in_that_of_blocked_ports_while_it_fires() -> None:
-    ended = make_alert(NEAR, phase=Phase.RESOLVED)
-    blocked = make_alert(name=AlertName.PORTS_BLOCKED)
-    pending = make_alert(name=AlertName.PORTS_BLOCKED, phase=Phase.PENDING)
-    of_bind = make_alert(BOUND, phase=Phase.RESOLVED)
-
-    assert [
-        is_stood_for(alert, Alerts(states={other.key: other}))
-        for alert, other in [(ended, blocked), (ended, pending), (of_bind, blocked), (ended, ended)]
-    ] == [True, False, False, False]
 
 
 def test_the_json_holds_the_alerts_that_fire_the_most_urgent_first() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ephmon.model.alerting.state_machine import AlertName, Phase
-from ephmon.model.rules import Severity
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text import changes
 from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
+
+if TYPE_CHECKING:
+    from ephmon.model.pools.kinds import Pool
 
 GOOD = make_report()
 NOTHING_YET = make_report(success=False, taken_at=None, backends={}, namespaces=(), listed=())
@@ -26,16 +29,17 @@ TORN = (
 )
 LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
+LIFTED = make_pool(usable=28_232, blocked=20_001, in_use=3_001)
 IS_NEAR = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."
 BLOCKED = make_alert(name=AlertName.PORTS_BLOCKED, value=0.75)
 
 
-def of_alert(severity: str) -> str:
-    """Return the figures of an alert of NEAR, as they follow the sentence."""
+def of_alert(severity: str, pool: Pool = NEAR) -> str:
+    """Return the figures of an alert of a pool, as they follow the sentence."""
     return (
         f"alert=EphmonPoolNearExhaustion severity={severity} netns=own kind=tcp_connect source=10.0.0.1 "
-        "destination=10.0.0.9:443 value=0.708522 usable=28232 blocked=3 in_use=20000 time_wait=30 reusable=0 "
-        "remaining=8229 since=2026-01-02T03:04:05.006Z"
+        f"destination=10.0.0.9:443 value={pool.utilisation:.6f} usable=28232 blocked={pool.blocked} "
+        f"in_use={pool.in_use} time_wait=30 reusable=0 remaining={pool.remaining} since=2026-01-02T03:04:05.006Z"
     )
 
 
@@ -202,15 +206,15 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         make_report(alerts=[make_alert(NEAR, phase=Phase.RESOLVED, ended=62.5)]),
         [("info", f"EphmonPoolNearExhaustion is resolved. {of_alert('warning')} lasted_seconds=62.5")],
     ),
-    "an alert that another stands for": (
-        make_report(alerts=[BLOCKED, make_alert(NEAR)]),
-        make_report(alerts=[BLOCKED, make_alert(NEAR, phase=Phase.RESOLVED, ended=5.0)]),
+    "an alert of a pool that blocked ports cover now": (
+        make_report(alerts=[BLOCKED, make_alert(LIFTED)]),
+        make_report(alerts=[BLOCKED, make_alert(LIFTED, phase=Phase.RESOLVED, ended=5.0)]),
         [
             (
                 "info",
                 (
-                    "EphmonPoolNearExhaustion is resolved; EphmonPortsBlocked stands for it now. "
-                    f"{of_alert('warning')} lasted_seconds=5.0"
+                    "EphmonPoolNearExhaustion is resolved; its pool is now covered by EphmonPortsBlocked. "
+                    f"{of_alert('warning', LIFTED)} lasted_seconds=5.0"
                 ),
             )
         ],

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ephmon.model.advice.causes import Advice
-from ephmon.model.alerting.assessment import BlockedPorts, Finding, Verdict, judge_pool
-from ephmon.model.rules import Severity, Thresholds
+from ephmon.model.alerting.assessment import Assessment, Finding, assess_pool
+from ephmon.model.alerting.blocked import BlockedPorts
+from ephmon.model.alerting.thresholds import Severity, Thresholds
 from ephmon.outputs.text.plugin import Status, answer, failure
 from tests.builders import make_bind_pool, make_pool
 from tests.model.facts import make_sysctls
@@ -20,7 +21,7 @@ TOWARD = "tcp_connect from 10.0.0.1 to"
 
 
 def of(pool: Pool) -> Finding:
-    (finding,) = filter(None, [judge_pool(pool, make_sysctls(), GENERAL).fullest])
+    (finding,) = filter(None, [assess_pool(pool, make_sysctls(), GENERAL).fullest])
     return finding
 
 
@@ -28,14 +29,14 @@ def pool_at(percent: int, host: int = 9) -> Finding:
     return of(make_pool(usable=100, blocked=0, in_use=percent, destination=f"10.0.0.{host}"))
 
 
-def blocked(share: BlockedPorts, severity: Severity, *stood_for: Pool) -> Finding:
+def blocked(share: BlockedPorts, severity: Severity, *covered: Pool) -> Finding:
     thresholds = {Severity.CRITICAL: GENERAL.critical, Severity.WARNING: GENERAL.warning}
-    return Finding(subject=share, severity=severity, thresholds=thresholds, sysctls=make_sysctls(), stood_for=stood_for)
+    return Finding(subject=share, severity=severity, thresholds=thresholds, sysctls=make_sysctls(), covered=covered)
 
 
 def test_the_worst_is_told_first_and_some_of_the_rest_below() -> None:
     findings = tuple(pool_at(95 - host, host) for host in range(8))
-    got = answer(Verdict(urgent=findings, fullest=findings[0]), advice=None)
+    got = answer(Assessment(urgent=findings, fullest=findings[0]), advice=None)
 
     first, *rest = got.text.splitlines()
     assert got.status is Status.CRITICAL
@@ -55,9 +56,9 @@ def test_the_worst_is_told_first_and_some_of_the_rest_below() -> None:
 
 def test_advice_stands_at_the_end() -> None:
     advice = Advice(cause="It leaks.", steps=("Close.", "Restart."), avoid="Do not wait.")
-    verdict = Verdict(urgent=(pool_at(75),), fullest=pool_at(75))
+    assessment = Assessment(urgent=(pool_at(75),), fullest=pool_at(75))
 
-    assert answer(verdict, advice=advice, remarks=["Not all is seen."]).text.splitlines()[1:] == [
+    assert answer(assessment, advice=advice, remarks=["Not all is seen."]).text.splitlines()[1:] == [
         "Not all is seen.",
         "Likely cause: It leaks.",
         "  1. Close.",
@@ -69,7 +70,7 @@ def test_advice_stands_at_the_end() -> None:
 def test_what_is_missing_makes_unknown_of_ok_and_of_nothing_else() -> None:
     missing = ["UDP cannot be read.", "TCP neither."]
     fine, bad = (
-        answer(Verdict(urgent=urgent, fullest=pool), advice=None, missing=missing)
+        answer(Assessment(urgent=urgent, fullest=pool), advice=None, missing=missing)
         for urgent, pool in (((), pool_at(5)), ((pool_at(95),), pool_at(95)))
     )
 
@@ -79,7 +80,7 @@ def test_what_is_missing_makes_unknown_of_ok_and_of_nothing_else() -> None:
         "left | utilisation=0.05;0.7;0.9;0;1 remaining=95;;;0;100\nTCP neither.\n"
     )
     assert bad.text.splitlines()[1:] == missing
-    assert answer(Verdict(urgent=(), fullest=None), advice=None, missing=missing[:1]).text == (
+    assert answer(Assessment(urgent=(), fullest=None), advice=None, missing=missing[:1]).text == (
         "EPHMON UNKNOWN - UDP cannot be read; of what was read, no pool exists, nothing draws from the port range\n"
     )
 
@@ -87,9 +88,9 @@ def test_what_is_missing_makes_unknown_of_ok_and_of_nothing_else() -> None:
 def test_blocked_ports_name_the_pools_that_they_stand_for() -> None:
     pools = [make_pool(usable=1000, blocked=660, in_use=used, destination=f"10.0.0.{used}") for used in (250, 10)]
     ports = BlockedPorts(netns="own", blocked=660, usable=1000)
-    verdict = Verdict(urgent=(blocked(ports, Severity.CRITICAL, *pools),), fullest=of(pools[0]))
+    assessment = Assessment(urgent=(blocked(ports, Severity.CRITICAL, *pools),), fullest=of(pools[0]))
 
-    assert answer(verdict, advice=None).text == (
+    assert answer(assessment, advice=None).text == (
         f"EPHMON CRITICAL - 660 of 1000 usable ports, 66.0%, are blocked for every connect(); {TOWARD} 10.0.0.250:443 "
         f"is at 91.0%, {TOWARD} 10.0.0.10:443 is at 67.0% | "
         "utilisation=0.91;0.7;0.9;0;1 remaining=90;;;0;1000\n"
@@ -100,7 +101,7 @@ def test_the_figures_are_the_same_whatever_is_worst() -> None:
     ports = blocked(BlockedPorts(netns="blue", blocked=1, usable=3), Severity.WARNING)
     bind = of(make_bind_pool(in_use=28_231))
 
-    assert answer(Verdict(urgent=(bind,), fullest=bind, blocked=ports), advice=None).text.partition(" | ")[2] == (
+    assert answer(Assessment(urgent=(bind,), fullest=bind, blocked=ports), advice=None).text.partition(" | ")[2] == (
         "utilisation=0.999965;0.7;0.9;0;1 remaining=1;;;0;28232 blocked=0.333333;0.7;0.9;0;1\n"
     )
 
@@ -110,17 +111,17 @@ def test_an_estimate_is_marked_and_another_namespace_named() -> None:
     ports = blocked(BlockedPorts(netns="blue", blocked=80, usable=100), Severity.WARNING)
 
     assert "tcp_connect from 10.0.0.1 to 10.0.0.9:443 in blue is at 50.0%, ~50 of 100 ports are left" in (
-        answer(Verdict(urgent=(), fullest=of(pool)), advice=None).text
+        answer(Assessment(urgent=(), fullest=of(pool)), advice=None).text
     )
     assert "80 of 100 usable ports in blue, 80.0%, are blocked" in (
-        answer(Verdict(urgent=(ports,), fullest=None), advice=None).text
+        answer(Assessment(urgent=(ports,), fullest=None), advice=None).text
     )
 
 
 def test_nothing_foreign_ends_the_text_or_the_line() -> None:
     pool = make_pool(netns="a|b\n\x1b[2J", usable=100, blocked=0, in_use=95, failure_errno="E|")
     full = replace(pool, remaining=0)
-    texts = [answer(Verdict(urgent=(of(one),), fullest=of(one)), advice=None).text for one in (pool, full)]
+    texts = [answer(Assessment(urgent=(of(one),), fullest=of(one)), advice=None).text for one in (pool, full)]
 
     for text in texts:
         assert (text.count("|"), text.count("\n")) == (1, 1)

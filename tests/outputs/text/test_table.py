@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.model.alerting.thresholds import Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.report import ReloadStatus
-from ephmon.model.rules import Rules, Threshold, ThresholdOverride, Thresholds
+from ephmon.model.rules import Rules
 from ephmon.outputs.text.table import Selection, render
 from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
 
@@ -149,13 +150,14 @@ def test_the_range_has_the_colour_of_its_blocked_share(blocked: int, colour: str
 def test_with_every_port_blocked_the_first_line_says_in_red_that_no_connect_gets_one() -> None:
     namespaces = [
         make_namespace(usable_ports=1000, blocked_ports=1000),
-        make_namespace(netns="blue", usable_ports=0, blocked_ports=0),
+        make_namespace(netns="blue", reserved_ports=1000, usable_ports=0, blocked_ports=0),
         make_namespace(netns="green", blocked_ports=None),
     ]
     lines = render(make_report(namespaces=namespaces), [], colour=True, width=None).splitlines()
 
     assert lines[0] == f"{RED}No port is left for any connect(): all 1000 usable ports are blocked.{RESET}"
-    assert sum("No port" in line for line in lines) == 1
+    assert lines[1] == f"{RED}No port of blue is usable: all 1000 ports of the range are reserved.{RESET}"
+    assert sum("No port" in line for line in lines) == 2
 
 
 def test_the_last_line_says_what_the_pools_were_chosen_from() -> None:

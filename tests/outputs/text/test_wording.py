@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.facts.sockets import Blindness
-from ephmon.model.rules import Rules, Severity, Threshold, Thresholds
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.wording import (
     COLUMNS,
     cells,
@@ -127,7 +127,8 @@ def test_all_well_means_no_failures_and_no_gaps() -> None:
         (1000, 700, Severity.WARNING),
         (1000, 699, None),
         (1000, None, None),
-        (0, 0, None),
+        (0, 0, Severity.CRITICAL),
+        (0, None, None),
     ],
 )
 def test_the_blocked_share_is_held_against_the_general_thresholds(
@@ -136,17 +137,20 @@ def test_the_blocked_share_is_held_against_the_general_thresholds(
     report = make_report(namespaces=[make_namespace(usable_ports=usable, blocked_ports=blocked)])
 
     assert facts(report)[0][1] is severity
-    assert (facts(report)[1][0].startswith("As root, `ss -tlnp` lists")) is (severity is not None)
-    assert (exhaustion(report) != ()) is (blocked == 1000)
+    assert (facts(report)[1][0].startswith("As root, `ss -tlnp` lists")) is (severity is not None and usable > 0)
+    assert (exhaustion(report) != ()) is (usable == 0 or blocked == 1000)
 
 
-def test_no_threshold_keeps_it_quiet_that_no_port_is_left() -> None:
-    never = Threshold(utilisation=2.0, for_seconds=0.0, clear=1.9)
-    namespace = make_namespace(netns="blue", usable_ports=5, blocked_ports=5)
-    report = make_report(namespaces=[namespace], rules=Rules(thresholds=Thresholds(warning=never, critical=never)))
+def test_a_namespace_in_which_no_connect_gets_a_port_is_named_with_the_reason() -> None:
+    blocked = make_namespace(netns="blue", usable_ports=5, blocked_ports=5)
+    reserved = make_namespace(netns="green", usable_ports=0, reserved_ports=28_232, blocked_ports=0)
+    unread = make_namespace(usable_ports=0, reserved_ports=5, blocked_ports=None)
 
-    assert facts(report)[0][1] is Severity.CRITICAL
-    assert exhaustion(report) == ("No port of blue is left for any connect(): all 5 usable ports are blocked.",)
+    assert exhaustion(make_report(namespaces=[blocked, reserved, unread])) == (
+        "No port of blue is left for any connect(): all 5 usable ports are blocked.",
+        "No port of green is usable: all 28232 ports of the range are reserved.",
+        "No port is usable: all 5 ports of the range are reserved.",
+    )
 
 
 def test_first_failure_says_why_there_are_no_figures() -> None:

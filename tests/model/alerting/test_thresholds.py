@@ -6,8 +6,8 @@ from ipaddress import ip_network
 
 import pytest
 
+from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import PoolKey, PoolKind
-from ephmon.model.rules import Severity, Threshold, ThresholdOverride, Thresholds
 
 CONNECT = PoolKey("own", PoolKind.TCP_CONNECT, "10.0.0.1", "10.1.2.3", 5432)
 BIND = PoolKey("own", PoolKind.TCP_BIND, "2001:db8::1", None, None)
