@@ -232,7 +232,7 @@ UNKNOWN: dict[str, tuple[list[str], str]] = {
     ),
     "no ratio": (
         ["--critical", "1.5"],
-        f"argument --critical: 1.5 is above 1; write a ratio between 0 and 1{HELP}",
+        f"argument --critical: 1.5 is above 1; use a ratio between 0 and 1{HELP}",
     ),
     "a warning behind the critical": (
         ["--warning", "0.9", "--critical", "0.8"],
