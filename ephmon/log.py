@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ephmon.outputs.text.wording import utc_time
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import asyncio
+    from collections.abc import Callable, Mapping
     from typing import TextIO
 
 _PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -36,13 +37,34 @@ def write(logger: logging.Logger, line: Line) -> None:
     logger.log(line.level, "%s", line.message, extra={_FIELDS: line.fields})
 
 
-def place(error: BaseException | None) -> str:
-    """Return the kind of an error and where it was raised, but not what it says, which may be a stranger's words."""
+def error_location(error: BaseException | None) -> str:
+    """Return the type of an error and where it was raised, but not its message, which may contain foreign text."""
     frame = None if error is None else error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     where = "unknown" if frame is None else f"{frame.tb_frame.f_code.co_qualname} line {frame.tb_lineno}"
     return f"{type(error).__name__} in {where}"
+
+
+def report_task_error(task: asyncio.Task[None]) -> None:
+    """Pass what ended a task to its loop's exception handler now; asyncio does so only when the task is collected."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        task.get_loop().call_exception_handler({"message": "a task ended in an error", "exception": error})
+
+
+def defect_handler(report: Callable[[str], None]) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]:
+    """Return an exception handler for an event loop that reports the location of each defect.
+
+    OSErrors are no defects: the network causes them, and they may be raised again after a connection was given up.
+    """
+
+    def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError):
+            report(error_location(error))
+
+    return handle
 
 
 def set_up(level: str, style: str, stream: TextIO | None = None) -> None:

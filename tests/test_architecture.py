@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ephmon.model": _MODEL,
     "ephmon.config": ("ephmon.config", *_MODEL, "ephmon.regular_file"),
     "ephmon.outputs": ("ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
-    "ephmon.http": ("ephmon.http", "ephmon.outputs", *_MODEL, "ephmon.log"),
+    "ephmon.http": ("ephmon.http", "ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
     "ephmon.delivery": ("ephmon.delivery", "ephmon.outputs", *_MODEL, "ephmon.log"),
     "ephmon.daemon": ("ephmon",),
     "ephmon.commands": ("ephmon",),

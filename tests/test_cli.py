@@ -467,10 +467,8 @@ def test_tls_files_that_cannot_be_used_are_a_mistake_of_the_configuration(config
     write(config, "tls: {certificate: /nonexistent/a.pem, key: /nonexistent/a.key}\n")
     result = run(ephmon("run", "--config", config))
 
-    assert (result.returncode, result.stderr) == (
-        2,
-        "ephmon: /nonexistent/a.pem does not exist: TLS needs a PEM file there.\n",
-    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("ephmon: /nonexistent/a.pem cannot be read: No such file or directory; ")
 
 
 def test_check_config_prints_what_is_in_force(config: Path) -> None:

@@ -203,7 +203,7 @@ class IncidentLog:
         except FolderError as error:
             return self._failed(str(error), error.reason)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not cost more than this incident
-            message = f"a defect of ephmon, please report it: {log.place(error)}."
+            message = f"a defect of ephmon, please report it: {log.error_location(error)}."
             return self._failed(message, FailureReason.DEFECT)
 
     def _kept(self, task: _Task) -> _Outcome:

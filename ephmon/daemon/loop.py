@@ -20,11 +20,13 @@ from ephmon import __version__, log
 from ephmon.config.secrets import read_webhook_url
 from ephmon.config.settings import Config, ListenAddress, ProbeChoice, Switch, TlsConfig
 from ephmon.daemon import signals
-from ephmon.daemon.deliveries import Deliveries
 from ephmon.daemon.exhaustion_watch import ExhaustionWatch
 from ephmon.daemon.incident_log import IncidentLog
 from ephmon.daemon.owner_watch import OwnerWatch
 from ephmon.daemon.service_manager import ServiceManager
+from ephmon.delivery.notification import notifications_of
+from ephmon.delivery.service import Delivery
+from ephmon.delivery.settings import DeliverySettings
 from ephmon.errors import ConfigError, EphmonError, KernelError
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
@@ -105,7 +107,7 @@ class Daemon:
             (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
         )
         self._webhook_url = read_webhook_url(config.notify.webhook)
-        self._deliveries = Deliveries()
+        self._delivery = Delivery()
         self._exhaustions = ExhaustionWatch(proc)
         self._incidents = IncidentLog(clock, wall_clock)
         self._owners = OwnerWatch(proc, clock, signals.not_told_to_stop)
@@ -132,7 +134,7 @@ class Daemon:
             self._loop()
         finally:
             self._service_manager.stopping()
-            self._deliveries.close()
+            self._delivery.close()
             self._incidents.close()
             _warn(self._exhaustions.close())
             self._server.stop()
@@ -193,7 +195,8 @@ class Daemon:
         try:
             found = poll(previous)
             self._report = paced(found, previous.costs.after(kind, time.thread_time() - cpu_before))
-            self._deliveries.update(self._report)
+            if self._delivery.is_running:
+                self._delivery.update(notifications_of(self._report))
             self._publish()
             for line in changes.poll_lines(previous, self._report):
                 log.write(_log, line)
@@ -290,7 +293,7 @@ class Daemon:
                 kernel_release=os.uname().release,
                 process_registry=self._process,
                 expires_at=expires_at,
-                delivery=self._deliveries.status(),
+                delivery=self._delivery.status(),
                 incidents=self._incidents.status(),
             )
         )
@@ -345,7 +348,16 @@ class Daemon:
     def _deliver(self, config: Config, webhook_url: str) -> None:
         is_tls = bool(config.tls.certificate)
         url = start_lines.external_url(config.listen.host, self._listen, is_tls=is_tls)
-        self._deliveries.go_by(config, webhook_url, url)
+        notify = config.notify
+        self._delivery.configure(
+            DeliverySettings(
+                source_ports=notify.source_ports,
+                labels=notify.labels,
+                alertmanager_urls=notify.alertmanager.urls,
+                webhook_url=webhook_url,
+                external_url=url,
+            )
+        )
 
     def _say_where(self) -> None:
         host, tls = self._config.listen.host, self._config.tls
@@ -369,7 +381,7 @@ class Daemon:
     def _say_which_source_ports_are_at_risk(self, snapshot: Snapshot) -> None:
         """Warn once for each range of source ports that the configuration names."""
         source_ports = self._config.notify.source_ports
-        if source_ports == self._checked_source_ports or self._deliveries.status() is None:
+        if source_ports == self._checked_source_ports or not self._delivery.is_running:
             return
         self._checked_source_ports = source_ports
         for namespace in snapshot.namespaces:

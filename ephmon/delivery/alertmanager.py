@@ -1,4 +1,4 @@
-"""The body of a POST to `/api/v2/alerts` of Alertmanager; pure.
+"""What an Alertmanager is sent, and when: the body of a POST to `/api/v2/alerts`; pure.
 
 The format is `postableAlerts` of api/v2/openapi.yaml in Alertmanager's source.
 """
@@ -8,30 +8,51 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ephmon.model.delivery_status import ReceiverKind
 from ephmon.outputs.text.wording import utc_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from ephmon.delivery.alert_set import AlertSet
     from ephmon.delivery.notification import Notification
+    from ephmon.delivery.settings import DeliveryTimes, MessageContext
 
-ALERTS_PATH = "/api/v2/alerts"
-"""Below the base URL of an Alertmanager."""
-
+# As Prometheus does (sendAlerts() in rules/alerting.go): three messages in a row may fail before the alert ends.
 _RESENDS_UNTIL_END = 4
 
 
-def render(alerts: Iterable[Notification], *, now: float, resend_seconds: float, external_url: str) -> bytes:
-    """Return the alerts as JSON; `now` is in seconds since the epoch.
+class Alertmanager:
+    """An Alertmanager is sent all its alerts in every message, the active and the recently resolved ones."""
 
-    The `endsAt` of an active alert lies four times `resend_seconds` ahead, as Prometheus sends it: unless it is sent
-    again, Alertmanager takes it for resolved then. `external_url` leads to ephmon's page, "" to nowhere.
+    kind = ReceiverKind.ALERTMANAGER
+    path = "/api/v2/alerts"
+    """Appended to the URL of the configuration."""
 
-    Where the clock was set back, what lies ahead of `now` is taken to be now: an alert that starts after it ends is
-    refused (Alert.Validate() in prometheus/common), and one whose end lies ahead counts as active until then.
-    """
-    until = now + _RESENDS_UNTIL_END * resend_seconds
-    return json.dumps([_alert(alert, now, until, external_url) for alert in alerts]).encode("ascii")
+    def __init__(self, times: DeliveryTimes) -> None:
+        self._resolved_seconds = times.resolved_seconds
+        self.resend_seconds = times.resend_seconds
+        self.longest_retry_seconds = times.resend_seconds
+
+    def relevant(self, alerts: AlertSet, now: float) -> tuple[Notification, ...]:
+        """Return the alerts that it has to know, at `now` in seconds since the epoch."""
+        return (*alerts.active.values(), *alerts.resolved_since(now - self._resolved_seconds))
+
+    def next_message(
+        self, relevant: tuple[Notification, ...], _pending: tuple[Notification, ...]
+    ) -> tuple[Notification, ...]:
+        """Return the alerts of the next message: all that are relevant."""
+        return relevant
+
+    def render(self, alerts: tuple[Notification, ...], now: float, context: MessageContext) -> bytes:
+        """Return the message as JSON; `now` is in seconds since the epoch.
+
+        The `endsAt` of an active alert lies four times `resend_seconds` ahead. Alertmanager takes the alert for
+        resolved then, unless it has received it again.
+
+        If the clock was set back, times after `now` become `now`. Alertmanager refuses an alert that starts after its
+        end (Alert.Validate() in prometheus/common), and takes an alert with a later end for active until then.
+        """
+        until = now + _RESENDS_UNTIL_END * self.resend_seconds
+        return json.dumps([_alert(alert, now, until, context.external_url) for alert in alerts]).encode("ascii")
 
 
 def _alert(alert: Notification, now: float, until: float, external_url: str) -> dict[str, object]:

@@ -1,8 +1,8 @@
-"""Addresses of receivers, looked up when nobody is in a hurry and kept when looking up fails.
+"""Addresses of receivers, looked up ahead of time and kept when a later lookup fails.
 
-Looking up a name may take a port, which is what is missing when an alert must be sent, and may hang for as long as the
-resolver likes (man 3 getaddrinfo has no timeout). So it happens in a thread of its own, ahead of time, and what was
-answered last is used until there is a newer answer.
+A lookup may need a local port, and none may be left when an alert must be sent. It may also hang without a limit,
+because getaddrinfo() has no timeout (man 3 getaddrinfo). So lookups run in a thread of their own and ahead of time, and
+the last result is used until there is a newer one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
     from ephmon.delivery.source_ports import Address
 
-MOST_ADDRESSES = 4
-"""So many addresses of a name are used, the first that the resolver gives."""
+MAX_ADDRESSES = 4
+"""How many addresses of a name are tried, the first of the resolver's list: one attempt has a deadline for all."""
 
 
 def look_up(host: str, port: int) -> tuple[Address, ...]:
-    """Return addresses for TCP as the resolver orders them (RFC 6724), however long that takes.
+    """Return addresses for TCP in the order of the resolver (RFC 6724); there is no timeout.
 
     Raises:
-        OSError: The name is not known or nobody can be asked.
+        OSError: The name does not exist, or no name server answers.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return tuple((family, address) for family, _, _, _, address in found)[:MOST_ADDRESSES]
+    return tuple((family, address) for family, _, _, _, address in found)[:MAX_ADDRESSES]
 
 
 class KnownAddresses:
-    """The addresses of one host. Lives in one event loop; at most one thread at a time looks up."""
+    """The addresses of one host. Lives in one event loop, with at most one lookup thread at a time."""
 
     def __init__(self, host: str, port: int, look_up: Callable[[str, int], tuple[Address, ...]] = look_up) -> None:
         """`host` is a name or an address literal."""
@@ -44,35 +44,35 @@ class KnownAddresses:
         self._running: asyncio.Future[None] | None = None
 
     def refresh(self) -> None:
-        """Look up in the background, unless that is under way; what is known stays until there is an answer."""
+        """Start a lookup in the background, unless one is running; known addresses stay until it succeeds."""
         if self._running is not None:
             return
         loop = asyncio.get_running_loop()
         self._running = loop.create_future()
-        threading.Thread(target=self._ask, args=(loop,), name="resolver", daemon=True).start()
+        threading.Thread(target=self._resolve, args=(loop,), name="resolver", daemon=True).start()
 
     async def get(self) -> tuple[Address, ...]:
-        """Return what is known; while nothing is, look up first. Empty: the host could not be looked up."""
+        """Return the known addresses, after a lookup if there are none; empty if the lookup failed."""
         if not self._known:
             self.refresh()
-            assert self._running is not None  # refresh() sees to it
+            assert self._running is not None  # set by refresh()
             await asyncio.shield(self._running)
         return self._known
 
     def prefer(self, address: Address) -> None:
-        """Try this address first from now on, because it has worked."""
+        """Move this address to the front, because it has worked."""
         if self._known and self._known[0] != address and address in self._known:
             self._known = (address, *(other for other in self._known if other != address))
 
-    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _resolve(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             found = self._look_up(self._host, self._port)
-        except (OSError, UnicodeError):  # UnicodeError: a label of the name is longer than a name may have
+        except (OSError, UnicodeError):  # UnicodeError: a label of the name has more than 63 characters
             found = ()
-        with suppress(RuntimeError):  # the loop was closed in the meantime, and nobody waits any more
-            loop.call_soon_threadsafe(self._learn, found)
+        with suppress(RuntimeError):  # the loop has been closed, so nobody waits
+            loop.call_soon_threadsafe(self._set_result, found)
 
-    def _learn(self, found: tuple[Address, ...]) -> None:
+    def _set_result(self, found: tuple[Address, ...]) -> None:
         running, self._running = self._running, None
         self._known = found or self._known
         if running is not None and not running.done():

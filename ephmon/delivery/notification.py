@@ -1,38 +1,55 @@
-"""What is delivered: alerts as receivers know them, and which of them stand.
-
-Pure values. In come the alerts that are active now, each time anew; what is no longer among them has been resolved. So
-nothing queues up: however long a receiver is away, what waits for it is the state of each alert and not its history.
-"""
+"""An alert as receivers know it: identified by labels, with text for people."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ephmon.model.advice.for_alert import advice_on
+from ephmon.model.alerting.state_machine import AlertName
+from ephmon.outputs.metrics.metric import POOL, pool_labels
+from ephmon.outputs.text.advice import advice_lines
+from ephmon.outputs.text.alerts import sentence
+from ephmon.outputs.text.owners import owners_behind, owners_line
+from ephmon.outputs.text.wording import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-MOST_RESOLVED = 500
-"""So many resolved alerts are kept at most, the latest."""
-RESOLVED_KEPT_SECONDS = 24 * 3600.0
-"""So long is an alert kept that was resolved, for a webhook that cannot be reached."""
+    from ephmon.model.advice.causes import Advice
+    from ephmon.model.alerting.state_machine import Alert
+    from ephmon.model.owners.shares import Owners
+    from ephmon.model.report import Report
 
+# FNV-1a with 64 bits, as in model/fnv.go of prometheus/common. The separator is a byte that UTF-8 never contains.
 _FNV_OFFSET = 14695981039346656037
 _FNV_PRIME = 1099511628211
 _SEPARATOR = b"\xff"
 
 Identity = tuple[tuple[str, str], ...]
-"""The labels of an alert in order: what Alertmanager knows it by."""
+"""The labels of an alert, sorted by name: Alertmanager identifies an alert by them."""
+
+SUMMARIES: Mapping[AlertName, str] = MappingProxyType(
+    {
+        AlertName.POOL_NEAR_EXHAUSTION: "A pool of local ports is almost used up.",
+        AlertName.POOL_EXHAUSTION_FORECAST: "A pool of local ports will soon be used up.",
+        AlertName.PORTS_BLOCKED: "Many local ports are blocked for every connect().",
+        AlertName.CONNECT_EXHAUSTIONS: "connect() fails because no local port is left.",
+        AlertName.TOO_MANY_ALERTS: "More alerts are active than alerts.max_active shows.",
+    }
+)
+"""The summary of each kind of alert, without figures, so that it does not change while the alert lasts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
-    """One alert, active or resolved. `labels` identify it; labels without a value count as absent."""
+    """One alert, active or resolved. `labels` identify it; an empty label counts as absent."""
 
     labels: Mapping[str, str]
     """`alertname`, `severity` and what the alert is about."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    """What to tell people: `summary`, `description`; may differ from one update to the next."""
+    """Text for people, such as `summary` and `description`; it may change from one update to the next."""
     starts_at: float
     """When it began to fire, seconds since the epoch."""
     ends_at: float | None = None
@@ -45,12 +62,12 @@ class Notification:
 
     @property
     def state(self) -> tuple[float, bool]:
-        """What a receiver must be told of anew when it changes: which firing of the alert, and whether it is over."""
+        """Since when the alert fires, and whether it has ended: if this changes, receivers need a new message."""
         return self.starts_at, self.ends_at is not None
 
     @property
     def fingerprint(self) -> str:
-        """The hash that Alertmanager has for them: FNV-1a (LabelSet.Fingerprint in prometheus/common)."""
+        """Alertmanager's hash of the labels: 64-bit FNV-1a (LabelSet.Fingerprint in prometheus/common)."""
         value = _FNV_OFFSET
         for pair in self.identity:
             for text in pair:
@@ -59,30 +76,27 @@ class Notification:
         return f"{value:016x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """The state of all alerts at one moment: those that are active, and those that were resolved of late."""
+def notifications_of(report: Report) -> tuple[Notification, ...]:
+    """Return the active alerts. An alert with another severity is another alert to receivers, because it is a label."""
+    return tuple(
+        _notification(alert, advice_on(alert, report), owners_behind(alert, report)) for alert in report.alerts.firing
+    )
 
-    active: Mapping[Identity, Notification] = field(default_factory=dict)
-    resolved: Mapping[Identity, Notification] = field(default_factory=dict)
-    """Oldest first."""
 
-    def followed_by(self, active: Iterable[Notification], labels: Mapping[str, str], now: float) -> Standing:
-        """Return what stands when these are active, all of them; `now` is in seconds since the epoch.
-
-        Each gets the extra `labels`, which do not replace its own. What was active and is none of them was resolved
-        now. The resolved ones are kept for `RESOLVED_KEPT_SECONDS`, at most `MOST_RESOLVED` of them.
-        """
-        labelled = (replace(alert, labels={**labels, **alert.labels}) for alert in active)
-        current = {alert.identity: alert for alert in labelled}
-        ended = {key: replace(alert, ends_at=now) for key, alert in self.active.items() if key not in current}
-        kept = {
-            key: alert
-            for key, alert in {**self.resolved, **ended}.items()
-            if key not in current and now - (alert.ends_at or 0) <= RESOLVED_KEPT_SECONDS
-        }
-        return Standing(active=current, resolved=dict(list(kept.items())[-MOST_RESOLVED:]))
-
-    def resolved_since(self, moment: float) -> tuple[Notification, ...]:
-        """Return the alerts that were resolved then or later."""
-        return tuple(alert for alert in self.resolved.values() if (alert.ends_at or 0) >= moment)
+def _notification(alert: Alert, advice: Advice | None, owners: Owners | None) -> Notification:
+    key = alert.key
+    pool = {"netns": key.netns} if key.pool is None else dict(zip(POOL, pool_labels(key.pool), strict=True))
+    return Notification(
+        labels={
+            "alertname": key.name,
+            "severity": alert.severity,
+            **{name: printable(value) for name, value in pool.items()},
+        },
+        annotations={
+            "summary": SUMMARIES[key.name],
+            "description": sentence(alert),
+            **({} if owners is None or not (line := owners_line(owners)) else {"owners": line}),
+            **({} if advice is None else {"advice": "\n".join(advice_lines(advice))}),
+        },
+        starts_at=alert.severity_since.wall,
+    )

@@ -1,9 +1,9 @@
-"""One POST of JSON, and whether it was taken.
+"""One POST of JSON, and whether the receiver accepted it.
 
-ephmon's own, because of what it must do beside HTTP: send from a given local port, and take the status for the answer.
-A client that reads the whole answer first has no result when the body is endless or drips, and would send an alert
-again that the receiver has taken. So the head of the answer is read, up to a limit and against a deadline for the whole
-attempt; redirects are reported, proxies of the environment are not looked at, and no word of an answer goes anywhere.
+No library does this, because the socket must be bound to a given local port and the status alone must decide. A client
+that first reads the whole body gets no result if the body never ends, and would send an alert again that the receiver
+has accepted. So the head of the response is read, up to a limit and with one deadline for the whole attempt. Redirects
+are reported, proxies of the environment are ignored, and no text of a response is passed on.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from ephmon.delivery.name_resolution import KnownAddresses
     from ephmon.delivery.source_ports import SourcePorts
 
-MOST_RETRY_AFTER_SECONDS = 3600.0
-"""A receiver that asks for more patience is asked again after an hour."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""The longest Retry-After that is obeyed, so that a wrong header does not silence alerts for days."""
 
-_MOST_HEAD_BYTES = 16 * 1024
-_MOST_INTERIM_ANSWERS = 8
-_MOST_BODY_BYTES = 64 * 1024
-# For the receiver to close the connection first, which leaves the TIME_WAIT on its side.
+_MAX_HEAD_BYTES = 16 * 1024
+# Such as 100 Continue and 103 Early Hints, of which a broken server could send any number.
+_MAX_INTERIM_RESPONSES = 8
+_MAX_BODY_BYTES = 64 * 1024
+# Time for the receiver to close the connection first, which leaves the TIME_WAIT on its side and our port free.
 _CLOSING_SECONDS = 0.5
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n")
 _RETRY_AFTER = re.compile(rb"^retry-after:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
@@ -44,7 +45,7 @@ _WHOLE_SECONDS = re.compile(r"[0-9]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """An http or https URL in its parts. Its text shows no secret: of the URL, the host and port alone."""
+    """An http or https URL in its parts. As text it is host and port alone, without any secret."""
 
     host: str
     """A name or an address literal, without brackets."""
@@ -53,33 +54,33 @@ class Target:
     path: str = field(repr=False)
     """With the query."""
     authorization: str = field(default="", repr=False)
-    """The header of that name, made from a user and password in the URL; "" for none."""
+    """The Authorization header (RFC 7617) for a user and password in the URL; "" for none."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class PostError(Exception):
-    """The receiver has not taken what was posted."""
+    """The receiver has not accepted the POST."""
 
     def __init__(self, reason: FailureReason, detail: str, *, retry_after_seconds: float = 0.0) -> None:
-        """`detail` continues a sentence that begins with the receiver, and holds no secret."""
+        """`detail` continues a sentence that begins with the receiver, and contains no secret."""
         super().__init__(detail)
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
-        """How long the receiver wants to be left alone, at most `MOST_RETRY_AFTER_SECONDS`."""
+        """How long the receiver asks to wait, at most `MAX_RETRY_AFTER_SECONDS`."""
 
 
-class _Answer(NamedTuple):
-    """What is used of an answer."""
+class _Response(NamedTuple):
+    """What is used of a response."""
 
     status: int
     retry_after: str
-    """The value of that header, "" without it."""
+    """The value of the Retry-After header, "" without it."""
 
 
 def parse_target(url: str, path: str = "") -> Target:
-    """Take a URL apart that the configuration has accepted; `path` is appended to its own."""
+    """Split a URL that the configuration has accepted; `path` is appended to the path of the URL."""
     parts = urlsplit(url)
     is_tls = parts.scheme == "https"
     user, at, _ = parts.netloc.rpartition("@")
@@ -96,7 +97,7 @@ def parse_target(url: str, path: str = "") -> Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Poster:
-    """What posts to one target need."""
+    """Posts to one target."""
 
     target: Target
     addresses: KnownAddresses
@@ -105,15 +106,15 @@ class Poster:
     """For a target with TLS."""
 
     async def post(self, body: bytes, *, deadline_seconds: float, now: float) -> None:
-        """Post JSON and return when the receiver has taken it (2xx).
+        """Post JSON and return when the receiver has accepted it (2xx).
 
         Args:
             body: The JSON.
-            deadline_seconds: For the whole attempt, name, connection and handshake included.
-            now: Seconds since the epoch, what a date in Retry-After is held against.
+            deadline_seconds: For the whole attempt, including name resolution, connection and handshake.
+            now: Seconds since the epoch, to which a date in Retry-After is compared.
 
         Raises:
-            PostError: It has not.
+            PostError: The receiver has not accepted it.
         """
         try:
             async with (
@@ -121,8 +122,8 @@ class Poster:
                 self._connection(deadline_seconds) as (reader, writer),
             ):
                 writer.write(_request_head(self.target, len(body)) + body)
-                answer = await _read_answer(reader)
-                limit.reschedule(None)  # what comes now can change nothing
+                response = await _read_response(reader)
+                limit.reschedule(None)  # the result is known, whatever follows
                 with suppress(OSError):  # TimeoutError is one
                     async with asyncio.timeout(_CLOSING_SECONDS):
                         await _read_to_the_end(reader)
@@ -133,7 +134,7 @@ class Poster:
             raise _failed_connection(error) from error
         except asyncio.LimitOverrunError as error:
             raise _not_http() from error
-        _judge(answer, now)
+        _check_status(response, now)
 
     @asynccontextmanager
     async def _connection(self, seconds: float) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -143,7 +144,7 @@ class Poster:
         for left in range(len(addresses), 0, -1):
             address = addresses[-left]
             try:
-                # The last address gets what the others have left.
+                # Each address gets an equal part of the time; the last one has what is left of the deadline.
                 async with asyncio.timeout(seconds / left if left > 1 else None):
                     sock = await self.ports.connect(address)
                 break
@@ -153,12 +154,12 @@ class Poster:
         self.addresses.prefer(address)
         host = self.target.host if self.target.is_tls else None
         reader, writer = await asyncio.open_connection(
-            sock=sock, ssl=self.tls if self.target.is_tls else None, server_hostname=host, limit=_MOST_HEAD_BYTES
+            sock=sock, ssl=self.tls if self.target.is_tls else None, server_hostname=host, limit=_MAX_HEAD_BYTES
         )
         try:
             yield reader, writer
         finally:
-            # Not close(), which would wait for the receiver to take what is left and, with TLS, to say goodbye.
+            # Not close(), which waits until the receiver has read everything and, with TLS, has sent its close_notify.
             writer.transport.abort()
 
 
@@ -177,9 +178,9 @@ def _request_head(target: Target, length: int) -> bytes:
     return "\r\n".join((*lines, "", "")).encode("ascii")
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
-    """Read heads until one is final (RFC 9110, section 15.2). Raises PostError for what is not HTTP/1.1."""
-    for _ in range(_MOST_INTERIM_ANSWERS):
+async def _read_response(reader: asyncio.StreamReader) -> _Response:
+    """Read heads until one is final (RFC 9110, section 15.2). Raises PostError if they are not HTTP/1.1."""
+    for _ in range(_MAX_INTERIM_RESPONSES):
         head = await reader.readuntil(b"\r\n\r\n")
         status_line = _STATUS_LINE.match(head)
         if status_line is None:
@@ -187,36 +188,36 @@ async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
         status = int(status_line[1])
         if status >= 200:
             retry_after = _RETRY_AFTER.search(head)
-            return _Answer(status, retry_after[1].decode("latin-1") if retry_after else "")
+            return _Response(status, retry_after[1].decode("latin-1") if retry_after else "")
     raise _not_http()
 
 
 async def _read_to_the_end(reader: asyncio.StreamReader) -> None:
     size = 0
-    while size < _MOST_BODY_BYTES and (piece := await reader.read(_MOST_BODY_BYTES)):
+    while size < _MAX_BODY_BYTES and (piece := await reader.read(_MAX_BODY_BYTES)):
         size += len(piece)
 
 
 def _not_http() -> PostError:
-    return PostError(FailureReason.PROTOCOL, "does not answer in HTTP/1.1")
+    return PostError(FailureReason.PROTOCOL, "does not speak HTTP/1.1")
 
 
 def _failed_connection(error: OSError | EOFError) -> PostError:
     if isinstance(error, SourcePortError):
-        detail = f"cannot be reached: no port of notify.source_ports can be had ({error.strerror})"
+        detail = f"cannot be reached: no port of notify.source_ports is free ({error.strerror})"
         return PostError(FailureReason.SOURCE_PORT, detail)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return PostError(FailureReason.TLS, f"has a certificate that is refused: {error.verify_message}")
+        return PostError(FailureReason.TLS, f"has an invalid certificate: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
-        return PostError(FailureReason.TLS, f"cannot be talked to over TLS ({error.reason})")
+        return PostError(FailureReason.TLS, f"failed the TLS handshake ({error.reason})")
     if isinstance(error, OSError) and error.errno:
         return PostError(FailureReason.CONNECTION, f"cannot be reached: {os.strerror(error.errno)}")
-    return PostError(FailureReason.CONNECTION, "closed the connection without an answer")
+    return PostError(FailureReason.CONNECTION, "closed the connection without a response")
 
 
-def _judge(answer: _Answer, now: float) -> None:
-    """Raise PostError unless the status says that the receiver has taken what was posted."""
-    status = answer.status
+def _check_status(response: _Response, now: float) -> None:
+    """Raise PostError unless the status says that the receiver has accepted the POST."""
+    status = response.status
     if 200 <= status < 300:
         return
     if status == 429:
@@ -231,20 +232,20 @@ def _judge(answer: _Answer, now: float) -> None:
         reason = FailureReason.SERVER_ERROR
     detail = f"answered with status {status}"
     if reason == FailureReason.REDIRECT:
-        detail += ", a redirect, and none is followed: write the URL that it leads to"
-    raise PostError(reason, detail, retry_after_seconds=parse_retry_after(answer.retry_after, now))
+        detail += "; redirects are not followed, so configure the final URL"
+    raise PostError(reason, detail, retry_after_seconds=parse_retry_after(response.retry_after, now))
 
 
 def parse_retry_after(text: str, now: float) -> float:
-    """Return the seconds from `now` (since the epoch) that a Retry-After header asks for (RFC 9110, section 10.2.3).
+    """Return how many seconds a Retry-After header asks to wait (RFC 9110, section 10.2.3).
 
-    0 for what it does not say plainly, at most `MOST_RETRY_AFTER_SECONDS`.
+    The result is at most `MAX_RETRY_AFTER_SECONDS`, and 0 if the header is not valid; `now` is seconds since the epoch.
     """
     text = text.strip()
     if _WHOLE_SECONDS.fullmatch(text):
-        return MOST_RETRY_AFTER_SECONDS if len(text) > 6 else min(float(text), MOST_RETRY_AFTER_SECONDS)
+        return MAX_RETRY_AFTER_SECONDS if len(text) > 6 else min(float(text), MAX_RETRY_AFTER_SECONDS)
     try:
         seconds = parsedate_to_datetime(text).timestamp() - now
     except (ValueError, TypeError, OverflowError):
         return 0.0
-    return min(max(seconds, 0.0), MOST_RETRY_AFTER_SECONDS)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)

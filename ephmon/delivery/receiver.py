@@ -1,9 +1,10 @@
-"""One receiver: when it is sent what, and what follows from its answer. Lives in the event loop of deliveries.
+"""One receiver: when it is sent which alerts, and what follows from its response. Lives in the delivery thread.
 
-A receiver is owed the state of each alert that it has not taken yet. What changed is sent at once, but never sooner
-than `pause_seconds` after the last time; what has not is sent again at the pace of the kind. After a failure it is left
-alone for a while that doubles, or for as long as it asks; what changes meanwhile is in the next attempt. What it
-refuses (4xx, but not 408 and 429) counts as taken: it is not sent again before the regular time.
+An alert is pending for a receiver until the receiver has accepted the alert's present state. Changes are sent at once,
+but not sooner than `pause_seconds` after the last message; unchanged alerts are sent again at the interval of the
+format. After a failure the receiver is left alone for a while that doubles, or for as long as it asks; the next attempt
+contains what changed meanwhile. A message that it refuses (4xx, except 408 and 429) counts as accepted, because sending
+it again would not help: it is not repeated before the regular time.
 """
 
 from __future__ import annotations
@@ -12,109 +13,37 @@ import asyncio
 import logging
 import math
 import random
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ephmon import log
-from ephmon.delivery import alertmanager, webhook
-from ephmon.delivery.notification import Standing
+from ephmon.delivery.alert_set import AlertSet
 from ephmon.delivery.post import PostError
+from ephmon.delivery.settings import MessageContext
 from ephmon.log import Line
-from ephmon.model.delivery_status import FailureReason, ReceiverKind
+from ephmon.model.delivery_status import FailureReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from ephmon.delivery.alertmanager import Alertmanager
     from ephmon.delivery.notification import Identity, Notification
     from ephmon.delivery.post import Poster
+    from ephmon.delivery.settings import DeliveryTimes
+    from ephmon.delivery.webhook import Webhook
     from ephmon.model.delivery_status import Tally
 
-_WARNING_SECONDS = 60.0
-# After any other failure the name is looked up again: somebody else may have got the address, and answers.
-_NOT_OF_THE_ADDRESS = (FailureReason.NAME, FailureReason.SOURCE_PORT, FailureReason.RATE_LIMITED, FailureReason.DEFECT)
+_SECONDS_BETWEEN_WARNINGS = 60.0
+# After any other failure the name is looked up again, because the address may belong to another host by now.
+_NOT_ABOUT_THE_ADDRESS = (
+    FailureReason.NAME,
+    FailureReason.SOURCE_PORT,
+    FailureReason.RATE_LIMITED,
+    FailureReason.DEFECT,
+)
+# From some 30 doublings on the longest retry is reached in any case, and a power without a limit would overflow.
+_MAX_DOUBLINGS = 32
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliveryTimes:
-    """The pace of deliveries, in seconds."""
-
-    deadline_seconds: float = 10.0
-    """For one attempt."""
-    pause_seconds: float = 5.0
-    """Between two attempts that succeed: 12 a minute, fewer than there are source ports by default."""
-    first_retry_seconds: float = 2.0
-    """After the first failure; doubled for each further one, and as much as halved by chance."""
-    resend_seconds: float = 60.0
-    """An Alertmanager is sent every alert so often, and tried at least so often."""
-    resolved_seconds: float = 300.0
-    """An Alertmanager is sent resolved alerts for so long. One that starts anew has forgotten the alerts, and announces
-    the end of one that it has announced only if it hears of it again; later than `endsAt` it has no need to be told."""
-    repeat_seconds: float = 4 * 3600.0
-    """A webhook is sent active alerts again after so long, as Alertmanager's repeat_interval is by default."""
-    longest_retry_seconds: float = 300.0
-    """A webhook is tried at least so often."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wording:
-    """What the messages say beside the alerts."""
-
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Those that every alert carries by configuration."""
-    host: str = ""
-    external_url: str = ""
-
-
-class Alertmanager:
-    """What an Alertmanager is sent: always everything, active or resolved of late."""
-
-    kind = ReceiverKind.ALERTMANAGER
-
-    def __init__(self, times: DeliveryTimes) -> None:
-        self._times = times
-        self.resend_seconds = times.resend_seconds
-        self.longest_retry_seconds = times.resend_seconds
-
-    def concerns(self, standing: Standing, now: float) -> tuple[Notification, ...]:
-        """Return the alerts that it is to know of."""
-        return (*standing.active.values(), *standing.resolved_since(now - self._times.resolved_seconds))
-
-    def due(self, concerns: tuple[Notification, ...], _owed: tuple[Notification, ...]) -> tuple[Notification, ...]:
-        """Return what the next message holds."""
-        return concerns
-
-    def render(self, alerts: tuple[Notification, ...], now: float, wording: Wording) -> bytes:
-        """Return the message."""
-        resend = self._times.resend_seconds
-        return alertmanager.render(alerts, now=now, resend_seconds=resend, external_url=wording.external_url)
-
-
-class Webhook:
-    """What a webhook is sent: all active alerts, and the resolved ones of whose end it has not heard."""
-
-    kind = ReceiverKind.WEBHOOK
-
-    def __init__(self, times: DeliveryTimes) -> None:
-        self.resend_seconds = times.repeat_seconds
-        self.longest_retry_seconds = times.longest_retry_seconds
-
-    def concerns(self, standing: Standing, _now: float) -> tuple[Notification, ...]:
-        """Return the alerts that it is to know of."""
-        return (*standing.active.values(), *standing.resolved.values())
-
-    def due(self, concerns: tuple[Notification, ...], owed: tuple[Notification, ...]) -> tuple[Notification, ...]:
-        """Return what the next message holds."""
-        keys = {alert.identity for alert in owed}
-        return tuple(alert for alert in concerns if alert.ends_at is None or alert.identity in keys)
-
-    def render(self, alerts: tuple[Notification, ...], _now: float, wording: Wording) -> bytes:
-        """Return the message."""
-        return webhook.render(alerts, group_labels=wording.labels, host=wording.host, external_url=wording.external_url)
-
-
-Kind = Alertmanager | Webhook
 
 
 class Receiver:
@@ -122,7 +51,7 @@ class Receiver:
 
     def __init__(
         self,
-        kind: Kind,
+        message_format: Alertmanager | Webhook,
         poster: Poster,
         *,
         times: DeliveryTimes,
@@ -130,56 +59,61 @@ class Receiver:
         wall_clock: Callable[[], float],
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`wall_clock` returns seconds since the epoch, `chance` numbers from 0 to 1."""
-        self.kind = kind
+        """`wall_clock` returns seconds since the epoch, `chance` random numbers from 0 to 1."""
+        self.format = message_format
         self.poster = poster
-        self.wording = Wording()
-        self.owed = 0
-        """How many alerts it has not taken in their present state; for any thread."""
+        self.context = MessageContext()
+        self.pending = 0
+        """How many alerts it has not accepted in their present state; any thread may read it."""
         self._times = times
         self._tally = tally
         self._chance = chance
         self._wall_clock = wall_clock
-        self._standing = Standing()
-        self._taken: dict[Identity, tuple[float, bool]] = {}
+        self._alerts = AlertSet()
+        self._accepted: dict[Identity, tuple[float, bool]] = {}
+        """The state of each alert that the receiver accepted last."""
         self._woken = asyncio.Event()
         self._stopping = False
         self._sent_at = -math.inf
         self._not_before = -math.inf
         self._failures = 0
-        self._warned_of: FailureReason | None = None
+        self._warned_reason: FailureReason | None = None
         self._warned_at = -math.inf
 
     def __str__(self) -> str:
-        return f"The {self.kind.kind} at {self.poster.target}"
+        return f"The {self.format.kind} at {self.poster.target}"
 
-    def take(self, standing: Standing) -> None:
-        """Send what this changes as soon as may be."""
-        for key in self._taken.keys() - standing.active.keys() - standing.resolved.keys():
-            _, was_over = self._taken.pop(key)
-            self._tally.dropped += not was_over
-        self._standing = standing
+    def update(self, alerts: AlertSet) -> None:
+        """Send what changed as soon as possible."""
+        for identity in self._accepted.keys() - alerts.active.keys() - alerts.resolved.keys():
+            _, was_over = self._accepted.pop(identity)
+            if not was_over:  # the set has forgotten the alert before the receiver learned of its end
+                self._tally.dropped += 1
+        self._alerts = alerts
         self._woken.set()
 
-    def consider_told(self, standing: Standing, predecessor: Receiver | None = None) -> None:
-        """Owe it no alert that was resolved before it came, but those that a predecessor was still owed."""
-        before = predecessor._taken if predecessor else {}  # noqa: SLF001 - of the same class
-        for key, alert in standing.resolved.items():
-            if predecessor is None or before.get(key) == alert.state:
-                self._taken[key] = alert.state
+    def skip_resolved(self, alerts: AlertSet, predecessor: Receiver | None = None) -> None:
+        """Do not send alerts that were resolved before this receiver was configured.
+
+        Those that `predecessor`, the receiver it replaces, has not accepted yet are sent nevertheless.
+        """
+        accepted = predecessor._accepted if predecessor else {}  # noqa: SLF001 - of the same class
+        for identity, alert in alerts.resolved.items():
+            if predecessor is None or accepted.get(identity) == alert.state:
+                self._accepted[identity] = alert.state
 
     def stop(self) -> None:
-        """End `run` once what can be sent now has been sent."""
+        """Let `run` end after one attempt to send what is pending."""
         self._stopping = True
         self._woken.set()
 
     async def run(self) -> None:
-        """Send what is due, until `stop`."""
+        """Send what is due, until `stop` is called."""
         while True:
             self._woken.clear()
-            alerts, seconds = self._plan(asyncio.get_running_loop().time())
+            message, seconds = self._plan(asyncio.get_running_loop().time())
             if seconds <= 0:
-                await self._attempt(alerts)
+                await self._attempt(message)
             elif self._stopping:
                 return
             else:
@@ -190,60 +124,60 @@ class Receiver:
                     continue
 
     def _plan(self, now: float) -> tuple[tuple[Notification, ...], float]:
-        """Return what is to be sent next, and in how many seconds."""
-        concerns = self.kind.concerns(self._standing, self._wall_clock())
-        owed = tuple(alert for alert in concerns if self._taken.get(alert.identity) != alert.state)
-        self.owed = len(owed)
-        alerts = self.kind.due(concerns, owed)
-        if not alerts or (self._stopping and not owed):
+        """Return the next message, and in how many seconds it is due; infinite if there is nothing to send."""
+        relevant = self.format.relevant(self._alerts, self._wall_clock())
+        pending = tuple(alert for alert in relevant if self._accepted.get(alert.identity) != alert.state)
+        self.pending = len(pending)
+        message = self.format.next_message(relevant, pending)
+        if not message or (self._stopping and not pending):
             return (), math.inf
-        pause = self._times.pause_seconds if owed else self.kind.resend_seconds
+        pause = self._times.pause_seconds if pending else self.format.resend_seconds
         due_at = self._sent_at + (0 if self._stopping else pause)
-        return alerts, max(due_at, self._not_before) - now
+        return message, max(due_at, self._not_before) - now
 
-    async def _attempt(self, alerts: tuple[Notification, ...]) -> None:
-        standing, now = self._standing, self._wall_clock()
+    async def _attempt(self, message: tuple[Notification, ...]) -> None:
+        # The set may change while the receiver takes its time; what it accepts is what was sent.
+        alerts, now = self._alerts, self._wall_clock()
         self._tally.attempts += 1
         try:
-            body = self.kind.render(alerts, now, self.wording)
+            body = self.format.render(message, now, self.context)
             await self.poster.post(body, deadline_seconds=self._times.deadline_seconds, now=now)
         except PostError as error:
-            self._failed(error, standing)
-        except Exception as error:  # noqa: BLE001 - a defect of ours in one message must not end all deliveries
-            detail = f"was not sent to because of a defect of ephmon, please report it: {log.place(error)}"
-            self._failed(PostError(FailureReason.DEFECT, detail), standing)
+            self._note_failure(error, alerts)
+        except Exception as error:  # noqa: BLE001 - a defect in one message must not end all deliveries
+            detail = f"got no message because of a defect in ephmon; please report it: {log.error_location(error)}"
+            self._note_failure(PostError(FailureReason.DEFECT, detail), alerts)
         else:
-            self._note_taken(standing)
+            self._note_accepted(alerts)
             self._tally.succeeded_at = self._wall_clock()
-            if self._warned_of is not None:
-                log.write(_log, Line(logging.INFO, f"{self} takes alerts again.", {"failed": self._failures}))
-            self._warned_of, self._failures = None, 0
+            if self._warned_reason is not None:
+                log.write(_log, Line(logging.INFO, f"{self} accepts alerts again.", {"failed": self._failures}))
+            self._warned_reason, self._failures = None, 0
 
-    def _note_taken(self, standing: Standing) -> None:
-        concerns = (*standing.active.values(), *standing.resolved.values())
-        self._taken = {alert.identity: alert.state for alert in concerns}
+    def _note_accepted(self, alerts: AlertSet) -> None:
+        self._accepted = {alert.identity: alert.state for alert in (*alerts.active.values(), *alerts.resolved.values())}
         self._sent_at = asyncio.get_running_loop().time()
 
-    def _failed(self, error: PostError, standing: Standing) -> None:
+    def _note_failure(self, error: PostError, alerts: AlertSet) -> None:
         self._failures += 1
         self._tally.failures[error.reason] += 1
-        if error.reason not in _NOT_OF_THE_ADDRESS:
+        if error.reason not in _NOT_ABOUT_THE_ADDRESS:
             self.poster.addresses.refresh()
         now = asyncio.get_running_loop().time()
         if error.reason == FailureReason.CLIENT_ERROR:
-            self._note_taken(standing)
+            self._note_accepted(alerts)
             seconds = 0.0
         else:
             seconds = max(self._backoff_seconds(), error.retry_after_seconds)
             self._not_before = now + seconds
-        # Told once for each reason, and at most once a minute where a receiver comes and goes.
-        if error.reason != self._warned_of and now - self._warned_at >= _WARNING_SECONDS:
-            self._warned_of, self._warned_at = error.reason, now
+        # One line for each reason, and at most one a minute if the receiver comes and goes.
+        if error.reason != self._warned_reason and now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned_reason, self._warned_at = error.reason, now
             fields = {"reason": error.reason, "failed": self._failures, "retry_seconds": round(seconds, 1) or None}
             log.write(_log, Line(logging.WARNING, f"{self} {error}.", fields))
 
     def _backoff_seconds(self) -> float:
-        longest = self.kind.longest_retry_seconds
-        # From a few doublings on, the longest is reached; unbounded, the power would overflow.
-        seconds = min(longest, self._times.first_retry_seconds * 2.0 ** min(self._failures - 1, 32))
+        doublings = min(self._failures - 1, _MAX_DOUBLINGS)
+        seconds = min(self.format.longest_retry_seconds, self._times.first_retry_seconds * 2.0**doublings)
+        # Cut at random, so that many hosts do not retry in step after their receiver was away.
         return seconds * (0.5 + self._chance() / 2)

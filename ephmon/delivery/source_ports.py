@@ -1,9 +1,9 @@
-"""The local ports that deliveries are sent from: a few of their own, outside the port range of the kernel.
+"""The local ports that deliveries are sent from: a few of their own, outside the kernel's port range.
 
-connect() on a socket without a port draws one from `ip_local_port_range`, where there is none left on the day that an
-alert is about. So each delivery socket is bound first, to the next port of `notify.source_ports` in turn. A port that
-has been used toward the same receiver may still be in TIME_WAIT: without TCP timestamps it fails then (EADDRNOTAVAIL;
-tcp_twsk_unique() in net/ipv4/tcp_ipv4.c), but by the time its turn comes again the minute is over.
+connect() on a socket without a port takes one from `ip_local_port_range`, which has none left when the most important
+alerts are due. So each delivery socket is first bound to the next port of `notify.source_ports`, in turn. A port that
+was used toward the same receiver may still be in TIME_WAIT. Without TCP timestamps connect() then fails (EADDRNOTAVAIL;
+tcp_twsk_unique() in net/ipv4/tcp_ipv4.c), but the minute of TIME_WAIT is over when the port's next turn comes.
 """
 
 from __future__ import annotations
@@ -18,49 +18,50 @@ if TYPE_CHECKING:
     from ephmon.facts.snapshot import PortRange
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
-"""A family and what connect() takes in it (man 7 ip, man 7 ipv6)."""
+"""An address family and the address that connect() takes in it (man 7 ip, man 7 ipv6)."""
 
-_MOST_TRIES = 64
-_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - nothing listens there, and routing chooses
+# A range may be as wide as 65,535 ports, and each one costs a socket, a bind() and a connect().
+_MAX_TRIES = 64
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - not listened on; routing chooses the address
 
 
 class SourcePortError(OSError):
-    """No port could be had; the errno is that of the last one tried."""
+    """No port was free; the errno is that of the last port tried."""
 
 
 class SourcePorts:
-    """Takes turns through a range of ports."""
+    """A range of ports that are used in turn."""
 
     def __init__(self, ports: PortRange) -> None:
         self.range = ports
         self._next = ports.low
 
     async def connect(self, address: Address) -> socket.socket:
-        """Return a non-blocking socket that is connected from the next port that can be had.
+        """Return a non-blocking socket that is connected from the next free port.
 
-        A port is passed over while another socket is bound to it (EADDRINUSE; SO_REUSEADDR lets those of ephmon, which
-        have it too, and TIME_WAIT alone share it) or in TIME_WAIT toward this address (EADDRNOTAVAIL).
+        A port is skipped while a socket of another program is bound to it (EADDRINUSE), or while it is in TIME_WAIT
+        toward this address (EADDRNOTAVAIL). SO_REUSEADDR shares it with ephmon's own sockets and with TIME_WAITs.
 
         Raises:
-            SourcePortError: None of the ports, or of the next 64, could be had.
-            OSError: The address could not be connected to.
+            SourcePortError: None of the ports, or of the next 64, is free.
+            OSError: The connection failed.
         """
         error = SourcePortError()
-        for _ in range(min(self.range.size, _MOST_TRIES)):
+        for _ in range(min(self.range.size, _MAX_TRIES)):
             try:
-                return await self._connect_from(self._take_next(), address)
+                return await self._connect_from(self._next_port(), address)
             except SourcePortError as raised:
                 error = raised
         raise error
 
-    def _take_next(self) -> int:
+    def _next_port(self) -> int:
         port = self._next
         self._next = port + 1 if port < self.range.high else self.range.low
         return port
 
     async def _connect_from(self, port: int, address: Address) -> socket.socket:
         if port == address[1][1]:
-            # Toward a port of this host on which nobody listens, the socket would connect to itself.
+            # If the receiver is on this host and does not listen, the socket would connect to itself.
             raise SourcePortError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:

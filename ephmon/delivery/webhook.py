@@ -1,7 +1,7 @@
-"""The body of a POST to a webhook: the document that Alertmanager sends to its webhook receivers, version 4; pure.
+"""What a webhook is sent, and when: the document of Alertmanager's webhook receivers, version 4; pure.
 
 The format is `Message` of notify/webhook/webhook.go and `Data` of template/template.go in Alertmanager's source. All
-alerts of one ephmon are one group.
+alerts of one ephmon form one group.
 """
 
 from __future__ import annotations
@@ -9,40 +9,59 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from ephmon.model.delivery_status import ReceiverKind
 from ephmon.outputs.text.wording import utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ephmon.delivery.alert_set import AlertSet
     from ephmon.delivery.notification import Notification
+    from ephmon.delivery.settings import DeliveryTimes, MessageContext
 
 RECEIVER = "ephmon"
-_NOT_OVER = "0001-01-01T00:00:00Z"  # how Go writes a time that is not set
+_NOT_OVER = "0001-01-01T00:00:00Z"  # Go's zero time, which Alertmanager writes for an alert without an end
 
 
-def render(alerts: Sequence[Notification], *, group_labels: Mapping[str, str], host: str, external_url: str) -> bytes:
-    """Return the alerts as JSON, active ones first.
+class Webhook:
+    """A webhook is sent all active alerts, and the resolved ones whose end it has not accepted yet."""
 
-    Args:
-        alerts: At least one.
-        group_labels: Labels that all alerts carry by configuration.
-        host: The name of this host, which keeps the groups of two hosts apart.
-        external_url: Leads to ephmon's page; "" to nowhere.
-    """
-    firing = any(alert.ends_at is None for alert in alerts)
-    document = {
-        "version": "4",
-        "groupKey": _group_key(group_labels, host),
-        "truncatedAlerts": 0,
-        "status": "firing" if firing else "resolved",
-        "receiver": RECEIVER,
-        "groupLabels": dict(group_labels),
-        "commonLabels": _common([dict(alert.identity) for alert in alerts]),
-        "commonAnnotations": _common([alert.annotations for alert in alerts]),
-        "externalURL": external_url,
-        "alerts": [_alert(alert, external_url) for alert in sorted(alerts, key=lambda alert: alert.ends_at or 0.0)],
-    }
-    return json.dumps(document).encode("ascii")
+    kind = ReceiverKind.WEBHOOK
+    path = ""
+    """Appended to the URL of the configuration."""
+
+    def __init__(self, times: DeliveryTimes) -> None:
+        self.resend_seconds = times.repeat_seconds
+        self.longest_retry_seconds = times.longest_retry_seconds
+
+    def relevant(self, alerts: AlertSet, _now: float) -> tuple[Notification, ...]:
+        """Return the alerts that it has to know."""
+        return (*alerts.active.values(), *alerts.resolved.values())
+
+    def next_message(
+        self, relevant: tuple[Notification, ...], pending: tuple[Notification, ...]
+    ) -> tuple[Notification, ...]:
+        """Return the alerts of the next message; `pending` are those of which it has not accepted the present state."""
+        identities = {alert.identity for alert in pending}
+        return tuple(alert for alert in relevant if alert.ends_at is None or alert.identity in identities)
+
+    def render(self, alerts: tuple[Notification, ...], _now: float, context: MessageContext) -> bytes:
+        """Return the message with these alerts, at least one, as JSON; active alerts come first."""
+        firing = any(alert.ends_at is None for alert in alerts)
+        active_first = sorted(alerts, key=lambda alert: alert.ends_at or 0.0)
+        document = {
+            "version": "4",
+            "groupKey": _group_key(context.labels, context.host),
+            "truncatedAlerts": 0,
+            "status": "firing" if firing else "resolved",
+            "receiver": RECEIVER,
+            "groupLabels": dict(context.labels),
+            "commonLabels": _common([dict(alert.identity) for alert in alerts]),
+            "commonAnnotations": _common([alert.annotations for alert in alerts]),
+            "externalURL": context.external_url,
+            "alerts": [_alert(alert, context.external_url) for alert in active_first],
+        }
+        return json.dumps(document).encode("ascii")
 
 
 def _alert(alert: Notification, external_url: str) -> dict[str, object]:
@@ -58,8 +77,9 @@ def _alert(alert: Notification, external_url: str) -> dict[str, object]:
 
 
 def _group_key(labels: Mapping[str, str], host: str) -> str:
-    written = ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(labels.items()))
-    return f"{RECEIVER}/{host}:{{{written}}}"
+    # With the host, because receivers merge groups that have the same key.
+    pairs = ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(labels.items()))
+    return f"{RECEIVER}/{host}:{{{pairs}}}"
 
 
 def _common(mappings: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""The HTTP server: sends what was rendered at the last poll, and guards its connections."""
+"""The HTTP server: it sends what was rendered at the last poll, and limits what connections may cost."""

@@ -1,8 +1,7 @@
-"""The bytes that the HTTP side may send, rendered once for each poll.
+"""The bytes that the HTTP server may send, rendered once after each poll.
 
-A request never renders and never reads the kernel: it picks one of these bodies and sends it. Each of them exists
-twice, for live data and for data that has expired, so that the HTTP side can tell the truth by itself when nobody
-renders any more.
+A request never renders and never reads the kernel: it chooses one of these bodies. Each exists for live data and for
+expired data, so that the server stays honest by itself if polls stop.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ import gzip
 from dataclasses import dataclass
 from typing import Self
 
-# Level 9 takes twelve times as long to make metrics a fifth smaller.
+# Level 9 takes twelve times as long and makes metrics only a fifth smaller.
 _GZIP_LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One body in both encodings that clients ask for."""
+    """One body, plain and compressed."""
 
     plain: bytes
     gzipped: bytes
@@ -27,25 +26,25 @@ class Body:
         """Encode `content` (text becomes UTF-8) and compress it.
 
         Raises:
-            UnicodeEncodeError: the text holds a lone surrogate, which no label or name may carry.
+            UnicodeEncodeError: The text contains a lone surrogate, which no label or name may contain.
         """
         plain = content.encode() if isinstance(content, str) else content
-        # No timestamp, so that equal content gives equal bytes.
+        # Without a timestamp, so that equal content gives equal bytes.
         return cls(plain=plain, gzipped=gzip.compress(plain, _GZIP_LEVEL, mtime=0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """Everything that the HTTP side says until the next poll."""
+    """Everything that the HTTP server sends until the next poll."""
 
     expires_at: float | None
-    """When the data must no longer be sent as live, in seconds of the monotonic clock; None: no poll was good yet."""
+    """When the data stops being live, in seconds of the monotonic clock; None before the first successful poll."""
     metrics: Body
     """Prometheus text format 0.0.4."""
     openmetrics: Body
     """OpenMetrics text format 1.0.0."""
     expired_metrics: Body
-    """What `metrics` becomes at `expires_at`: self-metrics and alert state only, with `poll_success` 0."""
+    """Replaces `metrics` from `expires_at` on: self-metrics and alert state only, with `poll_success` 0."""
     expired_openmetrics: Body
     pools: Body
     """The JSON of `/api/v1/pools`."""
@@ -54,7 +53,7 @@ class Publication:
     page: bytes
     """The HTML of `/`."""
     expired_page: bytes
-    """What `page` becomes at `expires_at`: it must say that its figures are old."""
+    """Replaces `page` from `expires_at` on and says that its figures are old."""
 
     @classmethod
     def of(
@@ -70,7 +69,11 @@ class Publication:
         page: str | bytes,
         expired_page: str | bytes,
     ) -> Self:
-        """Build a publication from what the renderers return; raises what `Body.of` raises."""
+        """Encode what the renderers return.
+
+        Raises:
+            UnicodeEncodeError: As `Body.of` does.
+        """
         return cls(
             expires_at=expires_at,
             metrics=Body.of(metrics),
@@ -84,5 +87,5 @@ class Publication:
         )
 
     def is_live(self, now: float) -> bool:
-        """Whether the data may be sent as live at `now`, on the clock of `expires_at`."""
+        """Return whether the data is live at `now`, on the clock of `expires_at`."""
         return self.expires_at is not None and now < self.expires_at

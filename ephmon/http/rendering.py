@@ -1,4 +1,4 @@
-"""Everything that one report becomes for the HTTP side, by all renderers."""
+"""Renders one report into all bodies of the HTTP server."""
 
 from __future__ import annotations
 
@@ -28,9 +28,15 @@ def publication_of(
     delivery: DeliveryStatus | None = None,
     incidents: IncidentStatus | None = None,
 ) -> Publication:
-    """Render the report; `expires_at` is when it must no longer be served as live, in monotonic seconds.
+    """Render the report.
 
-    `delivery` says how deliveries fare, None that nothing is delivered; `incidents` the same of keeping incidents.
+    Args:
+        report: The report of the last poll.
+        kernel_release: As `uname -r` prints it.
+        process_registry: The collector of `process_*` and `python_*`.
+        expires_at: When the data stops being live, in seconds of the monotonic clock.
+        delivery: Counts of deliveries, None if nothing is delivered.
+        incidents: Counts of incidents, None if none are kept.
     """
     text, openmetrics = (
         exposition.render(

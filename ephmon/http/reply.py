@@ -1,6 +1,6 @@
-"""What the HTTP side answers: request head in, reply out, with no I/O and no clock.
+"""What the HTTP server replies: a request head goes in, a reply comes out, without any I/O.
 
-Nothing that a client sent appears in a reply, and none of its words chooses more than one of a few known bodies.
+No text of a client appears in a reply. A request can only choose one of a few bodies that are already rendered.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 
 _ALLOWED_METHODS = ("GET", "HEAD")
-# The page is one file without scripts; everything else is text. So a browser may load nothing, and frame nothing.
-_HEADERS_OF_ALL = (
+# The page is one file without scripts, and everything else is text. So a browser needs to load nothing else, and no
+# other page needs to show ephmon in a frame.
+_COMMON_HEADERS = (
     ("Cache-Control", "no-store"),
     ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
     ("Referrer-Policy", "no-referrer"),
@@ -40,7 +41,7 @@ _HEADERS_OF_ALL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is used of a request."""
+    """The part of a request that is used."""
 
     method: str
     path: str
@@ -51,19 +52,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerState:
-    """What the daemon has told the HTTP side, as of the moment of a request."""
+    """What the server knows from the daemon at the moment of a request."""
 
     publication: Publication | None
-    """None until the first one."""
+    """None before the first publication."""
     live: bool
-    """Whether the publication holds data that has not expired."""
+    """Whether the data of the publication has not expired."""
     healthy: bool
-    """Whether the main loop has woken in time."""
+    """Whether the main loop has woken up in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A status, what is particular in its headers, and a body."""
+    """A status, the headers that not every reply has, and a body."""
 
     status: HTTPStatus
     content_type: str
@@ -71,27 +72,27 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
     def head(self) -> bytes:
-        """The status line and all headers, up to and including the empty line."""
+        """Return the status line and all headers, including the empty line at the end (RFC 9112, section 2.1)."""
         lines = [f"HTTP/1.1 {self.status.value} {self.status.phrase}", f"Date: {formatdate(usegmt=True)}"]
-        lines += [f"{name}: {value}" for name, value in (*_HEADERS_OF_ALL, *self.headers)]
+        lines += [f"{name}: {value}" for name, value in (*_COMMON_HEADERS, *self.headers)]
         lines += [f"Content-Type: {self.content_type}", f"Content-Length: {len(self.body)}", "", ""]
         return "\r\n".join(lines).encode("ascii")
 
 
 BAD_REQUEST = Reply(HTTPStatus.BAD_REQUEST, TEXT, b"This is not an HTTP/1.1 request.\n")
-BODY_REFUSED = Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TEXT, b"Request bodies are not taken.\n")
-NOT_FOUND = Reply(HTTPStatus.NOT_FOUND, TEXT, b"There is no such page; / lists what there is.\n")
+BODY_REFUSED = Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TEXT, b"Request bodies are not accepted.\n")
+NOT_FOUND = Reply(HTTPStatus.NOT_FOUND, TEXT, b"There is no such page; / links to all pages.\n")
 NOT_ALLOWED = Reply(
-    HTTPStatus.METHOD_NOT_ALLOWED, TEXT, b"GET and HEAD only.\n", (("Allow", ", ".join(_ALLOWED_METHODS)),)
+    HTTPStatus.METHOD_NOT_ALLOWED, TEXT, b"Only GET and HEAD are allowed.\n", (("Allow", ", ".join(_ALLOWED_METHODS)),)
 )
-STARTING = Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"ephmon is starting: nothing has been published yet.\n")
+STARTING = Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"ephmon is starting; no poll has ended yet.\n")
 
 _NO_POLL_YET = "No poll has succeeded yet."
 _EXPIRED = "The data has expired: no poll has succeeded for three poll intervals."
 
 
 def parse_request(head: bytes) -> Request | None:
-    """The request that `head` states (RFC 9112, sections 3 and 5), None if it is not one."""
+    """Return the request in `head` (RFC 9112, sections 3 and 5), or None if it is not a valid one."""
     start_line, _, header_lines = head.decode("latin-1").partition("\r\n")
     try:
         method, target, version = parse_request_start_line(start_line)
@@ -110,7 +111,7 @@ def parse_request(head: bytes) -> Request | None:
 
 
 def _path(target: str) -> str:
-    # RFC 9112, section 3.2.2: a server must take the form with scheme and host, too.
+    # RFC 9112, section 3.2.2: a server must also accept the form with scheme and host.
     if not target.startswith("/"):
         _, has_scheme, rest = target.partition("://")
         target = "/" + rest.partition("/")[2] if has_scheme else ""
@@ -118,7 +119,7 @@ def _path(target: str) -> str:
 
 
 def reply_to(request: Request | None, state: ServerState) -> Reply:
-    """Choose the reply; whoever sends it leaves the body out for HEAD."""
+    """Choose the reply; for HEAD the caller leaves out the body."""
     if request is None:
         return BAD_REQUEST
     if request.method not in _ALLOWED_METHODS:
@@ -132,13 +133,13 @@ def reply_to(request: Request | None, state: ServerState) -> Reply:
 def _healthy(_request: Request, state: ServerState) -> Reply:
     if state.healthy:
         return Reply(HTTPStatus.OK, TEXT, b"The main loop is running.\n")
-    return Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"The main loop has not woken in time.\n")
+    return Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"The main loop has not woken up in time.\n")
 
 
 def _ready(_request: Request, state: ServerState) -> Reply:
     if state.live:
         return Reply(HTTPStatus.OK, TEXT, b"The data is current.\n")
-    return Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{_why_not_live(state)}\n".encode())
+    return Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{_reason_not_live(state)}\n".encode())
 
 
 def _metrics(request: Request, state: ServerState) -> Reply:
@@ -162,7 +163,7 @@ def _exhaustions(request: Request, state: ServerState) -> Reply:
 
 def _document(request: Request, state: ServerState, choose: Callable[[Publication], Body]) -> Reply:
     if state.publication is None or not state.live:
-        error = api.encode(api.error_document(_why_not_live(state)))
+        error = api.encode(api.error_document(_reason_not_live(state)))
         return Reply(HTTPStatus.SERVICE_UNAVAILABLE, JSON, error, (("Vary", "Accept-Encoding"),))
     return _encoded(choose(state.publication), JSON, request, vary="Accept-Encoding")
 
@@ -174,9 +175,10 @@ def _page(_request: Request, state: ServerState) -> Reply:
     return Reply(HTTPStatus.OK, HTML, published.page if state.live else published.expired_page)
 
 
-def _why_not_live(state: ServerState) -> str:
-    never = state.publication is None or state.publication.expires_at is None
-    return _NO_POLL_YET if never else _EXPIRED
+def _reason_not_live(state: ServerState) -> str:
+    if state.publication is None or state.publication.expires_at is None:
+        return _NO_POLL_YET
+    return _EXPIRED
 
 
 def _encoded(body: Body, content_type: str, request: Request, *, vary: str) -> Reply:
@@ -199,7 +201,7 @@ _ROUTES: Mapping[str, Callable[[Request, ServerState], Reply]] = MappingProxyTyp
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Whether OpenMetrics 1.0.0 is named, and no less welcome than the Prometheus text format (RFC 9110, 12.5.1)."""
+    """Return whether OpenMetrics 1.0.0 is accepted, with at least the weight of the text format (RFC 9110, 12.5.1)."""
     openmetrics = text = 0.0
     for media_type, parameters in _elements(accept):
         if media_type == "application/openmetrics-text" and parameters.get("version", "1.0.0") == "1.0.0":
@@ -210,13 +212,13 @@ def prefers_openmetrics(accept: str) -> bool:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether gzip is accepted by name, or by `*` where it is not named (RFC 9110, 12.5.3)."""
+    """Return whether gzip is accepted, by name or else by `*` (RFC 9110, 12.5.3)."""
     weights = {coding: _weight(parameters) for coding, parameters in _elements(accept_encoding)}
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
 
 
 def _elements(header: str) -> list[tuple[str, dict[str, str]]]:
-    """The elements of an Accept header, each with its parameters, in lower case."""
+    """Return the elements of an Accept header, each with its parameters, in lower case."""
     elements = []
     for element in header.lower().split(","):
         value, *parameters = (part.strip() for part in element.split(";"))
@@ -226,7 +228,7 @@ def _elements(header: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _weight(parameters: dict[str, str]) -> float:
-    """The q value: 1 where there is none, 0 where it is not a number."""
+    """Return the q value (RFC 9110, 12.4.2): 1 if it is missing, 0 if it is not a number."""
     try:
         return float(parameters.get("q", "1"))
     except ValueError:

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ephmon.delivery.notification import Notification
-    from ephmon.delivery.receiver import DeliveryTimes
-    from ephmon.delivery.service import DeliverySettings
+    from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
     from ephmon.model.delivery_status import DeliveryStatus
     from tests.delivery.receivers import Received
 
@@ -25,8 +24,8 @@ _receivers: dict[str, PostReceiver] = {}
 
 def start(settings: DeliverySettings, times: DeliveryTimes) -> None:
     """Start the delivery."""
-    _deliveries.append(Delivery(settings, times=times))
-    _deliveries[-1].start()
+    _deliveries.append(Delivery(times=times))
+    _deliveries[-1].configure(settings)
 
 
 def update(*active: Notification) -> None:
@@ -36,7 +35,9 @@ def update(*active: Notification) -> None:
 
 def status() -> DeliveryStatus:
     """Return its status."""
-    return _deliveries[-1].status()
+    status = _deliveries[-1].status()
+    assert status is not None
+    return status
 
 
 def receive(tag: str, port: int, host: str = "127.0.0.1") -> None:

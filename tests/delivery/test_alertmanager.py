@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from ephmon.delivery.alertmanager import render
+from ephmon.delivery.alertmanager import Alertmanager
 from ephmon.delivery.notification import Notification
+from ephmon.delivery.settings import DeliveryTimes, MessageContext
 
 NOW = 1_700_000_000.0
 FIRING = Notification(
@@ -16,10 +18,13 @@ FIRING = Notification(
 RESOLVED = Notification(labels={"alertname": "B"}, starts_at=NOW - 90, ends_at=NOW - 30)
 
 
-def test_an_active_alert_ends_four_resends_from_now_and_a_resolved_one_when_it_ended() -> None:
-    body = render([FIRING, RESOLVED], now=NOW, resend_seconds=60.0, external_url="http://127.0.0.1:19100/")
+def rendered(*alerts: Notification, external_url: str = "") -> Any:
+    alertmanager = Alertmanager(DeliveryTimes(resend_seconds=60.0))
+    return json.loads(alertmanager.render(alerts, NOW, MessageContext(external_url=external_url)))
 
-    assert json.loads(body) == [
+
+def test_an_active_alert_ends_four_resends_from_now_and_a_resolved_one_when_it_ended() -> None:
+    assert rendered(FIRING, RESOLVED, external_url="http://127.0.0.1:19100/") == [
         {
             "labels": {"alertname": "EphmonPoolNearExhaustion", "severity": "critical"},
             "annotations": {"summary": "None is left."},
@@ -42,7 +47,7 @@ def test_no_alert_starts_or_has_ended_after_now_though_the_clock_was_set_back() 
     active = Notification(labels={}, starts_at=NOW + 3600)
     ended_since = Notification(labels={}, starts_at=NOW + 3600, ends_at=NOW - 30)
     ended_before = Notification(labels={}, starts_at=NOW + 3600, ends_at=NOW + 3700)
-    found = json.loads(render([active, ended_since, ended_before], now=NOW, resend_seconds=60.0, external_url=""))
+    found = rendered(active, ended_since, ended_before)
 
     assert [(one["startsAt"], one["endsAt"]) for one in found] == [
         ("2023-11-14T22:13:20.000Z", "2023-11-14T22:17:20.000Z"),
@@ -52,6 +57,6 @@ def test_no_alert_starts_or_has_ended_after_now_though_the_clock_was_set_back() 
 
 
 def test_without_a_page_there_is_no_generator_url() -> None:
-    (one,) = json.loads(render([FIRING], now=NOW, resend_seconds=60.0, external_url=""))
+    (one,) = rendered(FIRING)
 
     assert "generatorURL" not in one

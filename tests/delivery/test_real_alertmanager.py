@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon.delivery.notification import Notification
-from ephmon.delivery.receiver import DeliveryTimes
-from ephmon.delivery.service import DeliverySettings
+from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.delivery_status import FailureReason, ReceiverKind
 from tests.delivery import delivering

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from ephmon.delivery.notification import Notification, Standing
-from ephmon.delivery.post import MOST_RETRY_AFTER_SECONDS, Poster, PostError, parse_target
-from ephmon.delivery.receiver import Alertmanager, DeliveryTimes, Receiver, Webhook, Wording
+from ephmon.delivery.alert_set import AlertSet
+from ephmon.delivery.alertmanager import Alertmanager
+from ephmon.delivery.notification import Notification
+from ephmon.delivery.post import MAX_RETRY_AFTER_SECONDS, Poster, PostError, parse_target
+from ephmon.delivery.receiver import Receiver
+from ephmon.delivery.settings import DeliveryTimes, MessageContext
+from ephmon.delivery.webhook import Webhook
 from ephmon.model.delivery_status import FailureReason, Tally
 
 if TYPE_CHECKING:
@@ -109,8 +113,8 @@ class Course:
             wall_clock=lambda: START + self._loop.now,
             chance=lambda: chance,
         )
-        self.receiver.wording = Wording(host="web1")
-        self._standing = Standing()
+        self.receiver.context = MessageContext(host="web1")
+        self._alerts = AlertSet()
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._run(updates, seconds))
 
@@ -123,9 +127,9 @@ class Course:
 
     def _update(self, names: str) -> None:
         now = START + self._loop.now
-        active = [self._standing.active.get(_key(name)) or alert(name, now) for name in names]
-        self._standing = self._standing.followed_by(active, {}, now)
-        self.receiver.take(self._standing)
+        active = [self._alerts.active.get(_key(name)) or alert(name, now) for name in names]
+        self._alerts = self._alerts.updated(active, {}, now)
+        self.receiver.update(self._alerts)
 
     @property
     def moments(self) -> list[float]:
@@ -233,14 +237,14 @@ def test_the_time_that_a_receiver_asks_for_is_kept() -> None:
     course = Course(Webhook, failing(busy, times=1), (0.0, "A"), (50.0, "AB"), seconds=HOUR)
 
     assert course.told == [(0.0, "A"), (90.0, "AB")]
-    assert busy.retry_after_seconds < MOST_RETRY_AFTER_SECONDS < TIMES.repeat_seconds
+    assert busy.retry_after_seconds < MAX_RETRY_AFTER_SECONDS < TIMES.repeat_seconds
 
 
 def test_what_a_webhook_refuses_is_not_sent_again_until_something_changes() -> None:
     course = Course(Webhook, failing(CLIENT_ERROR), (0.0, "A"), (1000.0, "AB"), seconds=3 * HOUR)
 
     assert course.told == [(0.0, "A"), (1000.0, "AB")]
-    assert course.receiver.owed == 0
+    assert course.receiver.pending == 0
     assert course.tally.failures[FailureReason.CLIENT_ERROR] == 2
 
 
@@ -285,7 +289,7 @@ def test_an_alert_that_came_and_went_while_a_webhook_was_down_is_still_told() ->
     course = Course(Webhook, failing(NOBODY, times=9), (0.0, "A"), (3.0, ""), seconds=HOUR)
 
     assert course.told[-1][1] == "a"
-    assert course.receiver.owed == 0
+    assert course.receiver.pending == 0
 
 
 def test_an_end_that_is_forgotten_before_the_webhook_came_back_is_counted() -> None:
@@ -331,7 +335,7 @@ def test_the_log_tells_of_a_receiver_once_for_each_reason_and_shows_no_secret(ca
         "The webhook at am.example:9093 cannot be reached: Connection refused.",
         "The webhook at am.example:9093 answered with status 500.",
         "The webhook at am.example:9093 cannot be reached: Connection refused.",
-        "The webhook at am.example:9093 takes alerts again.",
+        "The webhook at am.example:9093 accepts alerts again.",
     ]
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from ephmon.delivery.name_resolution import look_up
 from ephmon.delivery.notification import Notification
-from ephmon.delivery.receiver import DeliveryTimes
-from ephmon.delivery.service import NAMELESS, Delivery, DeliverySettings
+from ephmon.delivery.service import NO_HOST_LABEL, Delivery
+from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from tests.certificates import make_certificate
@@ -57,8 +57,8 @@ def delivering(
     times: DeliveryTimes = HOURLY,
     resolve: Callable[[str, int], tuple[Address, ...]] = look_up,
 ) -> Iterator[Delivery]:
-    delivery = Delivery(wanted, times=times, look_up=resolve)
-    delivery.start()
+    delivery = Delivery(times=times, look_up=resolve)
+    delivery.configure(wanted)
     try:
         yield delivery
     finally:
@@ -70,11 +70,20 @@ def told(request: Received) -> list[tuple[str, str]]:
     return [(one["labels"]["alertname"], one["status"]) for one in request.document["alerts"]]
 
 
+def status_of(delivery: Delivery) -> DeliveryStatus:
+    """Return the status of a delivery that has a receiver."""
+    status = delivery.status()
+    assert status is not None
+    return status
+
+
 def settled(delivery: Delivery, *receivers: PostReceiver, posts: int = 1) -> DeliveryStatus:
     """Wait until each of these got so many posts, and until every receiver has taken everything."""
     for receiver in receivers:
         receiver.wait_for(posts)
-    return eventually(delivery.status, lambda status: bool(status.pending) and not any(status.pending.values()))
+    return eventually(
+        lambda: status_of(delivery), lambda status: bool(status.pending) and not any(status.pending.values())
+    )
 
 
 def test_every_receiver_is_told_and_none_waits_for_another() -> None:
@@ -99,9 +108,9 @@ def test_the_polling_thread_never_waits_for_a_receiver() -> None:
         slow.wait_for(1)
         for number in range(1000):
             delivery.update([alert(f"A{number}")])
-        delivery.reconfigure(settings(webhook=slow.url, labels={"team": "network"}))
+        delivery.configure(settings(webhook=slow.url, labels={"team": "network"}))
 
-        assert delivery.status().attempts == {HOOK: 1}
+        assert status_of(delivery).attempts == {HOOK: 1}
         assert len(slow.requests) == 1
 
 
@@ -123,7 +132,7 @@ def test_a_reload_keeps_what_was_told_and_tells_the_new_ones_everything() -> Non
         with delivering(settings(gone.url, webhook=kept.url)) as delivery:
             delivery.update([A])
             settled(delivery, gone, kept)
-            delivery.reconfigure(settings(new.url, webhook=kept.url))
+            delivery.configure(settings(new.url, webhook=kept.url))
             settled(delivery, new)
             delivery.update([A, B])
             settled(delivery, new, kept, posts=2)
@@ -146,7 +155,7 @@ def test_a_reload_loses_no_alert_that_a_receiver_was_still_owed() -> None:
         delivery.update([A, B, alert("Told")])
         old.wait_for(3)
         delivery.update([B])
-        delivery.reconfigure(settings(webhook=new.url))
+        delivery.configure(settings(webhook=new.url))
         (request,) = new.wait_for(1)
 
         assert told(request)[0] == ("B", "firing")
@@ -158,7 +167,7 @@ def test_a_receiver_that_a_reload_takes_away_is_sent_nothing_more() -> None:
     with PostReceiver() as gone, PostReceiver() as new, delivering(settings(gone.url), times=often) as delivery:
         delivery.update([A])
         gone.wait_for(2)
-        delivery.reconfigure(settings(new.url))
+        delivery.configure(settings(new.url))
         new.wait_for(1)
         number = len(gone.requests)
         new.wait_for(20)
@@ -172,7 +181,7 @@ def test_a_webhook_that_is_new_hears_nothing_of_what_was_over_before() -> None:
         settled(delivery, other)
         delivery.update([B])
         settled(delivery, other, posts=2)
-        delivery.reconfigure(settings(other.url, webhook=new.url))
+        delivery.configure(settings(other.url, webhook=new.url))
         (request,) = new.wait_for(1)
 
         assert told(request) == [("B", "firing")]
@@ -182,7 +191,7 @@ def test_new_labels_end_the_alerts_with_the_old_ones() -> None:
     with PostReceiver() as hook, delivering(settings(webhook=hook.url, labels={"team": "old"})) as delivery:
         delivery.update([A])
         settled(delivery, hook)
-        delivery.reconfigure(settings(webhook=hook.url, labels={"team": "new"}))
+        delivery.configure(settings(webhook=hook.url, labels={"team": "new"}))
         _, request = hook.wait_for(2)
 
     alerts = request.document["alerts"]
@@ -194,8 +203,10 @@ def test_new_labels_end_the_alerts_with_the_old_ones() -> None:
 def test_without_receivers_there_is_nothing_to_do_until_a_reload_brings_one() -> None:
     with PostReceiver() as new, delivering(settings()) as delivery:
         delivery.update([A])
-        assert delivery.status() == DeliveryStatus(attempts={}, failures={}, pending={}, succeeded_at={}, dropped={})
-        delivery.reconfigure(settings(new.url))
+        assert delivery.status() is None
+        assert "delivery" not in {thread.name for thread in threading.enumerate()}
+        delivery.configure(settings(new.url))
+        delivery.update([A])
 
         new.wait_for(1)
 
@@ -215,7 +226,7 @@ def test_names_are_looked_up_at_start_and_at_a_reload_and_the_last_answer_is_kep
             eventually(lambda: len(asked), lambda number: number == 1)
             delivery.update([A])
             receiver.wait_for(1)
-            delivery.reconfigure(settings(url))
+            delivery.configure(settings(url))
             eventually(lambda: len(asked), lambda number: number == 2)
             delivery.update([B])
             receiver.wait_for(2)
@@ -231,11 +242,11 @@ def test_the_status_counts_attempts_failures_and_what_waits() -> None:
         PostReceiver(silent) as slow,
         delivering(settings(slow.url, webhook=hook.url)) as delivery,
     ):
-        assert delivery.status().succeeded_at == {}
+        assert status_of(delivery).succeeded_at == {}
         delivery.update([A, B])
         hook.wait_for(3)
         slow.wait_for(1)
-        status = eventually(delivery.status, lambda status: status.pending == {AM: 2, HOOK: 0})
+        status = eventually(lambda: status_of(delivery), lambda status: status.pending == {AM: 2, HOOK: 0})
 
     assert status.attempts == {AM: 1, HOOK: 3}
     assert {reason: number for reason, number in status.failures[HOOK].items() if number} == {
@@ -263,7 +274,7 @@ def test_no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "secret" not in settings_text
 
 
-@pytest.mark.parametrize(("labels", "warnings"), [({}, [NAMELESS]), ({"instance": "web1"}, [])])
+@pytest.mark.parametrize(("labels", "warnings"), [({}, [NO_HOST_LABEL]), ({"instance": "web1"}, [])])
 def test_it_warns_where_alerts_do_not_name_the_host(
     caplog: pytest.LogCaptureFixture, labels: dict[str, str], warnings: list[str]
 ) -> None:
@@ -287,23 +298,20 @@ def test_certificates_are_held_against_those_that_the_system_trusts(
     with PostReceiver(tls=context) as receiver, delivering(settings(webhook=receiver.url)) as delivery:
         delivery.update([A])
         eventually(
-            delivery.status, lambda status: bool(status.failures) and status.failures[HOOK][FailureReason.TLS] > 0
+            lambda: status_of(delivery),
+            lambda status: bool(status.failures) and status.failures[HOOK][FailureReason.TLS] > 0,
         )
         assert receiver.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(files.certificate))  # what OpenSSL takes for the system's
-        delivery.reconfigure(settings(webhook=receiver.url))
+        delivery.configure(settings(webhook=receiver.url))
 
         receiver.wait_for(1)
 
 
-def _has_met_a_bad_certificate(status: DeliveryStatus) -> bool:
-    return HOOK in status.failures and status.failures[HOOK][FailureReason.TLS] > 0
-
-
 def test_closing_sends_what_can_be_sent_at_once_and_waits_for_nobody() -> None:
     with PostReceiver() as quick, PostReceiver(silent) as slow:
-        delivery = Delivery(settings(slow.url, quick.url), times=HOURLY)
-        delivery.start()
+        delivery = Delivery(times=HOURLY)
+        delivery.configure(settings(slow.url, quick.url))
         delivery.update([A])
         slow.wait_for(1)
         quick.wait_for(1)
@@ -325,7 +333,7 @@ def test_a_resolver_that_hangs_keeps_nobody_from_closing() -> None:
 
     with delivering(settings("http://am.example"), resolve=resolve) as delivery:
         delivery.update([A])
-        eventually(delivery.status, lambda status: status.attempts == {AM: 1})
+        eventually(lambda: status_of(delivery), lambda status: status.attempts == {AM: 1})
     hanging.set()
 
     assert "delivery" not in {thread.name for thread in threading.enumerate()}

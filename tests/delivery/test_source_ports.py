@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.config.settings import NotifyConfig
-from ephmon.delivery.receiver import DeliveryTimes
+from ephmon.delivery.settings import DeliveryTimes
 from ephmon.delivery.source_ports import SourcePortError, SourcePorts
 from ephmon.facts.snapshot import PortRange
 from tests.namespaces import Namespace

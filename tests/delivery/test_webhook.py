@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ephmon.delivery.notification import Notification
-from ephmon.delivery.webhook import render
+from ephmon.delivery.settings import DeliveryTimes, MessageContext
+from ephmon.delivery.webhook import Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +26,8 @@ def alert(name: str, *, summary: str = "Few are left.", ends_at: float | None = 
 
 def document(*alerts: Notification, labels: Mapping[str, str] | None = None) -> Any:
     group_labels = {"team": "network"} if labels is None else labels
-    body = render(alerts, group_labels=group_labels, host="web1", external_url="http://127.0.0.1:19100/")
-    return json.loads(body)
+    context = MessageContext(labels=group_labels, host="web1", external_url="http://127.0.0.1:19100/")
+    return json.loads(Webhook(DeliveryTimes()).render(alerts, NOW, context))
 
 
 def test_it_is_alertmanagers_version_4() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 
 from ephmon.delivery.notification import Notification
-from ephmon.delivery.receiver import DeliveryTimes
-from ephmon.delivery.service import DeliverySettings
+from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.delivery_status import ReceiverKind
 from tests.delivery import delivering

