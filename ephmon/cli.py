@@ -1,6 +1,6 @@
-"""The command line: what may stand on it, and which command that is.
+"""The command line: parses the arguments and runs the command.
 
-Exit status: 0 is done, 1 is failed, 2 is wrong usage or configuration; those of `ephmon check` are a plugin's.
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration; `ephmon check` has the statuses of a monitoring plugin.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ephmon import __version__, log
 from ephmon.commands import arguments, check, check_config, headroom, pools
-from ephmon.commands.reading import configuration
-from ephmon.commands.terminal import complain
+from ephmon.commands.reading import load_config
+from ephmon.commands.terminal import print_error
 from ephmon.daemon import signals
 from ephmon.errors import ConfigError, EphmonError, UsageError, quote
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 PROC = Path("/proc")
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+# 128 + SIGINT, as shells report it.
 _INTERRUPTED = 130
 _CHECK = "check"
 
 _EPILOG = """\
-Addresses are literals; IPv6 is written [address]:port. Without --config the file /etc/ephmon/config.yaml is read if it
-exists, else the built-in defaults hold. Exit status: 0 done, 1 it failed, 2 wrong usage or configuration; of check: 0
-OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
+Addresses are literals, not names; IPv6 with a port is [address]:port. Without --config, ephmon reads
+/etc/ephmon/config.yaml if it exists, else it uses the defaults. Exit status: 0 done, 1 failed, 2 wrong usage or
+configuration. Exit status of check: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
 
 
 def entry_point() -> NoReturn:
@@ -41,48 +42,50 @@ def entry_point() -> NoReturn:
     sys.exit(main(sys.argv[1:]))
 
 
-def main(words: Sequence[str]) -> int:
-    """Run a command and return its exit status. Errors are one plain sentence on standard error."""
-    if _command_of(words) == _CHECK:
-        return check.guard(partial(_run_command, words))
+def main(argv: Sequence[str]) -> int:
+    """Run a command and return its exit status. An error is one plain sentence on standard error."""
+    if _command_name(argv) == _CHECK:
+        return check.guard(partial(_run_command, argv))
     try:
-        return _run_command(words)
+        return _run_command(argv)
     except (UsageError, ConfigError) as error:
-        complain(error)
+        print_error(error)
         return WRONG_USAGE
     except EphmonError as error:
-        complain(error)
+        print_error(error)
         return FAILED
     except BrokenPipeError:
-        return FAILED  # the reader of our output has had enough (`ephmon pools | head`)
+        return FAILED  # the reader has closed the pipe, as in `ephmon pools | head`
     except KeyboardInterrupt:
         return _INTERRUPTED
 
 
-def _run_command(words: Sequence[str]) -> int:
-    options, unknown = _parser().parse_known_args(words)
+def _run_command(argv: Sequence[str]) -> int:
+    options, unknown = _parser().parse_known_args(argv)
     if unknown:
         options.refuse(f"unrecognized arguments: {' '.join(map(quote, unknown))}")
     status: int = options.command(options)
     return status
 
 
-def _command_of(words: Sequence[str]) -> str | None:
-    """Return which command is meant, also where the words before it are wrong."""
-    values = [*words]
-    while values:
-        word = values.pop(0)
-        if not word.startswith("-"):
-            return word
-        if word == "--config" and values:
-            values.pop(0)
+def _command_name(argv: Sequence[str]) -> str | None:
+    """Return the command among the arguments, also if options before it are wrong.
+
+    It is needed before the arguments are parsed, because wrong usage of `check` must be UNKNOWN too.
+    """
+    rest = iter(argv)
+    for argument in rest:
+        if not argument.startswith("-"):
+            return argument
+        if argument == "--config":
+            next(rest, None)  # its value
     return None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.Parser(
         prog="ephmon",
-        description="How many more connections this host can open, for every destination, before connect() fails.",
+        description="Show how many more connections this host can open to each destination before connect() fails.",
         epilog=_EPILOG,
         allow_abbrev=False,
     )
@@ -91,24 +94,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(parser, default=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     config = arguments.Parser(add_help=False)
-    # Without it, what stands before the command is to hold.
+    # With a default here, the option after the command would replace the one before it.
     _add_config(config, default=argparse.SUPPRESS)
     add = partial(_add, commands, [config])
-    _describe_run(add("run", _run, "run the daemon in the foreground"))
-    _describe_pools(add("pools", pools.run, "poll once and print the pools, the fullest first"))
-    _describe_headroom(add("headroom", headroom.run, "tell how many more sockets one pool has ports for, and why"))
-    _describe_check(add(_CHECK, check.run, "poll once and answer as a plugin of Nagios or Icinga does"))
-    _describe_check_config(
+    _add_run_arguments(add("run", _run, "run the daemon in the foreground"))
+    _add_pools_arguments(add("pools", pools.run, "poll once and print the pools, fullest first"))
+    _add_headroom_arguments(
+        add("headroom", headroom.run, "print how many more sockets can get a port of one pool, and why")
+    )
+    _add_check_arguments(add(_CHECK, check.run, "poll once and answer as a Nagios or Icinga plugin"))
+    _add_check_config_arguments(
         add("check-config", check_config.run, "check a configuration file and print what is in force")
     )
-    _describe_incidents(add("incidents", _list_incidents, "list the incidents that the daemon has written"))
-    _describe_incident(add("incident", _show_incident, "print one incident, from this host or another"))
+    _add_incidents_arguments(
+        add("incidents", _list_incidents, "list the incidents that the daemon has written, latest first")
+    )
+    _add_incident_arguments(add("incident", _show_incident, "print one incident, from this host or another"))
     return parser
 
 
 def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
-        "--config", type=arguments.file, default=default, metavar="FILE", help="the configuration file; it must exist"
+        "--config",
+        type=arguments.file,
+        default=default,
+        metavar="FILE",
+        help="the configuration file, which must exist",
     )
 
 
@@ -126,79 +137,95 @@ def _add(
     return parser
 
 
-def _describe_run(run: argparse.ArgumentParser) -> None:
-    run.add_argument(
-        "--listen", type=arguments.listen, metavar="HOST:PORT", help="serve HTTP here instead of at `listen`"
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen",
+        type=arguments.listen,
+        metavar="HOST:PORT",
+        help="serve HTTP on this address instead of the configured one",
     )
 
 
-def _describe_pools(listing: argparse.ArgumentParser) -> None:
-    listing.add_argument("--json", action="store_true", help="print JSON, all pools unless --top says otherwise")
-    listing.add_argument("--top", type=arguments.positive, metavar="N", help="print at most N pools (table: pools.top)")
-    listing.add_argument(
+def _add_pools_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON; without --top, of all pools")
+    parser.add_argument(
+        "--top", type=arguments.positive, metavar="N", help="print at most N pools (default of the table: pools.top)"
+    )
+    parser.add_argument(
         "--destination",
         type=arguments.destination,
         metavar="ADDR[:PORT]",
-        help="print only the pools toward it, with advice on those that reached a threshold",
+        help="print only the pools toward this destination, with advice on those that reached a threshold",
     )
-    listing.add_argument(
+    parser.add_argument(
         "--owners",
         action="store_true",
-        help="tell who holds the ports, the blocked ones too: units, containers, users and, where permitted, processes",
+        help="print who holds the ports, also the blocked ones: units, containers, users and, if permitted, processes",
     )
 
 
-def _describe_headroom(room: argparse.ArgumentParser) -> None:
-    _add_destination(room)
-    room.add_argument("--bind", type=arguments.address, metavar="SOURCE", help="what bind(SOURCE, 0) has left")
-    room.add_argument("--udp", action="store_true", help="UDP instead of TCP")
-    room.add_argument(
-        "--probe", action="store_true", help="ask the kernel about each port in doubt (CAP_NET_ADMIN, Linux 6.3)"
+def _add_headroom_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_destination(parser)
+    parser.add_argument(
+        "--bind",
+        type=arguments.address,
+        metavar="SOURCE",
+        help="count the ports for bind(SOURCE, 0) instead of for a destination",
     )
-    room.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--udp", action="store_true", help="count for UDP instead of TCP")
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="ask the kernel about each ambiguous port (needs CAP_NET_ADMIN and Linux 6.3)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _describe_check(plugin: argparse.ArgumentParser) -> None:
-    _add_destination(plugin)
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_destination(parser)
     for severity in ("warning", "critical"):
-        plugin.add_argument(
+        parser.add_argument(
             f"--{severity}",
             type=arguments.ratio,
             metavar="RATIO",
-            help=f"the utilisation ratio that is {severity.upper()}, of every pool, instead of the configuration's",
+            help=f"the utilisation ratio from which every pool is {severity.upper()}, instead of the configured ones",
         )
 
 
 def _add_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", nargs="?", type=arguments.destination_port, metavar="DESTINATION:PORT")
     parser.add_argument(
-        "--from", dest="source", type=arguments.address, metavar="SOURCE", help="instead of what routing chooses"
+        "--from",
+        dest="source",
+        type=arguments.address,
+        metavar="SOURCE",
+        help="the source address, instead of the one that routing chooses",
     )
 
 
-def _describe_check_config(checked: argparse.ArgumentParser) -> None:
-    checked.add_argument(
-        "file", nargs="?", type=arguments.file, metavar="FILE", help="the file to check instead of --config"
+def _add_check_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", nargs="?", type=arguments.file, metavar="FILE", help="the file to check, instead of --config"
     )
-    checked.add_argument(
+    parser.add_argument(
         "--pool",
         type=arguments.pool,
         metavar="KIND,SOURCE[,DESTINATION:PORT]",
-        help="print the thresholds of this pool, and which override gave them",
+        help="print the thresholds of this pool, and the override that they come from",
     )
 
 
-def _describe_incidents(listing: argparse.ArgumentParser) -> None:
-    listing.add_argument("--json", action="store_true", help="print JSON")
+def _add_incidents_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _describe_incident(one: argparse.ArgumentParser) -> None:
-    one.add_argument("file", type=arguments.file, metavar="FILE", help="a file that `ephmon incidents` lists")
-    one.add_argument("--json", action="store_true", help="print JSON")
+def _add_incident_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=arguments.file, metavar="FILE", help="a file that `ephmon incidents` lists")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _list_incidents(options: argparse.Namespace) -> int:
-    # Only these two commands need what reads incidents.
+    # Loaded here, because only these two commands read incidents.
     from ephmon.commands import incidents  # noqa: PLC0415
 
     return incidents.run(options)
@@ -212,11 +239,11 @@ def _show_incident(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     signals.block()
-    # Only the daemon needs the HTTP side and what it drags in.
+    # Loaded here, because only the daemon needs the HTTP server and its libraries.
     from ephmon.daemon.loop import Daemon  # noqa: PLC0415
 
     def read_config() -> Config:
-        config = configuration(options.config)
+        config = load_config(options.config)
         return replace(config, listen=options.listen) if options.listen else config
 
     config = read_config()

@@ -389,8 +389,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["pools", "--config", "/nonexistent/config.yaml"],
         "/nonexistent/config.yaml: the file cannot be read: No such file or directory",
     ),
-    "an empty file name": (["pools", "--config", ""], "argument --config: the name of the file is empty"),
-    "an empty file name to check": (["check-config", ""], "argument FILE: the name of the file is empty"),
+    "an empty file name": (["pools", "--config", ""], "argument --config: the path of the file is empty"),
+    "an empty file name to check": (["check-config", ""], "argument FILE: the path of the file is empty"),
     "a directory": (["check-config", "/"], "/: the file is a directory, not a regular file"),
 }
 
@@ -419,9 +419,7 @@ def test_what_a_command_does_not_know_leads_to_its_own_help(
     command: str, arguments: list[str], unknown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
-    assert capsys.readouterr().err == (
-        f"ephmon: unrecognized arguments: {unknown}; `ephmon {command} --help` says what can be written.\n"
-    )
+    assert capsys.readouterr().err == (f"ephmon: unrecognized arguments: {unknown}; see `ephmon {command} --help`.\n")
 
 
 def test_the_configuration_may_stand_before_the_command(config: Path, tmp_path: Path) -> None:
@@ -440,9 +438,7 @@ def test_a_mistake_ends_the_process_with_its_status() -> None:
     result = run(ephmon("pools", "--top", "0"))
 
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == (
-        "ephmon: argument --top: '0' is not a whole number above 0; `ephmon pools --help` says what can be written.\n"
-    )
+    assert result.stderr == ("ephmon: argument --top: '0' is not a whole number above 0; see `ephmon pools --help`.\n")
 
 
 BROKEN = "poll: {interval: 5}\nlisten: localhost:80\nthresholds: {warning: {utilisation: 7}}\nunknown: 1\n"

@@ -1,1 +1,1 @@
-"""The commands, each in a module: it reads what it needs, prints an answer and returns an exit status."""
+"""The commands, one module each: it reads what it needs, prints an answer and returns an exit status."""

@@ -1,4 +1,4 @@
-"""What may stand on the command line: the types of its arguments, and a parser that refuses all else in a sentence."""
+"""The types of the arguments of commands, and a parser whose errors are one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from ephmon.commands.terminal import tell
+from ephmon.commands.terminal import print_answer
 from ephmon.config.endpoint import Address, parse_endpoint, parse_lone_address
 from ephmon.config.scalars import RATIO
 from ephmon.config.settings import LISTEN
@@ -25,87 +25,89 @@ IPV6 = 6
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints and fails as the commands do: its errors are one sentence, without the usage above it."""
+    """An argument parser that prints and fails as the commands do: an error is one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise UsageError(f"{message}; `{self.prog} --help` says what can be written.")
+        raise UsageError(f"{message}; see `{self.prog} --help`.")
 
     def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002 - argparse's signature
-        tell(message)
+        print_answer(message)
 
 
 def listen(text: str) -> ListenAddress:
-    """Read `IPV4:PORT` or `[IPV6]:PORT`, where a daemon may listen."""
+    """Parse `IPV4:PORT` or `[IPV6]:PORT`, an address to listen on."""
     return _argument(LISTEN.parse, text)
 
 
 def destination(text: str) -> tuple[str, int | None]:
-    """Read an address with or without a port."""
+    """Parse an address with or without a port."""
     found, port = _argument(parse_endpoint, text)
     return str(found), port
 
 
 def destination_port(text: str) -> tuple[Address, int | None]:
-    """Read an address and a port that connect() can be asked for; the port is always given."""
+    """Parse a destination of connect(); the port is required."""
     found, port = _argument(lambda given: parse_endpoint(given, port_required=True), text)
     if found.is_unspecified:
-        raise argparse.ArgumentTypeError(f"connect() takes {found} for loopback; write 127.0.0.1 or ::1")
+        raise argparse.ArgumentTypeError(f"connect() to {found} means loopback; use 127.0.0.1 or ::1")
     if found.version == IPV6 and found.is_link_local:
-        raise argparse.ArgumentTypeError(f"connect() to {found} needs a device too, and devices have no pools")
+        raise argparse.ArgumentTypeError(
+            f"{found} is link-local and needs a device, which no pool has; use another address"
+        )
     return found, port
 
 
 def address(text: str) -> Address:
-    """Read an address where no port belongs."""
+    """Parse an address without a port."""
     return _argument(parse_lone_address, text)
 
 
 def file(text: str) -> Path:
-    """Read the name of a file."""
+    """Parse the path of a file."""
     if not text:
-        raise argparse.ArgumentTypeError("the name of the file is empty")
+        raise argparse.ArgumentTypeError("the path of the file is empty")
     return Path(text)
 
 
 def positive(text: str) -> int:
-    """Read a whole number above 0."""
+    """Parse a whole number above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def ratio(text: str) -> float:
-    """Read a ratio above 0 and at most 1."""
+    """Parse a ratio above 0 and at most 1."""
     return _argument(RATIO.parse, text)
 
 
 def pool(text: str) -> PoolKey:
-    """Read `KIND,SOURCE` or `tcp_connect,SOURCE,DESTINATION:PORT`."""
+    """Parse `KIND,SOURCE` or `tcp_connect,SOURCE,DESTINATION:PORT`."""
     return _argument(_parse_pool, text)
 
 
 def _parse_pool(text: str) -> PoolKey:
     kind_text, *addresses = text.split(",")
     if kind_text not in list(PoolKind):
-        raise ValueError(f"{quote(kind_text)} is not a kind of pool; write {', '.join(PoolKind)}")
+        raise ValueError(f"{quote(kind_text)} is not a kind of pool; use {', '.join(PoolKind)}")
     kind = PoolKind(kind_text)
     form = "SOURCE,DESTINATION:PORT" if kind == PoolKind.TCP_CONNECT else "SOURCE"
     if len(addresses) != len(form.split(",")):
-        raise ValueError(f"a {kind} pool is written {kind},{form}")
+        raise ValueError(f"a {kind} pool needs other addresses; use {kind},{form}")
     source = parse_lone_address(addresses[0])
     if kind == PoolKind.UDP_CONNECT and not source.is_unspecified:
-        raise ValueError(f"a {kind} pool is one of a family, not of {source}; write 0.0.0.0 or :: as its source")
+        raise ValueError(f"a {kind} pool belongs to a family, not to {source}; use 0.0.0.0 or :: as its source")
     if kind != PoolKind.TCP_CONNECT:
         return PoolKey(OWN_NETNS, kind, str(source), None, None)
     target, port = parse_endpoint(addresses[1], port_required=True)
     if target.version != source.version:
-        raise ValueError(f"{source} and {target} are of different families")
+        raise ValueError(f"{source} and {target} belong to different families")
     return PoolKey(OWN_NETNS, kind, str(source), str(target), port)
 
 
 def _argument(parse: Callable[[str], T], text: str) -> T:
-    """Parse an argument; argparse shows the sentence of an ArgumentTypeError, but not that of a ValueError."""
+    """Parse an argument; argparse prints the message of an ArgumentTypeError, but not that of a ValueError."""
     try:
         return parse(text)
     except ValueError as error:

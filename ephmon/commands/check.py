@@ -1,7 +1,8 @@
-"""`ephmon check`: a plugin for Nagios, Icinga and what speaks like them, with their exit statuses.
+"""`ephmon check`: a plugin for Nagios, Icinga and compatible systems (monitoring-plugins.org, Development Guidelines).
 
-0 is OK, 1 WARNING, 2 CRITICAL. Whatever keeps the check from an answer is 3, UNKNOWN, and told on standard output, for
-that is what the monitoring system shows: also wrong usage, a wrong configuration, Ctrl-C and a defect of ephmon.
+The exit status is 0 for OK, 1 for WARNING and 2 for CRITICAL. Everything that prevents an answer is 3, UNKNOWN: wrong
+usage, a wrong configuration, Ctrl-C and defects of ephmon too. Its message goes to standard output, because that is
+what the monitoring system shows.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-from ephmon.commands.question import check_from, check_source, connect_source
-from ephmon.commands.reading import configuration, ports_to_keep, read
-from ephmon.commands.terminal import OutputError, complain, tell
+from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot
+from ephmon.commands.source import connect_source, require_matching_source, require_own_source
+from ephmon.commands.terminal import OutputError, print_answer, print_error
 from ephmon.errors import EphmonError, KernelError, UsageError
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import Protocol
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the answer and return its status."""
-    config = configuration(options.config)
+    """Print the answer and return its exit status."""
+    config = load_config(options.config)
     thresholds = _limits(config.thresholds, options)
     asked = _asked_pool(options)
-    surveys = survey(read(config, options.proc), likely_binder_ports=config.listing.min_in_use)
+    surveys = survey(read_snapshot(config, options.proc), likely_binder_ports=config.listing.min_in_use)
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
     if asked is None:
         assessment = assess_host(surveys, thresholds, config.listing.ignore_destinations)
@@ -48,19 +49,19 @@ def run(options: argparse.Namespace) -> int:
     answer = plugin.answer(
         assessment, advice=_advice(assessment.worst, kept), missing=missing, remarks=_remarks(surveys)
     )
-    tell(answer.text)
+    print_answer(answer.text)
     return answer.status
 
 
 def guard(command: Callable[[], int]) -> int:
-    """Return the status of `command`, or UNKNOWN after printing what kept it from an answer.
+    """Return the exit status of `command`, or UNKNOWN after printing what prevented an answer.
 
-    That is also the status of --help, which is no answer to a monitoring system either.
+    --help is UNKNOWN too, because it does not answer the monitoring system.
     """
     try:
         return command()
     except OutputError as error:
-        complain(error)
+        print_error(error)
         return plugin.Status.UNKNOWN
     except EphmonError as error:
         return _fail(str(error))
@@ -68,28 +69,28 @@ def guard(command: Callable[[], int]) -> int:
         return _fail("The check was interrupted.")
     except (SystemExit, BrokenPipeError):
         return plugin.Status.UNKNOWN
-    except Exception as error:  # noqa: BLE001 - Python would end with status 1, which stands for WARNING
-        complain(EphmonError(traceback.format_exc()))
-        return _fail(f"This is a defect of ephmon, please report it: {error!r}")
+    except Exception as error:  # noqa: BLE001 - Python would exit with status 1, which means WARNING
+        print_error(EphmonError(traceback.format_exc()))
+        return _fail(f"This is a defect in ephmon; please report it: {error!r}")
 
 
 def _fail(message: str) -> int:
     answer = plugin.failure(message)
     try:
-        tell(answer.text)
+        print_answer(answer.text)
     except OutputError as error:
-        complain(error)
+        print_error(error)
     except BrokenPipeError:
-        pass  # nobody is there to be told
+        pass  # nobody reads the answer
     return answer.status
 
 
 def _limits(thresholds: Thresholds, options: argparse.Namespace) -> Thresholds:
-    """Return the thresholds of the configuration, or for all pools those of the command line."""
+    """Return the thresholds of the configuration, with those of the command line instead for all pools."""
     limits = with_limits(thresholds, warning=options.warning, critical=options.critical)
     _require_order(limits.warning, limits.critical, "")
-    for place, override in enumerate(limits.overrides):
-        where = f" of thresholds.overrides[{place}]"
+    for index, override in enumerate(limits.overrides):
+        where = f" of thresholds.overrides[{index}]"
         _require_order(override.warning or limits.warning, override.critical or limits.critical, where)
     return limits
 
@@ -97,19 +98,19 @@ def _limits(thresholds: Thresholds, options: argparse.Namespace) -> Thresholds:
 def _require_order(warning: Threshold, critical: Threshold, where: str) -> None:
     low, high = warning.utilisation, critical.utilisation
     if low >= high:
-        raise UsageError(f"The warning at {low} does not come before the critical at {high}{where}; move one of them.")
+        raise UsageError(f"The warning at {low} is not below the critical at {high}{where}; change one of them.")
 
 
 def _asked_pool(options: argparse.Namespace) -> ConnectKey | None:
-    """Return the pool that the arguments ask for, None for the whole host."""
+    """Return the key of the pool that the arguments ask for, None for the whole host."""
     if options.destination is None:
         if options.source:
-            raise UsageError("--from goes with a destination; without one the whole host is checked.")
+            raise UsageError("--from needs a destination; without one the whole host is checked.")
         return None
     destination, port = options.destination
-    check_from(options.source, destination)
+    require_matching_source(options.source, destination)
     if options.source:
-        check_source("--from", options.source)
+        require_own_source("--from", options.source)
     source = connect_source(destination, port, options.source)
     return ConnectKey(source.packed, destination.packed, port)
 
@@ -122,7 +123,7 @@ def _assess_asked(one: NamespaceSurvey, asked: ConnectKey, thresholds: Threshold
 
 
 def _advice(worst: Finding | None, kept: Mapping[str, frozenset[int] | None]) -> Advice | None:
-    """Return what to do about the worst, nothing if it is not bad; `kept` are the ports to keep of each namespace."""
+    """Return advice on the worst finding if it reached a threshold; `kept` are the ports to keep of each namespace."""
     if worst is None or worst.severity is None:
         return None
     subject, sysctls = worst.subject, worst.sysctls
@@ -132,8 +133,8 @@ def _advice(worst: Finding | None, kept: Mapping[str, frozenset[int] | None]) ->
 
 
 def _remarks(surveys: Sequence[NamespaceSurvey]) -> list[str]:
-    """Return what the figures rest on without having been seen."""
+    """Return what makes the figures uncertain."""
     sockets = [sockets for one in surveys for sockets in (one.namespace.tcp, one.namespace.udp) if sockets]
     torn = sum(one.torn for one in surveys)
-    remark = f"Sockets moved while they were read: {torn} pools seemed to hold more ports than there are."
+    remark = f"Sockets changed while they were read: {torn} pools seemed to have more ports in use than exist."
     return [*blindness(sorted({word for one in sockets for word in one.blind_to})), *([remark] if torn else [])]

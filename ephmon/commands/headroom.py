@@ -1,4 +1,4 @@
-"""`ephmon headroom`: how many more sockets one pool has ports for, and why."""
+"""`ephmon headroom`: how many more sockets can get a port of one pool, and why."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ephmon.commands.question import check_from, check_source, connect_source
-from ephmon.commands.reading import configuration, read
-from ephmon.commands.terminal import complain, tell
+from ephmon.commands.reading import load_config, read_snapshot
+from ephmon.commands.source import connect_source, require_matching_source, require_own_source
+from ephmon.commands.terminal import print_answer, print_error
 from ephmon.errors import KernelError, UsageError
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.deadline import Deadline
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one pool; the status is 1 if the probe that was asked for did not give every answer."""
-    config = configuration(options.config)
+    """Print one pool; the exit status is 1 if --probe did not get every answer."""
+    config = load_config(options.config)
     kind, source = _asked_pool(options)
-    snapshot = read(config, options.proc)
+    snapshot = read_snapshot(config, options.proc)
     (one,) = survey(snapshot)
     method: str = one.namespace.backends.get(kind.protocol, "")
     failure = None
@@ -44,19 +44,19 @@ def run(options: argparse.Namespace) -> int:
         raise KernelError(one.namespace.missing[kind.protocol], reason="unavailable")
     pool = pools.pool(_own_key(kind, source, options.destination))
     if options.json:
-        tell(api.encode({"schema": api.SCHEMA, "method": method, **api.pool_object(pool)}).decode())
+        print_answer(api.encode({"schema": api.SCHEMA, "method": method, **api.pool_object(pool)}).decode())
     else:
-        tell(headroom.render(pool))
+        print_answer(headroom.render(pool))
     if failure is None:
         return 0
-    complain(failure)
+    print_error(failure)
     return 1
 
 
 def _probed(
     snapshot: Snapshot, unprobed: NamespaceSurvey, ports: TcpPorts, seconds: float
 ) -> tuple[NamespaceSurvey, KernelError | None]:
-    """Return the survey with what the probe found, or the unprobed one, and what kept it from all answers."""
+    """Return the survey with the answers of the probe, and why answers are missing, None if none are."""
     asked = ports.not_known_to_be_blocked() if ports.blind_to else ports.unanswered()
     try:
         require_probe()
@@ -66,8 +66,8 @@ def _probed(
     (probed,) = survey(snapshot, answers={unprobed.namespace.inode: answers})
     if len(answers) == len(asked):
         return probed, None
-    what = f"The probe got to {len(answers)} of {len(asked)} ports before poll.deadline passed"
-    return probed, KernelError(f"{what}; the bounds allow for the rest, a longer deadline settles it.")
+    done = f"The probe asked about {len(answers)} of {len(asked)} ports before poll.deadline passed"
+    return probed, KernelError(f"{done}; the bounds include the others. Raise poll.deadline for an exact number.")
 
 
 def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] | None) -> ConnectKey | bytes:
@@ -78,14 +78,14 @@ def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] |
 
 
 def _asked_pool(options: argparse.Namespace) -> tuple[PoolKind, Address]:
-    """Return the kind of pool that the arguments ask for, and its source."""
-    _check_question(options)
+    """Return the kind and the source of the pool that the arguments ask for."""
+    _require_one_pool(options)
     if options.bind:
-        check_source("--bind", options.bind)
+        require_own_source("--bind", options.bind)
         return (PoolKind.UDP_BIND if options.udp else PoolKind.TCP_BIND), options.bind
     destination, port = options.destination
     if options.source:
-        check_source("--from", options.source)
+        require_own_source("--from", options.source)
     if options.udp and options.source:
         return PoolKind.UDP_BIND, options.source
     if options.udp:
@@ -93,13 +93,13 @@ def _asked_pool(options: argparse.Namespace) -> tuple[PoolKind, Address]:
     return PoolKind.TCP_CONNECT, connect_source(destination, port, options.source)
 
 
-def _check_question(options: argparse.Namespace) -> None:
-    """Raise UsageError if the arguments do not go together."""
+def _require_one_pool(options: argparse.Namespace) -> None:
+    """Raise UsageError unless the arguments name exactly one pool."""
     if (options.destination is None) == (options.bind is None):
-        raise UsageError("headroom takes either DESTINATION:PORT or --bind SOURCE.")
+        raise UsageError("headroom needs either DESTINATION:PORT or --bind SOURCE.")
     if options.probe and (options.udp or options.bind):
-        raise UsageError("--probe is about TCP connect(): the other pools have no port in doubt.")
+        raise UsageError("--probe works for TCP connect() only; other pools have no ambiguous ports.")
     if options.destination:
-        check_from(options.source, options.destination[0])
+        require_matching_source(options.source, options.destination[0])
     elif options.source:
-        raise UsageError("--from goes with a destination; --bind names the source itself.")
+        raise UsageError("--from needs a destination; --bind already names the source.")

@@ -6,7 +6,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from ephmon.commands.terminal import tell
+from ephmon.commands.terminal import print_answer
 from ephmon.config.file import quote_path
 from ephmon.errors import EphmonError
 from ephmon.outputs.documents.incident_reading import IncidentError, read
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the incident, for people or as JSON; raises EphmonError for a file that is none."""
+    """Print the incident as text or as JSON.
+
+    Raises:
+        EphmonError: The file is not an incident or cannot be read.
+    """
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     try:
         incident = read(str(options.file))
         text = render(incident, width=shutil.get_terminal_size().columns if on_terminal else None)
     except IncidentError as error:
         raise EphmonError(f"{quote_path(options.file)} cannot be shown. {error}") from error
-    tell(incident.json() if options.json else text)
+    print_answer(incident.json() if options.json else text)
     return 0

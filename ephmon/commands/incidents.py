@@ -1,12 +1,12 @@
-"""`ephmon incidents`: list the incidents that the daemon has written, the latest first."""
+"""`ephmon incidents`: lists the incidents that the daemon has written, latest first."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ephmon.commands.reading import configuration
-from ephmon.commands.terminal import tell
+from ephmon.commands.reading import load_config
+from ephmon.commands.terminal import print_answer
 from ephmon.config.file import quote_path
 from ephmon.daemon.incident_folder import names
 from ephmon.errors import EphmonError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """What the list says of a file."""
+    """What the list shows of one file."""
 
     file: Path
     at: str | None = None
@@ -32,19 +32,19 @@ class _Row(NamedTuple):
     summary: str | None = None
     pool: Pool | None = None
     error: str | None = None
-    """Why it cannot be read."""
+    """Why the file cannot be read."""
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the list; files that cannot be read are in it, with the reason."""
-    directory = configuration(options.config).incidents.directory
+    """Print the list, including files that cannot be read, with the reason."""
+    directory = load_config(options.config).incidents.directory
     if not directory:
-        raise EphmonError("incidents.directory is not set, so no incidents are kept; set it in the configuration.")
+        raise EphmonError("incidents.directory is not set, so no incidents are written; set it in the configuration.")
     try:
         rows = [_row(Path(directory) / name) for name in names(directory)]
     except OSError as error:
         raise EphmonError(f"{quote_path(directory)} cannot be listed: {error.strerror}.") from error
-    tell(_json(directory, rows) if options.json else "\n".join(_lines(directory, rows)) + "\n")
+    print_answer(_json(directory, rows) if options.json else "\n".join(_lines(directory, rows)) + "\n")
     return 0
 
 

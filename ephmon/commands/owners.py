@@ -1,4 +1,4 @@
-"""`ephmon pools --owners`: who holds the ports of the pools shown and the blocked ports, at a single look."""
+"""`ephmon pools --owners`: reads once who holds the ports of the printed pools and the blocked ports."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.report import Report
 
-MOST_ASKED = 64
-"""So many pools are asked about, the fullest of those shown."""
+MAX_POOLS = 64
+"""How many pools get owners, the fullest of those printed: each one is a filter in the dump of owners."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
-    """The answer."""
+class OwnersAnswer:
+    """The owners that were found, and what was not."""
 
     report: Report
-    """The report of the poll, with the owners in it."""
+    """The report of the poll, with the owners."""
     searches: Mapping[Held, Search] = field(default_factory=dict)
-    """The processes, where any were looked for."""
+    """The process searches, if any were made."""
     failure: KernelError | None = None
-    """Why there are no owners, or not of all protocols."""
+    """Why there are no owners, or only of some protocols."""
 
     def lines(self, shown: Sequence[Pool]) -> Iterator[str]:
-        """Yield what stands below the table of these pools."""
+        """Yield the lines below the table of these pools."""
         asked = [pool.key for pool in shown if pool.key in self.report.owners]
         found = {
             held: processes_line(search.processes, is_complete=search.is_complete)
@@ -49,16 +49,16 @@ class Holding:
             if search.processes
         }
         if self.failure is None or asked:
-            yield from owner_lines(self.report, asked, found, left_out=max(0, len(shown) - MOST_ASKED))
+            yield from owner_lines(self.report, asked, found, left_out=max(0, len(shown) - MAX_POOLS))
 
     def names(self, key: PoolKey) -> tuple[str | None, ...]:
-        """Return the names of who holds most ports of a pool: of the process and of the owner, as far as known."""
+        """Return the names of the process and of the owner with the most ports of a pool, None if not known."""
         search = self.searches.get(key)
         largest = search.processes[0].comm if search and search.processes else None
         return largest, largest_owner(self.report.owners.get(key))
 
-    def put_into(self, document: dict[str, Any], shown: Sequence[Pool]) -> None:
-        """Add the processes to the document of these pools, null where none were looked for, and what went wrong."""
+    def add_to(self, document: dict[str, Any], shown: Sequence[Pool]) -> None:
+        """Add processes and errors to the JSON document of these pools; processes are null if none were searched."""
         for pool, entry in zip(shown, document["pools"], strict=True):
             entry["processes"] = _process_objects(self.searches.get(pool.key))
         for entry in document["namespaces"]:
@@ -75,28 +75,28 @@ def _process_objects(search: Search | None) -> list[dict[str, Any]] | None:
     return [{"pid": pid, "command": printable(comm), "sockets": sockets} for pid, comm, sockets in search.processes]
 
 
-def who_holds(
+def find_owners(
     pools: Sequence[Pool], surveyed: NamespaceSurvey, report: Report, *, proc: Path, deadline_seconds: float
-) -> Holding:
-    """Ask who holds the ports of the first `MOST_ASKED` pools and the blocked ports of the namespace.
+) -> OwnersAnswer:
+    """Read who holds the ports of the first `MAX_POOLS` pools and the blocked ports of the namespace.
 
-    Nothing is known of the time before, so TIME_WAITs are shared out by who is there now.
+    A single poll does not know who closed a connection, so TIME_WAITs are shared out among the present owners.
     """
-    questions = OwnerQuestions(tuple(pool.key for pool in pools[:MOST_ASKED]), blocked=surveyed.ports is not None)
+    questions = OwnerQuestions(tuple(pool.key for pool in pools[:MAX_POOLS]), blocked=surveyed.ports is not None)
     refused = unanswerable(questions, surveyed.namespace.backends)
     answerable = questions.without(refused)
     failure = KernelError(refusal(refused), reason="unavailable") if refused else None
     if answerable.is_none:
-        return Holding(report=report, failure=failure)
+        return OwnersAnswer(report=report, failure=failure)
     reader = OwnerReader(proc, time.monotonic)
     ground = Ground(surveyed.namespace.sysctls, surveyed.ports)
     try:
         answer = reader.read(answerable, ground, Deadline(deadline_seconds, time.monotonic))
     except KernelError as error:
-        return Holding(report=report, failure=error)
+        return OwnersAnswer(report=report, failure=error)
     blocked = {} if answer.blocked is None else {surveyed.namespace.netns: answer.blocked}
     searches = _searches(reader, answerable)
-    return Holding(
+    return OwnersAnswer(
         report=replace(
             report,
             owners=answer.pools,

@@ -1,4 +1,4 @@
-"""`ephmon pools`: poll once and print the pools, the fullest first."""
+"""`ephmon pools`: polls once and prints the pools, fullest first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from ephmon.commands.reading import configuration, ports_to_keep, read
-from ephmon.commands.terminal import complain, tell
+from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot
+from ephmon.commands.terminal import print_answer, print_error
 from ephmon.model.advice.causes import advise
 from ephmon.model.advice.proxies import known_program
 from ephmon.model.pools.survey import every_pool, survey
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ephmon.commands.owners import Holding
+    from ephmon.commands.owners import OwnersAnswer
     from ephmon.config.settings import Config
     from ephmon.facts.snapshot import Snapshot
     from ephmon.model.advice.causes import Advice
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the pools, with advice on those that reached a threshold: in JSON, and in the table of a destination.
+    """Print the pools. Those that reached a threshold get advice in JSON, and in the table of one destination.
 
-    The status is 1 if the owners that were asked for are not known.
+    The exit status is 1 if --owners was given and owners are not known.
     """
-    config = configuration(options.config)
-    snapshot = read(config, options.proc)
+    config = load_config(options.config)
+    snapshot = read_snapshot(config, options.proc)
     surveys = survey(snapshot, likely_binder_ports=config.listing.min_in_use)
     before = initial_report(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
     report = report_of(surveys, snapshot, before, time.monotonic())
@@ -49,33 +49,33 @@ def run(options: argparse.Namespace) -> int:
         toward = endpoint(address, port)
         pools = [pool for pool in pools if _is_toward(pool, address, port)]
     shown = pools[: options.top if options.json else options.top or config.listing.top]
-    holding = None
+    owners = None
     if options.owners:
-        # Only who asks for them needs what this drags in.
-        from ephmon.commands.owners import who_holds  # noqa: PLC0415
+        # Loads the process search, which no other command needs.
+        from ephmon.commands.owners import find_owners  # noqa: PLC0415
 
         (surveyed,) = surveys
         seconds = config.poll.deadline_seconds
-        holding = who_holds(shown, surveyed, report, proc=options.proc, deadline_seconds=seconds)
-        report = holding.report
+        owners = find_owners(shown, surveyed, report, proc=options.proc, deadline_seconds=seconds)
+        report = owners.report
     if options.json:
-        tell(_json(report, shown, _advice(shown, snapshot, config, holding), holding))
+        print_answer(_json(report, shown, _advice(shown, snapshot, config, owners), owners))
     else:
-        advice = _advice(shown, snapshot, config, holding) if toward else {}
-        tell(_table(report, shown, table.Selection(matching=len(pools), toward=toward), advice, holding))
-    if holding is None or holding.failure is None:
+        advice = _advice(shown, snapshot, config, owners) if toward else {}
+        print_answer(_table(report, shown, table.Selection(matching=len(pools), toward=toward), advice, owners))
+    if owners is None or owners.failure is None:
         return 0
-    complain(holding.failure)
+    print_error(owners.failure)
     return 1
 
 
-def _json(report: Report, shown: Sequence[Pool], advice: Mapping[PoolKey, Advice], holding: Holding | None) -> str:
+def _json(report: Report, shown: Sequence[Pool], advice: Mapping[PoolKey, Advice], owners: OwnersAnswer | None) -> str:
     document = api.pools_document(report, shown)
     for pool, entry in zip(shown, document["pools"], strict=True):
         if pool.key in advice:
             entry["advice"] = advice_object(advice[pool.key])
-    if holding is not None:
-        holding.put_into(document, shown)
+    if owners is not None:
+        owners.add_to(document, shown)
     return api.encode(document).decode()
 
 
@@ -84,7 +84,7 @@ def _table(
     shown: Sequence[Pool],
     selection: table.Selection,
     advice: Mapping[PoolKey, Advice],
-    holding: Holding | None,
+    owners: OwnersAnswer | None,
 ) -> str:
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     return table.render(
@@ -93,7 +93,7 @@ def _table(
         colour=on_terminal and not os.environ.get("NO_COLOR"),
         width=shutil.get_terminal_size().columns if on_terminal else None,
         selection=selection,
-        owners=() if holding is None else holding.lines(shown),
+        owners=() if owners is None else owners.lines(shown),
         advice=advice,
     )
 
@@ -103,18 +103,15 @@ def _is_toward(pool: Pool, address: str, port: int | None) -> bool:
 
 
 def _advice(
-    pools: Iterable[Pool], snapshot: Snapshot, config: Config, holding: Holding | None
+    pools: Iterable[Pool], snapshot: Snapshot, config: Config, owners: OwnersAnswer | None
 ) -> dict[PoolKey, Advice]:
-    """Return what to do about the pools that reached a threshold."""
+    """Return advice on the pools that reached a threshold."""
     namespaces = {namespace.netns: namespace for namespace in snapshot.namespaces}
-    return {
-        pool.key: advise(
-            pool,
-            namespace.sysctls,
-            listening_ports=ports_to_keep(namespace, config),
-            program=None if holding is None else known_program(holding.names(pool.key)),
-        )
-        for pool in pools
-        if config.thresholds.severity_at(pool.key, pool.utilisation)
-        for namespace in (namespaces[pool.key.netns],)
-    }
+    advice = {}
+    for pool in pools:
+        if config.thresholds.severity_at(pool.key, pool.utilisation):
+            namespace = namespaces[pool.key.netns]
+            program = None if owners is None else known_program(owners.names(pool.key))
+            listening_ports = ports_to_keep(namespace, config)
+            advice[pool.key] = advise(pool, namespace.sysctls, listening_ports=listening_ports, program=program)
+    return advice

@@ -1,4 +1,4 @@
-"""What every command reads first: the configuration, and the kernel, once."""
+"""Reads the configuration and, once, the kernel, as most commands do first."""
 
 from __future__ import annotations
 
@@ -16,29 +16,32 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path("/etc/ephmon/config.yaml")
 
 
-def configuration(path: Path | None) -> Config:
-    """Return the configuration of the file given, else of the default file if it is there, else the defaults.
+def load_config(path: Path | None) -> Config:
+    """Return the configuration from `path`, else from the default file if it exists, else the defaults.
 
     Raises:
-        ConfigError: The file cannot be read or is wrong.
+        ConfigError: The file cannot be read or is not valid.
     """
     if path is not None:
         return load(path)
     return load(DEFAULT_CONFIG) if os.path.lexists(DEFAULT_CONFIG) else Config()
 
 
-def read(config: Config, proc: Path) -> Snapshot:
-    """Poll once, as the configuration says.
+def read_snapshot(config: Config, proc: Path) -> Snapshot:
+    """Poll once, with the backend and the deadline of the configuration.
 
     Raises:
-        KernelError: There is no answer.
+        KernelError: The kernel could not be read.
     """
     source = SocketSource(proc=proc, clock=time.monotonic, wall_clock=time.time, mode=config.poll.backend)
     return source.read(config.poll.deadline_seconds)
 
 
 def ports_to_keep(namespace: NamespaceSnapshot, config: Config) -> frozenset[int] | None:
-    """Return the ports that a wider port range should leave out; None where it is not known who listens."""
+    """Return the ports that advice for a wider range must reserve: listening ports and those of deliveries.
+
+    None if the backend does not show which ports are listening.
+    """
     if namespace.tcp is None or namespace.tcp.listening_ports is None:
         return None
     return namespace.tcp.listening_ports | config.rules.own_ports

@@ -1,4 +1,4 @@
-"""What a command says and to whom: answers on standard output, complaints on standard error."""
+"""Prints answers to standard output and errors to standard error."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class OutputError(EphmonError):
     """The answer cannot be printed."""
 
 
-def tell(text: str) -> None:
-    """Write to standard output, what its encoding lacks as an escape.
+def print_answer(text: str) -> None:
+    """Write to standard output; characters that its encoding lacks are escaped.
 
     Raises:
-        BrokenPipeError: Nobody reads it any more.
-        OutputError: It is closed, or what is behind it is full.
+        BrokenPipeError: Nobody reads standard output any more.
+        OutputError: It is closed, or the disk behind it is full.
     """
     if sys.stdout is None:
         raise OutputError("Standard output is closed, so the answer cannot be printed; redirect it to /dev/null.")
@@ -36,8 +36,8 @@ def tell(text: str) -> None:
         raise OutputError(f"The answer cannot be written to standard output: {error.strerror}.") from error
 
 
-def complain(error: Exception) -> None:
-    """Write the lines of an error to standard error; where that cannot be, the exit status has to say it all."""
+def print_error(error: Exception) -> None:
+    """Write the lines of an error to standard error; if that is impossible, only the exit status reports it."""
     if sys.stderr is None:
         return
     try:
@@ -48,5 +48,5 @@ def complain(error: Exception) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what is left in the buffer nowhere: Python would write it once more at exit, fail and change the status."""
+    """Discard the buffer of a stream: Python would write it again at exit, fail, and change the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

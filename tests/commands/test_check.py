@@ -219,7 +219,7 @@ def test_what_cannot_be_seen_is_a_remark_and_no_alarm(ns: Namespace, config: Pat
 
 # --- what keeps it from an answer ---------------------------------------------------------------------------------
 
-HELP = "; `ephmon check --help` says what can be written.\n"
+HELP = "; see `ephmon check --help`.\n"
 A_NAME = "is a name; use an address, because ephmon does not look up names"
 NOT_OURS = "bind() to it fails with EADDRNOTAVAIL without net.ipv4.ip_nonlocal_bind or IP_FREEBIND."
 UNKNOWN: dict[str, tuple[list[str], str]] = {
@@ -228,7 +228,7 @@ UNKNOWN: dict[str, tuple[list[str], str]] = {
     "no port": ([HERE], f"argument DESTINATION:PORT: {HERE} has no port; use ADDRESS:PORT{HELP}"),
     "a percentage": (
         ["--warning", "70%"],
-        f"argument --warning: 70% is a percentage; write a ratio between 0 and 1, such as 0.7 for 70 percent{HELP}",
+        f"argument --warning: 70% is a percentage; use a ratio between 0 and 1, such as 0.7 for 70 percent{HELP}",
     ),
     "no ratio": (
         ["--critical", "1.5"],
@@ -236,17 +236,17 @@ UNKNOWN: dict[str, tuple[list[str], str]] = {
     ),
     "a warning behind the critical": (
         ["--warning", "0.9", "--critical", "0.8"],
-        "The warning at 0.9 does not come before the critical at 0.8; move one of them.\n",
+        "The warning at 0.9 is not below the critical at 0.8; change one of them.\n",
     ),
     "a warning at the critical of the configuration": (
         ["--warning", "0.9"],
-        "The warning at 0.9 does not come before the critical at 0.9; move one of them.\n",
+        "The warning at 0.9 is not below the critical at 0.9; change one of them.\n",
     ),
-    "a source alone": (["--from", HERE], "--from goes with a destination; without one the whole host is checked.\n"),
-    "two families": ([f"{HERE}:80", "--from", V6], f"--from {V6} and {HERE} are of different families.\n"),
+    "a source alone": (["--from", HERE], "--from needs a destination; without one the whole host is checked.\n"),
+    "two families": ([f"{HERE}:80", "--from", V6], f"--from {V6} and {HERE} belong to different families.\n"),
     "every source": (
         [f"{HERE}:80", "--from", "0.0.0.0"],
-        "--from 0.0.0.0 is every address; name one, or leave it out.\n",
+        "--from 0.0.0.0 means any address; use one address, or leave out --from.\n",
     ),
     "a source of another host": (
         [f"{HERE}:80", "--from", "10.9.9.9"],
@@ -255,7 +255,7 @@ UNKNOWN: dict[str, tuple[list[str], str]] = {
     "no route": (["10.9.9.9:80"], "There is no route to 10.9.9.9: Network is unreachable (ENETUNREACH).\n"),
     "a multicast destination": (
         ["224.0.0.1:80"],
-        "224.0.0.1 is a multicast address: connect() of a TCP socket fails there with ENETUNREACH.\n",
+        "224.0.0.1 is a multicast address: a TCP connect() to it fails with ENETUNREACH.\n",
     ),
 }
 
@@ -283,9 +283,7 @@ def test_a_warning_behind_the_critical_of_an_override_is_unknown(idle: Namespace
     """The pools of the override would go from OK to CRITICAL, and their figures would have the limits crossed."""
     write(config, 'thresholds: {overrides: [{destination: "10.0.0.9", critical: {utilisation: 0.8}}]}\n')
 
-    sentence = (
-        "The warning at 0.85 does not come before the critical at 0.8 of thresholds.overrides[0]; move one of them."
-    )
+    sentence = "The warning at 0.85 is not below the critical at 0.8 of thresholds.overrides[0]; change one of them."
     assert ask(idle, config, "--warning", "0.85") == (3, f"EPHMON UNKNOWN - {sentence}\n", "")
     assert ask(idle, config, "--warning", "0.75").status == 0
 
@@ -454,7 +452,7 @@ def test_a_defect_is_unknown_and_told_in_full_on_standard_error(capsys: pytest.C
     printed = capsys.readouterr()
 
     assert status == 3
-    assert printed.out == "EPHMON UNKNOWN - This is a defect of ephmon, please report it: ZeroDivisionError('a/b')\n"
+    assert printed.out == "EPHMON UNKNOWN - This is a defect in ephmon; please report it: ZeroDivisionError('a/b')\n"
     assert printed.err.startswith("ephmon: Traceback ")
 
 
@@ -464,7 +462,7 @@ def test_a_defect_is_unknown_where_standard_error_takes_nothing() -> None:
 
     assert (full.returncode, closed.returncode) == (3, 3)
     assert full.stdout == closed.stdout
-    assert closed.stdout.startswith("EPHMON UNKNOWN - This is a defect of ephmon")
+    assert closed.stdout.startswith("EPHMON UNKNOWN - This is a defect in ephmon")
 
 
 def test_it_needs_no_port(ns: Namespace, config: Path) -> None:

@@ -41,10 +41,10 @@ def _config(tmp_path: Path) -> Path:
 
 NONE_MATCHES = "No override matches: these are the general thresholds."
 FIRST = "The first override that matches is thresholds.overrides"
-IGNORED = "But pools.ignore_destinations leaves this pool out."
+IGNORED = "But pools.ignore_destinations excludes this pool."
 POOLS = {
     "tcp_connect,10.0.0.1,10.0.0.9:5432": (
-        [f"{FIRST}[0] (CONFIG:7). It leaves warning as in general."],
+        [f"{FIRST}[0] (CONFIG:7). Its warning is the general one."],
         {**GENERAL, "critical": {"utilisation": 0.8, "for": "0s", "clear": 0.75}},
     ),
     "tcp_connect,10.0.0.1,10.0.0.9:443": ([NONE_MATCHES], GENERAL),
@@ -66,7 +66,7 @@ POOLS = {
     ),
     "tcp_bind,10.0.0.1": ([NONE_MATCHES], GENERAL),
     "udp_bind,2001:db8::1": ([NONE_MATCHES], GENERAL),
-    "udp_connect,::": ([f"{FIRST}[2] (CONFIG:12). It leaves warning and critical as in general."], GENERAL),
+    "udp_connect,::": ([f"{FIRST}[2] (CONFIG:12). Its warning and critical are the general ones."], GENERAL),
 }
 
 
@@ -88,17 +88,17 @@ def test_the_file_may_be_given_as_the_option(config: Path) -> None:
     assert answer("check-config", *words, "--config", str(config)) == answer("check-config", *words, str(config))
 
 
-NO_KIND = "is not a kind of pool; write tcp_connect, tcp_bind, udp_connect, udp_bind"
+NO_KIND = "is not a kind of pool; use tcp_connect, tcp_bind, udp_connect, udp_bind"
 MISTAKES = {
     "tcp_conect,10.0.0.1,10.0.0.9:80": f"tcp_conect {NO_KIND}",
     "": f"'' {NO_KIND}",
-    "tcp_connect,10.0.0.1": "a tcp_connect pool is written tcp_connect,SOURCE,DESTINATION:PORT",
+    "tcp_connect,10.0.0.1": "a tcp_connect pool needs other addresses; use tcp_connect,SOURCE,DESTINATION:PORT",
     "tcp_connect,10.0.0.1,10.0.0.9": "10.0.0.9 has no port; use ADDRESS:PORT",
-    "tcp_connect,10.0.0.1,[::1]:80": "10.0.0.1 and ::1 are of different families",
+    "tcp_connect,10.0.0.1,[::1]:80": "10.0.0.1 and ::1 belong to different families",
     "tcp_connect,10.0.0.1:5,10.0.0.9:80": "10.0.0.1:5: a port is not allowed here; use the address alone",
-    "tcp_bind,10.0.0.1,10.0.0.9:80": "a tcp_bind pool is written tcp_bind,SOURCE",
-    "udp_bind": "a udp_bind pool is written udp_bind,SOURCE",
-    "udp_connect,10.0.0.1": "a udp_connect pool is one of a family, not of 10.0.0.1; write 0.0.0.0 or :: as its source",
+    "tcp_bind,10.0.0.1,10.0.0.9:80": "a tcp_bind pool needs other addresses; use tcp_bind,SOURCE",
+    "udp_bind": "a udp_bind pool needs other addresses; use udp_bind,SOURCE",
+    "udp_connect,10.0.0.1": "a udp_connect pool belongs to a family, not to 10.0.0.1; use 0.0.0.0 or :: as its source",
 }
 
 
@@ -107,5 +107,5 @@ def test_what_is_no_pool_is_refused_with_what_to_write(config: Path, pool: str, 
     assert answer("check-config", "--pool", pool, str(config)) == (
         2,
         "",
-        f"ephmon: argument --pool: {sentence}; `ephmon check-config --help` says what can be written.\n",
+        f"ephmon: argument --pool: {sentence}; see `ephmon check-config --help`.\n",
     )

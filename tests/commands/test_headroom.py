@@ -295,10 +295,11 @@ def test_with_no_port_left_for_any_purpose_every_form_answers(ask: Ask) -> None:
 
 # --- failures -----------------------------------------------------------------------------------------------------
 
-NOT_A_QUESTION = "headroom takes either DESTINATION:PORT or --bind SOURCE."
-HELP = "; `ephmon headroom --help` says what can be written."
-NOT_SENT_FROM = "address, which nothing is sent from; name one of this host."
-FAILS_THERE = "address: connect() of a TCP socket fails there with ENETUNREACH."
+NOT_A_QUESTION = "headroom needs either DESTINATION:PORT or --bind SOURCE."
+HELP = "; see `ephmon headroom --help`."
+NOT_SENT_FROM = "address, which cannot be a source; use an address of this host."
+LINK_LOCAL = "fe80::1 is link-local and needs a device, which no pool has; use another address"
+FAILS_THERE = "address: a TCP connect() to it fails with ENETUNREACH."
 A_NAME = "is a name; use an address, because ephmon does not look up names"
 WRONG = {
     "nothing": ([], NOT_A_QUESTION),
@@ -312,32 +313,32 @@ WRONG = {
     ),
     "no destination": (
         ["0.0.0.0:80"],
-        f"argument DESTINATION:PORT: connect() takes 0.0.0.0 for loopback; write 127.0.0.1 or ::1{HELP}",
+        f"argument DESTINATION:PORT: connect() to 0.0.0.0 means loopback; use 127.0.0.1 or ::1{HELP}",
     ),
     "no IPv6 destination": (
         ["[::]:80"],
-        f"argument DESTINATION:PORT: connect() takes :: for loopback; write 127.0.0.1 or ::1{HELP}",
+        f"argument DESTINATION:PORT: connect() to :: means loopback; use 127.0.0.1 or ::1{HELP}",
     ),
     "a link-local destination": (
         ["[fe80::1]:80"],
-        f"argument DESTINATION:PORT: connect() to fe80::1 needs a device too, and devices have no pools{HELP}",
+        f"argument DESTINATION:PORT: {LINK_LOCAL}{HELP}",
     ),
-    "two families": ([f"{HERE}:80", "--from", V6], f"--from {V6} and {HERE} are of different families."),
+    "two families": ([f"{HERE}:80", "--from", V6], f"--from {V6} and {HERE} belong to different families."),
     "any source": (
         [f"{HERE}:80", "--from", "0.0.0.0"],
-        "--from 0.0.0.0 is every address; name one, or leave it out.",
+        "--from 0.0.0.0 means any address; use one address, or leave out --from.",
     ),
     "two sources": (
         ["--bind", HERE, "--from", HERE],
-        "--from goes with a destination; --bind names the source itself.",
+        "--from needs a destination; --bind already names the source.",
     ),
     "a probe of bind": (
         ["--bind", HERE, "--probe"],
-        "--probe is about TCP connect(): the other pools have no port in doubt.",
+        "--probe works for TCP connect() only; other pools have no ambiguous ports.",
     ),
     "a probe of UDP": (
         [f"{HERE}:53", "--udp", "--probe"],
-        "--probe is about TCP connect(): the other pools have no port in doubt.",
+        "--probe works for TCP connect() only; other pools have no ambiguous ports.",
     ),
     "an unknown option": (
         [f"{HERE}:80", "--fast"],
@@ -446,8 +447,8 @@ def test_a_probe_that_is_cut_short_says_how_far_it_came_and_is_status_1(ask: Ask
 
     assert answer.status == 1
     assert answer.err == (
-        "ephmon: The probe got to 0 of 20 ports before poll.deadline passed; the bounds allow for the rest, a longer "
-        "deadline settles it.\n"
+        "ephmon: The probe asked about 0 of 20 ports before poll.deadline passed; the bounds include the others. "
+        "Raise poll.deadline for an exact number.\n"
     )
     assert answer.out.startswith(
         f"1000 more connections from {HERE} to {HERE}:80 by estimate, at least 980 and at most 1000."

@@ -96,7 +96,7 @@ def test_the_thresholds_of_the_configuration_decide(ns: Namespace, tmp_path: Pat
 def answer_about_one_pool(*words: str) -> Answer:
     """Run a command that asks about the owners of one pool at most."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owners, "MOST_ASKED", 1)
+        patch.setattr(owners, "MAX_POOLS", 1)
         return answer(*words)
 
 

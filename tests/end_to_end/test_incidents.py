@@ -246,6 +246,6 @@ def test_an_empty_list_and_none_at_all_are_told_apart(config: Path, place: Path,
     assert empty == (0, f"There are no incidents in {place}.\n", "")
     assert unset == (
         *(1, ""),
-        "ephmon: incidents.directory is not set, so no incidents are kept; set it in the configuration.\n",
+        "ephmon: incidents.directory is not set, so no incidents are written; set it in the configuration.\n",
     )
     assert absent == (1, "", f"ephmon: {tmp_path}/absent cannot be listed: No such file or directory.\n")
