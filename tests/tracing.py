@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ephmon.facts.failed_calls import ExhaustionBatch
     from tests.namespaces import Namespace
 
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")
+only_root = pytest.mark.only_root("mounts tracefs")
 
 LOW, HIGH = 40_000, 40_099
 HERE = "127.0.0.1"

@@ -173,7 +173,7 @@ def test_what_ephmon_did_not_write_stays(place: Path, tmp_path: Path) -> None:
     assert set(listing(place)) == {*before, "ephmon-20261120T100503Z-critical.json"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.only_root("can give files away")
 def test_what_another_user_wrote_stays(place: Path) -> None:
     os.chown(place / write(place), 65534, 65534)
 
@@ -226,7 +226,7 @@ def test_a_read_only_disk_is_said(agent: Agent) -> None:
     )
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.only_root("can give a directory away")
 def test_a_directory_of_somebody_else_is_said(agent: Agent) -> None:
     assert agent.call(outcome, "/mnt/theirs", 10) == (
         "permission: Nothing can be written in /mnt/theirs (Permission denied): let the user that ephmon runs as write "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import tempfile
@@ -19,7 +18,7 @@ from tests.proxies import HERE, TO_HAPROXY, TO_HAPROXY_THAT_BINDS, TO_NGINX, UPS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
+pytestmark = pytest.mark.only_root("makes cgroups")
 
 HOOK, HOOK_PORT = "hook", 9000
 QUICK = "poll: {interval: 100ms, urgent_interval: 100ms, cpu_budget: 1, urgent_cpu_budget: 1}\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
 import subprocess
 import time
@@ -66,7 +65,7 @@ VARIABLES = {
 """What Grafana would put in, with All chosen and Prometheus scraping each second."""
 _RANGE_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")
+pytestmark = pytest.mark.only_root("mounts tracefs")
 
 
 @dataclass(frozen=True, slots=True)

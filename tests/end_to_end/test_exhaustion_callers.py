@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.processes import Metrics
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")
+pytestmark = pytest.mark.only_root("mounts tracefs")
 
 HERE, HERE6 = "127.0.0.1", "::1"
 PORT = 7421

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +36,7 @@ thresholds: {warning: {utilisation: 0.98, clear: 0.5}, critical: {utilisation: 1
 """
 """Full polls are too rare to see anything; it is the failures that make the daemon look."""
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs")
+pytestmark = pytest.mark.only_root("mounts tracefs")
 
 
 @pytest.fixture(name="ns")

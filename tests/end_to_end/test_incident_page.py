@@ -8,7 +8,6 @@ out. What the tests look at is what the commands have printed.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.processes import Metrics
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts tracefs and makes cgroups")
+pytestmark = pytest.mark.only_root("mounts tracefs and makes cgroups")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "walkthrough-incident.md").read_text(encoding="utf-8")
 BACKEND = "10.8.0.2:8080"

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ephmon.facts.owned_sockets import OwnerTable
     from ephmon.model.owners.shares import Owner
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
+pytestmark = pytest.mark.only_root("makes cgroups")
 
 KEY = PoolKey(OWN_NETNS, PoolKind.TCP_CONNECT, HERE, UPSTREAM, 80)
 

@@ -213,7 +213,7 @@ def _ns() -> Iterator[Namespace]:
         yield ns
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
+@pytest.mark.only_root("makes cgroups")
 def test_sockets_bear_the_cgroup_that_they_were_made_in(ns: Namespace) -> None:
     with Cgroups(ns) as cgroups:
         ids = {name: cgroups.make(name) for name in ("a.service", "b.service")}

@@ -242,7 +242,7 @@ def resolve(ids: Sequence[int]) -> tuple[dict[int, str], list[int], str | None]:
     return tree.paths(ids), tree.processes(ids), tree.problem
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
+@pytest.mark.only_root("makes cgroups")
 def test_real_cgroups_are_found_with_their_processes() -> None:
     with Namespace() as ns, Cgroups(ns) as cgroups:
         names = ("", "a.slice", "a.slice/one.service", "b.slice/two.service", "b.slice/two.service/inner/most")
@@ -259,7 +259,7 @@ ISOLATED = "umount --all --types cgroup2 && mount -t cgroup2 none"
 """What a container runtime does for a container with a cgroup namespace of its own."""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes cgroups")
+@pytest.mark.only_root("makes cgroups")
 def test_a_container_sees_its_own_part_alone_unless_it_has_the_hosts_mount() -> None:
     with Namespace() as ns, Cgroups(ns) as cgroups:
         inner, outer = cgroups.make("pod/inner"), cgroups.make("outer")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 PROC = Path("/proc")
-ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
+ROOT = pytest.mark.only_root("starts processes of other users")
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # include/uapi/linux/prctl.h
 
 held: list[socket.socket] = []
