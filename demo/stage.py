@@ -49,7 +49,7 @@ class Stage:
         """
         _run("mount", "-t", "tmpfs", "ephmon-demo", str(_FILES))
         self.directory.mkdir()
-        if os.geteuid() == 0 and not (_TRACEFS / "instances").exists():
+        if os.geteuid() == 0 and not os.access(_TRACEFS / "instances", os.F_OK):
             # Where it fails, as in a user namespace, ephmon says what is missing.
             subprocess.run(["mount", "-t", "tracefs", "none", str(_TRACEFS)], stderr=subprocess.DEVNULL, check=False)
         _run("ip", "link", "set", "lo", "up")

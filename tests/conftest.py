@@ -6,12 +6,12 @@ the code says now; read the difference before you commit it.
 
 from __future__ import annotations
 
-import os
-import resource
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+from tests.machine import NEEDS, permit_descriptors
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("ephmon", deadline=None)
@@ -26,38 +26,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing them")
 
 
-NEEDED_DESCRIPTORS = 8192
-"""More than any agent opens."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "only_root(what): a test of what root alone may do; others leave it out")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < NEEDED_DESCRIPTORS:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, NEEDED_DESCRIPTORS))
-        except ValueError:  # not permitted
-            raise pytest.UsageError(
-                f"The tests open up to {NEEDED_DESCRIPTORS} files in one process, but the hard limit is {hard}; "
-                f"raise it as root: prlimit --pid {os.getppid()} --nofile=:{NEEDED_DESCRIPTORS}"
-            ) from None
+    config.addinivalue_line("markers", "only_root(what): a test that does what only root may do")
+    config.addinivalue_line("markers", "host_pids(why): a test that needs process ids as the kernel numbers them")
+    try:
+        permit_descriptors()
+    except PermissionError as error:
+        raise pytest.UsageError(*error.args) from None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0:
-        return
     for item in items:
-        for marker in item.iter_markers("only_root"):
-            item.add_marker(pytest.mark.skip(reason=f"only root {marker.args[0]}"))
+        for name, (is_met, need) in NEEDS.items():
+            for marker in [] if is_met else item.iter_markers(name):
+                item.add_marker(pytest.mark.skip(reason=f"needs {need}: {marker.args[0]}"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Say behind all else how many tests were left out."""
+    """Say behind all else how many tests were left out, and where they run."""
     yield
-    left_out = [report for report in terminalreporter.getreports("skipped") if "only_root" in report.keywords]
-    if left_out:
-        terminalreporter.write_line(f"{len(left_out)} tests need root and did not run; run them as root too.")
+    skipped = terminalreporter.getreports("skipped")
+    for name, (is_met, need) in NEEDS.items():
+        left_out = sum(name in report.keywords for report in skipped)
+        if left_out and not is_met:
+            terminalreporter.write_line(f"{left_out} tests did not run because they need {need}; run them there too.")
 
 
 @pytest.fixture

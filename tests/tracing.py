@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tests.namespaces import Namespace
 
 only_root = pytest.mark.only_root("mounts tracefs")
+host_pids = pytest.mark.host_pids("the kernel names callers of connect() by them")
 
 LOW, HIGH = 40_000, 40_099
 HERE = "127.0.0.1"

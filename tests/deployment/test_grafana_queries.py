@@ -25,7 +25,7 @@ from tests.namespaces import Namespace
 from tests.processes import eventually, put
 from tests.prometheus import ask, prometheus
 from tests.sockets import FillResult, Recipe
-from tests.tracing import failures, tracing_daemon
+from tests.tracing import failures, host_pids, only_root, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,7 +65,7 @@ VARIABLES = {
 """What Grafana would put in, with All chosen and Prometheus scraping each second."""
 _RANGE_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 
-pytestmark = pytest.mark.only_root("mounts tracefs")
+pytestmark = [only_root, host_pids]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,10 @@ import pytest
 
 from demo.story import FASTER, RULES, cured, shortened_times
 from demo.timeline import COMMAND, WIDTH, Entry, shortened
+from tests.machine import HAS_HOST_PIDS, IS_ROOT
 from tests.namespaces import Namespace
 from tests.processes import WAIT_SECONDS, environment, eventually, python
-from tests.tracing import instances, only_root, tracing_agent
+from tests.tracing import host_pids, instances, only_root, tracing_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -140,7 +141,7 @@ def entries(text: str) -> list[Said]:
 
 def tracing_instances_of(pids: Iterable[int]) -> set[str]:
     """Return the tracing instances that daemons with these process ids have made; only root sees any."""
-    if os.geteuid() != 0:
+    if not IS_ROOT:
         return set()
     with Namespace() as ns:
         agent = tracing_agent(ns)
@@ -164,7 +165,7 @@ def _shown() -> Shown:
     with Watched("--transcript") as demo:
         demo.read_until("Alertmanager  holds")
         programs = " ".join(demo.processes().values())
-        if os.geteuid() == 0:
+        if IS_ROOT and HAS_HOST_PIDS:
             assert len(tracing_instances_of(demo.pids)) == 1
         demo.read_until(None)
         block, _ = demo.process.communicate(timeout=WAIT_SECONDS)
@@ -235,6 +236,7 @@ def test_alertmanager_holds_the_alert_with_its_labels_and_the_runbook(shown: Sho
 
 
 @only_root
+@host_pids
 def test_the_kernel_tells_of_as_many_failed_calls_as_haproxy_and_who_made_them(shown: Shown) -> None:
     critical = find(shown, "ephmon", "CRITICAL EphmonPoolNearExhaustion")
     failed = find(shown, "ephmon", "connect() FAILED for want of a port: haproxy (pid ")
@@ -261,6 +263,7 @@ def test_nobody_waits_in_vain_after_the_fix(shown: Shown) -> None:
 
 
 @only_root
+@host_pids
 def test_the_readme_shows_what_the_demo_prints(shown: Shown) -> None:
     """But for the figures, and for forecasts, of which there may be one or none."""
     (block,) = re.findall(r"^<!-- demo: begin -->\n(.*?)<!-- demo: end -->$", PAGE, re.MULTILINE | re.DOTALL)
@@ -322,7 +325,7 @@ def test_the_cure_changes_what_the_advice_names_and_nothing_else() -> None:
 
 def test_without_root_it_says_what_is_missing_and_ctrl_c_leaves_but_what_is_to_be_kept() -> None:
     before = Outside.now()
-    unprivileged = ["unshare", "--user", "--map-root-user", "--"] if os.geteuid() == 0 else []
+    unprivileged = ["unshare", "--user", "--map-root-user", "--"] if IS_ROOT else []
     with Watched("--transcript", "--keep", prefix=unprivileged) as demo:
         demo.read_until("MISSING is what the kernel says of failed connect() calls, for which it takes root")
         demo.processes()

@@ -18,14 +18,14 @@ from tests import io_uring, sockets
 from tests.cgroups import Cgroups
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, eventually, put
-from tests.tracing import seeing_tracefs, stopping, tracing_daemon
+from tests.tracing import host_pids, only_root, seeing_tracefs, stopping, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.processes import Metrics
 
-pytestmark = pytest.mark.only_root("mounts tracefs")
+pytestmark = [only_root, host_pids]
 
 HERE, HERE6 = "127.0.0.1", "::1"
 PORT = 7421

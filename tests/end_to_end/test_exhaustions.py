@@ -14,7 +14,7 @@ from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, eventually, put, run
 from tests.sockets import ALL_PORTS, FillResult, Recipe
-from tests.tracing import failures, tracing_daemon
+from tests.tracing import failures, host_pids, only_root, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ thresholds: {warning: {utilisation: 0.98, clear: 0.5}, critical: {utilisation: 1
 """
 """Full polls are too rare to see anything; it is the failures that make the daemon look."""
 
-pytestmark = pytest.mark.only_root("mounts tracefs")
+pytestmark = [only_root, host_pids]
 
 
 @pytest.fixture(name="ns")

@@ -21,13 +21,14 @@ from tests.cgroups import Cgroups
 from tests.namespaces import Namespace
 from tests.pages import Block, Shell, blocks_of
 from tests.processes import ephmon, eventually, fetch, parse_metrics
+from tests.tracing import host_pids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from tests.processes import Metrics
 
-pytestmark = pytest.mark.only_root("mounts tracefs and makes cgroups")
+pytestmark = [pytest.mark.only_root("mounts tracefs and makes cgroups"), host_pids]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "walkthrough-incident.md").read_text(encoding="utf-8")
 BACKEND = "10.8.0.2:8080"

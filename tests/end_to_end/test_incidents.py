@@ -16,7 +16,7 @@ from tests.commands.answers import answer
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, put, run
 from tests.sockets import ALL_PORTS, FillResult, Recipe
-from tests.tracing import only_root, stopping, tracing_daemon
+from tests.tracing import host_pids, only_root, stopping, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +121,7 @@ def test_blocked_ports_are_one_too(ns: Namespace, config: Path, place: Path) -> 
 
 
 @only_root
+@host_pids
 def test_the_first_connect_that_fails_is_one_of_its_own(ns: Namespace, config: Path, place: Path) -> None:
     with tracing_daemon(ns, config) as daemon:
         daemon.wait_for(poll_success=1)

@@ -135,9 +135,9 @@ def test_rules_on_the_protocol_and_the_port_choose_as_they_do_for_connect() -> N
         here.call(ip, "route", "add", "default", "via", "10.9.0.2", "src", "10.9.0.3", "table", "100")
         here.call(ip, "-6", "route", "add", "fd20::/16", "via", "fd09::2", "src", "fd09::1")
         here.call(ip, "-6", "route", "add", "fd20::/16", "via", "fd09::2", "src", "fd09::3", "table", "100")
-        here.call(ip, "rule", "add", "ipproto", "tcp", "dport", "80", "lookup", "100")
-        here.call(ip, "-6", "rule", "add", "ipproto", "tcp", "dport", "80", "lookup", "100")
-        here.call(ip, "rule", "add", "ipproto", "tcp", "dport", "82", "blackhole")
+        here.call(ip, "rule", "add", "ipproto", "6", "dport", "80", "lookup", "100")
+        here.call(ip, "-6", "rule", "add", "ipproto", "6", "dport", "80", "lookup", "100")
+        here.call(ip, "rule", "add", "ipproto", "6", "dport", "82", "blackhole")
         ways = [(ip_address(to), port) for to in ("10.20.0.1", "fd20::1") for port in (80, 81)]
 
         assert [str(here.call(source_toward, *way)) for way in ways] == ["10.9.0.3", "10.9.0.4", "fd09::3", "fd09::1"]

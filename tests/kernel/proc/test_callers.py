@@ -10,6 +10,7 @@ import pytest
 from ephmon.errors import KernelError
 from ephmon.kernel.proc.callers import GONE, Callers, escaped
 from tests.namespaces import Agent, Namespace
+from tests.tracing import host_pids
 
 PROC = Path("/proc")
 
@@ -20,6 +21,7 @@ def caller(thread_id: int) -> tuple[str, bool, int | None, str | None]:
     return found.netns.label, found.netns.inode is not None, found.pid, found.command
 
 
+@host_pids
 def test_a_neighbour_is_in_our_own_namespace_and_a_stranger_is_not() -> None:
     with Namespace() as ns, Namespace() as other:
         neighbour = ns.another_agent()
@@ -28,6 +30,7 @@ def test_a_neighbour_is_in_our_own_namespace_and_a_stranger_is_not() -> None:
         assert neighbour.call(caller, other.pid)[0] == "other"
 
 
+@host_pids
 def test_without_cap_sys_ptrace_the_own_namespace_is_still_told_from_others() -> None:
     with Namespace() as ns, Namespace() as other:
         agent = Agent(ns.command("setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", "--"))
@@ -38,10 +41,12 @@ def test_without_cap_sys_ptrace_the_own_namespace_is_still_told_from_others() ->
             agent.close()
 
 
+@host_pids
 def test_a_number_that_nobody_has_is_gone() -> None:
     assert Callers(PROC).find(2**22 + 1, time.monotonic()) == GONE
 
 
+@host_pids
 def test_a_number_that_was_given_away_since_is_gone() -> None:
     """This process began after the call."""
     with Namespace() as ns:

@@ -28,7 +28,7 @@ from tests import io_uring, sockets, tracing
 from tests.namespaces import Agent, Namespace
 from tests.processes import eventually
 from tests.sockets import FillResult, Recipe
-from tests.tracing import CLOSED, HERE, LOW, OPEN, PORT, exhaust, failures, only_root, total, tracing_agent
+from tests.tracing import CLOSED, HERE, LOW, OPEN, PORT, exhaust, failures, host_pids, only_root, total, tracing_agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,6 +92,7 @@ def name_yourself(name: bytes) -> None:
 
 
 @only_root
+@host_pids
 @pytest.mark.parametrize(
     ("call", "address"),
     [
@@ -119,6 +120,7 @@ def test_each_failed_call_is_counted_once(
 
 
 @only_root
+@host_pids
 @pytest.mark.skipif(not io_uring.is_available(), reason="io_uring is not to be had here")
 def test_a_call_of_io_uring_is_counted_once(ns: Namespace, collecting: Agent) -> None:
     """Its caller is a worker of the kernel's, which may be gone by the time it is asked."""
@@ -131,6 +133,7 @@ def test_a_call_of_io_uring_is_counted_once(ns: Namespace, collecting: Agent) ->
 
 
 @only_root
+@host_pids
 def test_an_event_says_when_who_and_where_to(ns: Namespace, collecting: Agent) -> None:
     before = time.time(), time.monotonic()
     assert ns.call(failures, MAPPED, 1) == 1
@@ -145,6 +148,7 @@ def test_an_event_says_when_who_and_where_to(ns: Namespace, collecting: Agent) -
 
 
 @only_root
+@host_pids
 def test_a_hostile_name_is_printable_text(ns: Namespace, collecting: Agent) -> None:
     ns.call(name_yourself, b'\xff\xfe"\n')
     ns.call(failures, HERE, 1)
@@ -160,6 +164,7 @@ def fail_in_a_thread() -> tuple[int, int]:
 
 
 @only_root
+@host_pids
 def test_a_thread_is_known_by_its_process(ns: Namespace, collecting: Agent) -> None:
     process, thread = ns.call(fail_in_a_thread)
 
@@ -169,6 +174,7 @@ def test_a_thread_is_known_by_its_process(ns: Namespace, collecting: Agent) -> N
 
 
 @only_root
+@host_pids
 def test_a_caller_that_is_gone_is_unknown(ns: Namespace, collecting: Agent) -> None:
     client = ns.another_agent()
     assert client.call(failures, HERE, 3) == 3
@@ -180,6 +186,7 @@ def test_a_caller_that_is_gone_is_unknown(ns: Namespace, collecting: Agent) -> N
 
 
 @only_root
+@host_pids
 def test_another_namespace_is_told_from_our_own(ns: Namespace, collecting: Agent) -> None:
     with Namespace() as other:
         exhaust(other, HERE)
@@ -218,6 +225,7 @@ def fail_otherwise() -> set[int]:
 
 
 @only_root
+@host_pids
 def test_other_failures_are_not_counted(ns: Namespace, collecting: Agent) -> None:
     """A refusal, a pair that exists, no address to come from, one that is not ours; and a connection that succeeds."""
     ns.call(sockets.listen, HERE, OPEN, tag="server")
@@ -235,6 +243,7 @@ def reconnect_after_a_refusal() -> list[int]:
 
 
 @only_root
+@host_pids
 def test_a_socket_that_had_a_port_before_is_not_counted(ns: Namespace, collecting: Agent) -> None:
     """docs/exhaustions.md says so: the kernel leaves the old port in the socket, and the event looks like a refusal."""
     assert ns.call(reconnect_after_a_refusal) == [errno.ECONNREFUSED, errno.EADDRNOTAVAIL]
@@ -247,6 +256,7 @@ def probe_a_blocked_port() -> dict[int, bool]:
 
 
 @only_root
+@host_pids
 def test_our_own_probe_is_not_counted(ns: Namespace, collecting: Agent) -> None:
     ns.call(sockets.open_sockets, Recipe(bind=("127.0.0.9", LOW)), tag="blocks", limit=1)
     ns.call(failures, HERE, 1)
@@ -256,6 +266,7 @@ def test_our_own_probe_is_not_counted(ns: Namespace, collecting: Agent) -> None:
 
 
 @only_root
+@host_pids
 def test_what_the_buffer_could_not_hold_is_counted_as_lost(ns: Namespace, collecting: Agent) -> None:
     assert ns.call(failures_without_end, 20_000, LOW) == 20_000
 
@@ -267,6 +278,7 @@ def test_what_the_buffer_could_not_hold_is_counted_as_lost(ns: Namespace, collec
 
 
 @only_root
+@host_pids
 def test_a_flood_is_counted_to_the_last_call_within_the_share(ns: Namespace, agent: Agent) -> None:
     """Also across the rest of each second in which nothing is read."""
     calls = 600_000
@@ -284,6 +296,7 @@ def test_a_flood_is_counted_to_the_last_call_within_the_share(ns: Namespace, age
 
 
 @only_root
+@host_pids
 def test_the_thread_reads_while_the_caller_lives(ns: Namespace, agent: Agent) -> None:
     agent.call(tracing.open_reader)
     ns.call(failures, HERE, 1)
@@ -293,6 +306,7 @@ def test_the_thread_reads_while_the_caller_lives(ns: Namespace, agent: Agent) ->
 
 
 @only_root
+@host_pids
 def test_two_readers_each_count_every_call(ns: Namespace, agent: Agent) -> None:
     other = tracing_agent(ns)
     for one in (agent, other):
@@ -311,6 +325,7 @@ def switch_off(instance: str) -> None:
 
 
 @only_root
+@host_pids
 def test_a_recording_that_somebody_switched_off_is_an_error(agent: Agent) -> None:
     before = agent.call(tracing.instances)
     agent.call(tracing.open_collector)
