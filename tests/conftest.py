@@ -1,17 +1,19 @@
-"""Golden files, and what the tests need of whoever runs them.
+"""Golden files, what the tests need of whoever runs them, the second pass, and what starts first of many at a time.
 
 A golden file is expected output that is long enough to stand in a file of its own. `pytest --update-golden` writes what
-the code says now; read the difference before you commit it.
+the code says now; read the difference before you commit it. `pytest --on-packages` runs what tests/second_pass.py says.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.machine import NEEDS, permit_descriptors
+from tests.second_pass import runs_again
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("ephmon", deadline=None)
@@ -19,11 +21,49 @@ settings.load_profile("ephmon")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+TESTS = Path(__file__).parent
+LONGEST = (
+    "end_to_end/test_demo.py",
+    "end_to_end/test_incident_page.py",
+    "end_to_end/test_walkthrough.py",
+    "test_benchmarks.py",
+    "deployment/test_grafana_queries.py",
+    "deployment/test_prometheus_rules.py",
+    "kernel_truth/test_mixes.py",
+    "end_to_end/test_delivery.py",
+)
+"""Files that take long and mostly wait: they start first, so that no processor is idle at the end for one of them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing them")
+    parser.addoption("--on-packages", action="store_true", help="run what tests/second_pass.py runs again")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Look each test file up in the tables of the second pass, and start the longest first if many run at a time."""
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix()
+        # What has another name runs where it is named alone, in a machine or container of its own.
+        try:
+            is_kept = not item.path.name.startswith("test_") or runs_again(path)
+        except LookupError as error:
+            raise pytest.UsageError(*error.args) from None
+        (kept if is_kept or not config.getoption("--on-packages") else left).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        kept.sort(key=_rank)
+    items[:] = kept
+    _skip_what_cannot_run(items)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.relative_to(TESTS).as_posix()
+    return LONGEST.index(path) if path in LONGEST else len(LONGEST)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(*error.args) from None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _skip_what_cannot_run(items: list[pytest.Item]) -> None:
     for item in items:
         for name, (is_met, need) in NEEDS.items():
             for marker in [] if is_met else item.iter_markers(name):

@@ -1,0 +1,49 @@
+"""Which tests run a second time, on the built wheel and with the oldest dependencies: those that can tell a difference.
+
+`pytest --on-packages` leaves out the others. Every test file has to be in one of the two tables below, or no test runs
+at all, so that a new one is not left out by accident.
+"""
+
+from __future__ import annotations
+
+AGAIN = {
+    "commands": "run the installed program",
+    "config": "PyYAML parses the configuration",
+    "daemon/test_loop.py": "runs the installed daemon with all that it serves",
+    "daemon/test_owner_watch.py": "psutil lists processes for a daemon that runs",
+    "delivery": "alerts are sent by the installed daemon, over TLS too",
+    "http": "tornado has the streams and parses heads",
+    "kernel/proc/test_processes.py": "psutil lists processes",
+    "outputs": "prometheus-client renders the metrics",
+    "test_architecture.py": "the wheel has all modules, and imports what it may",
+    "test_cli.py": "runs the installed program",
+    "test_log.py": "tornado logs too",
+}
+"""Files and folders below tests/, and what of a dependency or of the wheel they try."""
+
+ONCE = {
+    "daemon": "threads, signals and files of the standard library; `test_loop.py` runs the daemon again",
+    "deployment": "files for other programs; the packages have tests of their own that `script/test` runs",
+    "end_to_end": "other programs around ephmon, which see no more of it than the tests that run again",
+    "facts": "values of the standard library",
+    "kernel": "the kernel, read by the standard library",
+    "kernel_truth": "the kernel, read by the standard library",
+    "model": "functions of values, no dependency at all",
+    "test_benchmarks.py": "the benchmarks, which are in no package",
+    "test_docs.py": "pages of the checkout",
+    "test_second_pass.py": "the tests' own tools",
+    "test_namespaces.py": "the tests' own tools",
+    "test_processes.py": "the tests' own tools",
+}
+"""The others, and why neither a dependency nor the wheel makes a difference."""
+
+
+def runs_again(path: str) -> bool:
+    """Tell of a test file, by its path below tests/, whether it runs a second time; the longest name counts.
+
+    Raises `LookupError` if no table has it.
+    """
+    names = [name for name in (*AGAIN, *ONCE) if path == name or path.startswith(f"{name}/")]
+    if not names:
+        raise LookupError(f"tests/{path} is in no table of tests/second_pass.py: does it run on the packages too?")
+    return max(names, key=len) in AGAIN
