@@ -14,7 +14,18 @@ from ephmon.errors import KernelError
 from ephmon.kernel.trace.tracefs import InstanceInUseError, make_instance, open_instance, remove_stale, use_instance
 from tests import tracing
 from tests.namespaces import Agent, Namespace
-from tests.tracing import HERE, PREPARED, TRACING, exhaust, failures, only_root, total, tracing_agent
+from tests.processes import run
+from tests.tracing import (
+    HERE,
+    PREPARED,
+    TRACING,
+    exhaust,
+    failures,
+    only_root,
+    seeing_tracefs,
+    total,
+    tracing_agent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +81,14 @@ def switches_outside(name: str) -> set[str]:
     """Return what the switch of the event says outside an instance."""
     others = [path for path in (TRACING / "instances").iterdir() if not path.name.startswith("ephmon")]
     return {(path / EVENT / "enable").read_text().strip() for path in (TRACING, *others) if path.name != name}
+
+
+@only_root
+def test_a_tracefs_that_is_mounted_already_is_used() -> None:
+    """As on every host with systemd: the outer command is such a host, if this one is not."""
+    done = run(seeing_tracefs(*seeing_tracefs("test", "-d", "/sys/kernel/tracing/instances")))
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @only_root
