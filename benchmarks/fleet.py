@@ -39,6 +39,7 @@ from benchmarks.measurement import table
 from benchmarks.scenario import NotMeasuredError, program
 from ephmon.facts.failed_calls import Destination
 from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.collectors import Health
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, Report
@@ -96,7 +97,8 @@ def host_report(host: int, top: int, moment: int) -> Report:
     )
     destinations = [(one.pool.key.netns, bytes([10, 0, 1, number]), 443) for number, one in enumerate(pools)]
     counts = {Destination(*one): Count(moment // 60, 0.0) for one in destinations}
-    return replace(report, exhaustions=Exhaustions(destinations=counts), exhaustions_available=True)
+    counted = replace(report, exhaustions=Exhaustions(destinations=counts))
+    return counted.with_health(exhaustions=Health(available=True))
 
 
 def _listed(nature: Random, figures: Random, number: int) -> ListedPool:

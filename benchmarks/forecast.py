@@ -21,9 +21,10 @@ from random import Random
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import table
 from ephmon.kernel.source import SocketSource
-from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.report import ReloadStatus, Report
 from ephmon.model.rules import ListingRules, Rules
-from ephmon.model.step import build_report
+from ephmon.model.state import State, initial_state
+from ephmon.model.step import conclude
 from tests import sockets
 from tests.namespaces import Namespace
 
@@ -129,15 +130,15 @@ def connected(server: socket.socket, address: str) -> tuple[socket.socket, socke
 
 
 class Watching:
-    """Polls as the daemon does, in two chains of reports."""
+    """Polls as the daemon does, in two chains of states."""
 
     def __init__(self, destination: str) -> None:
         self._source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode="inet_diag")
         self._destination = destination
-        blank = initial_report(
+        blank = initial_state(
             Rules(listing=ListingRules(min_in_use=1)), ReloadStatus(successful=True, succeeded_at=time.time())
         )
-        self._reports: dict[int, Report] = dict.fromkeys(INTERVALS, blank)
+        self._states: dict[int, State] = dict.fromkeys(INTERVALS, blank)
         self.foretold: dict[int, list[tuple[float, float | None]]] = {interval: [] for interval in INTERVALS}
         self._polls = 0
 
@@ -146,8 +147,8 @@ class Watching:
         snapshot = self._source.read(DEADLINE_SECONDS)
         for interval in INTERVALS:
             if self._polls % interval == 0:
-                self._reports[interval] = build_report(snapshot, self._reports[interval], time.monotonic())
-                self.foretold[interval].append((at, self._seconds(self._reports[interval])))
+                self._states[interval] = conclude(snapshot, self._states[interval], time.monotonic())
+                self.foretold[interval].append((at, self._seconds(self._states[interval].report)))
         self._polls += 1
 
     def _seconds(self, report: Report) -> float | None:

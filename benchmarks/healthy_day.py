@@ -14,16 +14,17 @@ import argparse
 import heapq
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING
 
 from ephmon.facts.socket_groups import SocketGroup, SocketGroups
 from ephmon.facts.sockets import NO_SOCKETS, SocketTable, TcpSockets, TcpState
 from ephmon.model.pace import Costs, Poll
-from ephmon.model.report import ReloadStatus, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
-from ephmon.model.step import build_report, next_full_poll, paced
+from ephmon.model.state import initial_state
+from ephmon.model.step import conclude, next_full_poll, with_pace
 from tests.model.facts import make_namespace, make_snapshot, make_sysctls, packed
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def main() -> None:
     # Handed out again after a second, so each port's latest TIME_WAIT is the only one.
     loopback = Destination("127.0.0.1", "127.0.0.1", 3 * PORTS / TIME_WAIT_SECONDS, REUSE_SECONDS, Random(1))
     sysctls = make_sysctls(LOW, LOW + PORTS - 1)
-    report = initial_report(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
+    state = initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
     fired: Counter[str] = Counter()
     highest, polls = 0.0, 0
     for now in map(float, range(POLL_SECONDS, seconds + 1, POLL_SECONDS)):
@@ -112,10 +113,11 @@ def main() -> None:
             bound=NO_SOCKETS, explicit_ports=frozenset(), connections=table_of((*destinations, loopback), now)
         )
         snapshot = make_snapshot(make_namespace(tcp, sysctls), taken_at=now)
-        report = paced(build_report(snapshot, report, now), Costs(full=(0.01,), narrow=(0.001,)))
-        assert next_full_poll(report) is Poll.FULL
-        fired.update(alert.key.name for alert in report.alerts.firing)
-        highest = max(highest, *(listed.pool.utilisation for listed in report.listed))
+        state = replace(conclude(snapshot, state, now), costs=Costs(full=(0.01,), narrow=(0.001,)))
+        state = with_pace(state)
+        assert next_full_poll(state) is Poll.FULL
+        fired.update(alert.key.name for alert in state.report.alerts.firing)
+        highest = max(highest, *(listed.pool.utilisation for listed in state.report.listed))
         polls += 1
     print(f"{polls:,} polls, {seconds / 3600:g} hours; the fullest pool was at {100 * highest:.1f} %.")
     print("No alert fired." if not fired else f"Polls at which alerts fired: {dict(fired)}")

@@ -12,9 +12,10 @@ from benchmarks.measurement import Cost, memory, spent
 from ephmon.http.rendering import publication_of
 from ephmon.kernel.netlink.sock_diag import Request, SockDiag
 from ephmon.kernel.source import SocketSource
-from ephmon.model.report import ReloadStatus, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
-from ephmon.model.step import build_report
+from ephmon.model.state import initial_state
+from ephmon.model.step import conclude
 from ephmon.outputs.metrics.exposition import process_registry
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class EphmonPoll:
         self._process = process_registry()
         self._sent: list[Request] | None = None
         reload = ReloadStatus(successful=True, succeeded_at=time.time())
-        self._report = initial_report(Rules(), reload)
+        self._state = initial_state(Rules(), reload)
         self._poll(PollKind.EVIDENCE)
 
     def run(self) -> Cost:
@@ -92,10 +93,10 @@ class EphmonPoll:
         started = time.process_time()
         snapshot = READINGS[kind](self._source)
         collected = time.process_time()
-        self._report = build_report(snapshot, self._report, time.monotonic())
+        self._state = conclude(snapshot, self._state, time.monotonic())
         concluded = time.process_time()
         publication_of(
-            self._report,
+            self._state.report,
             kernel_release=os.uname().release,
             process_registry=self._process,
             expires_at=time.monotonic(),

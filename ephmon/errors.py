@@ -4,6 +4,10 @@ Each carries one plain sentence that names what is wrong and, where there is one
 escapes is a defect of ephmon.
 """
 
+from __future__ import annotations
+
+from enum import StrEnum
+
 
 class EphmonError(Exception):
     """The base of all errors that ephmon raises on purpose."""
@@ -17,15 +21,56 @@ class ConfigError(EphmonError):
     """The configuration is wrong: exit status 2. The message has one line with one sentence for each mistake."""
 
 
+class Reason(StrEnum):
+    """What could not be done, in one word."""
+
+    KERNEL = "kernel"
+    """Whatever has no word of its own."""
+    DEADLINE = "deadline"
+    """The poll took longer than poll.deadline."""
+    INTERRUPTED = "interrupted"
+    """A dump was inconsistent twice in a row (NLM_F_DUMP_INTR)."""
+    MALFORMED = "malformed"
+    """A netlink reply cannot be trusted."""
+    NETLINK = "netlink"
+    """The kernel refused a netlink request."""
+    PROCFS = "procfs"
+    """A file of /proc cannot be read."""
+    SYSCTL = "sysctl"
+    """A setting cannot be read, or changed while the sockets were read."""
+    UNAVAILABLE = "unavailable"
+    """No interface to the sockets is available."""
+    DEFECT = "defect"
+    """An error in ephmon itself."""
+    PROBE = "probe"
+    ROUTE = "route"
+    TRACEFS = "tracefs"
+
+
+POLL_FAILURES = (
+    Reason.KERNEL,
+    Reason.DEADLINE,
+    Reason.INTERRUPTED,
+    Reason.MALFORMED,
+    Reason.NETLINK,
+    Reason.PROCFS,
+    Reason.SYSCTL,
+    Reason.UNAVAILABLE,
+    Reason.DEFECT,
+)
+"""Why a poll can fail: the values of the label `reason` of `ephmon_poll_failures_total`. The others end no poll."""
+
+
+class StopRequestedError(EphmonError):
+    """Nobody waits for the answer any more, because ephmon was told to stop."""
+
+
 class KernelError(EphmonError):
-    """The kernel could not be read, so there is no answer: a failed poll, never a zero.
+    """The kernel could not be read, so there is no answer: a failed poll, never a zero."""
 
-    `reason` is one word of a closed set, for the label of `ephmon_poll_failures_total`.
-    """
+    reason = Reason.KERNEL
 
-    reason = "kernel"
-
-    def __init__(self, message: str, *, reason: str | None = None) -> None:
+    def __init__(self, message: str, *, reason: Reason | None = None) -> None:
         super().__init__(message)
         if reason is not None:
             self.reason = reason

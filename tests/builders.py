@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.facts.snapshot import PortRange, Sysctls
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.alerting.state_machine import Alert, AlertKey, AlertName, Alerts, Moment, Phase, Track
-from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.alerting.thresholds import Severity, Thresholds
+from ephmon.model.collectors import Collector, Health
 from ephmon.model.forecast.forecast import Forecast
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pace import Pace
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report
-from ephmon.model.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,22 +112,26 @@ def make_namespace(
     pools: Mapping[PoolKind, int] | None = None,
     listed: Mapping[PoolKind, int] | None = None,
     worst: Mapping[PoolKind, float] | None = None,
+    backends: Mapping[Protocol, Backend] | None = None,
+    missing: Mapping[Protocol, str] | None = None,
+    fallbacks: Mapping[Protocol, str] | None = None,
 ) -> NamespaceReport:
     """Build the report of one namespace, with one tcp_connect pool that is listed."""
     return NamespaceReport(
         netns=netns,
         inode=inode,
-        port_range_low=port_range[0],
-        port_range_high=port_range[1],
+        sysctls=Sysctls(port_range=PortRange(*port_range), tcp_tw_reuse=tcp_tw_reuse),
         reserved_ports=reserved_ports,
         usable_ports=usable_ports,
         blocked_ports=blocked_ports,
         ambiguous_ports=ambiguous_ports,
         blind_to=blind_to,
-        tcp_tw_reuse=tcp_tw_reuse,
         pools={PoolKind.TCP_CONNECT: 1} if pools is None else pools,
         listed={PoolKind.TCP_CONNECT: 1} if listed is None else listed,
         worst={PoolKind.TCP_CONNECT: 0.5} if worst is None else worst,
+        backends=dict.fromkeys(Protocol, Backend.INET_DIAG) if backends is None else backends,
+        missing=missing or {},
+        fallbacks=fallbacks or {},
     )
 
 
@@ -135,19 +143,28 @@ def make_report(
     taken_at_monotonic: float | None = 1000.0,
     duration_seconds: float | None = 0.012,
     interval_seconds: float = 5.0,
-    backends: Mapping[str, str] | None = None,
-    missing: Mapping[str, str] | None = None,
+    backends: Mapping[Protocol, Backend] | None = None,
+    missing: Mapping[Protocol, str] | None = None,
     namespaces: Sequence[NamespaceReport] | None = None,
     listed: Sequence[ListedPool | Pool] | None = None,
     totals: PollTotals | None = None,
     reload: ReloadStatus | None = None,
-    rules: Rules | None = None,
+    thresholds: Thresholds | None = None,
+    collectors: Mapping[Collector, Health] | None = None,
     alerts: Sequence[Alert] = (),
     owners: Mapping[PoolKey, Owners] | None = None,
     blocked_owners: Mapping[str, Owners] | None = None,
 ) -> Report:
-    """Build the report of a good poll that found one pool; a bare Pool in `listed` has its utilisation as peak."""
+    """Build the report of a good poll that found one pool; a bare Pool in `listed` has its utilisation as peak.
+
+    `backends` and `missing` are those of every namespace.
+    """
     pools = [make_pool()] if listed is None else listed
+    read: dict[str, Any] = {"backends": backends, "missing": missing}
+    given = {name: value for name, value in read.items() if value is not None}
+    found = tuple(replace(one, **given) for one in ([make_namespace()] if namespaces is None else namespaces))
+    protocols = {Collector(name): Health(available=True) for one in found for name in one.backends}
+    protocols |= {Collector(name): Health(False, reason) for one in found for name, reason in one.missing.items()}
     return Report(
         success=success,
         error=error,
@@ -155,13 +172,13 @@ def make_report(
         taken_at_monotonic=taken_at_monotonic,
         duration_seconds=duration_seconds,
         pace=Pace(full=interval_seconds),
-        backends={"tcp": "inet_diag", "udp": "inet_diag"} if backends is None else backends,
-        missing={} if missing is None else missing,
-        namespaces=(make_namespace(),) if namespaces is None else tuple(namespaces),
+        namespaces=found,
         listed=tuple(ListedPool(pool=p, peak_utilisation=p.utilisation) if isinstance(p, Pool) else p for p in pools),
-        totals=PollTotals(polls={"full": 1}) if totals is None else totals,
+        totals=PollTotals().counted() if totals is None else totals,
         reload=ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60) if reload is None else reload,
-        rules=Rules() if rules is None else rules,
+        interval_seconds=5.0,
+        thresholds=Thresholds() if thresholds is None else thresholds,
+        collectors=protocols | dict(collectors or {}),
         alerts=Alerts(states={alert.key: alert for alert in alerts}),
         owners=owners or {},
         blocked_owners=blocked_owners or {},
@@ -222,8 +239,7 @@ def make_first_failure(error: str = "the kernel could not be read") -> Report:
         error=error,
         taken_at=None,
         taken_at_monotonic=None,
-        backends={},
         namespaces=(),
         listed=(),
-        totals=PollTotals(polls={"full": 1}, failures={"kernel": 1}),
+        totals=PollTotals().counted(failure=Reason.KERNEL),
     )

@@ -10,17 +10,17 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
-from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot
+from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot, survey_of
 from ephmon.commands.source import connect_source, require_matching_source, require_own_source
 from ephmon.commands.terminal import OutputError, print_answer, print_error
-from ephmon.errors import EphmonError, KernelError, UsageError
+from ephmon.errors import EphmonError, KernelError, Reason, UsageError
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import Protocol
 from ephmon.model.advice.causes import advise, advise_blocked
 from ephmon.model.alerting.assessment import assess_host, assess_pool, with_limits
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.survey import survey
+from ephmon.model.pools.survey import classify, survey
 from ephmon.outputs.text import plugin
 from ephmon.outputs.text.wording import blindness
 
@@ -39,12 +39,13 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     thresholds = _limits(config.thresholds, options)
     asked = _asked_pool(options)
-    surveys = survey(read_snapshot(config, options.proc), likely_binder_ports=config.listing.min_in_use)
+    snapshot = read_snapshot(config, options.proc)
+    surveys = survey(snapshot, classify(snapshot, likely_binder_ports=config.listing.min_in_use))
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
     if asked is None:
         assessment = assess_host(surveys, thresholds, config.listing.ignore_destinations)
     else:
-        assessment, missing = _assess_asked(surveys[0], asked, thresholds), []
+        assessment, missing = _assess_asked(survey_of(surveys), asked, thresholds), []
     kept = {one.namespace.netns: ports_to_keep(one.namespace, config) for one in surveys}
     answer = plugin.answer(
         assessment, advice=_advice(assessment.worst, kept), missing=missing, remarks=_remarks(surveys)
@@ -118,7 +119,7 @@ def _asked_pool(options: argparse.Namespace) -> ConnectKey | None:
 def _assess_asked(one: NamespaceSurvey, asked: ConnectKey, thresholds: Thresholds) -> Assessment:
     pools = one.pools_of(PoolKind.TCP_CONNECT)
     if pools is None:
-        raise KernelError(one.namespace.missing[Protocol.TCP], reason="unavailable")
+        raise KernelError(one.namespace.missing[Protocol.TCP], reason=Reason.UNAVAILABLE)
     return assess_pool(pools.pool(asked), one.namespace.sysctls, thresholds)
 
 

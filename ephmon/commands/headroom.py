@@ -6,15 +6,15 @@ import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from ephmon.commands.reading import load_config, read_snapshot
+from ephmon.commands.reading import load_config, read_snapshot, survey_of
 from ephmon.commands.source import connect_source, require_matching_source, require_own_source
 from ephmon.commands.terminal import print_answer, print_error
-from ephmon.errors import KernelError, UsageError
+from ephmon.errors import KernelError, Reason, UsageError
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe, require_probe
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.survey import survey
+from ephmon.model.pools.survey import classify, survey
 from ephmon.outputs.documents import api
 from ephmon.outputs.text import headroom
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     kind, source = _asked_pool(options)
     snapshot = read_snapshot(config, options.proc)
-    (one,) = survey(snapshot)
+    one = survey_of(survey(snapshot))
     method: str = one.namespace.backends.get(kind.protocol, "")
     failure = None
     if options.probe and one.ports:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         method = method if one is unprobed else "probe"
     pools = one.pools_of(kind)
     if pools is None:
-        raise KernelError(one.namespace.missing[kind.protocol], reason="unavailable")
+        raise KernelError(one.namespace.missing[kind.protocol], reason=Reason.UNAVAILABLE)
     pool = pools.pool(_own_key(kind, source, options.destination))
     if options.json:
         print_answer(api.encode({"schema": api.SCHEMA, "method": method, **api.pool_object(pool)}).decode())
@@ -63,7 +63,7 @@ def _probed(
         answers = probe(asked, Deadline(seconds, time.monotonic))
     except KernelError as error:
         return unprobed, error
-    (probed,) = survey(snapshot, answers={unprobed.namespace.inode: answers})
+    probed = survey_of(survey(snapshot, classify(snapshot, answers={unprobed.namespace.inode: answers})))
     if len(answers) == len(asked):
         return probed, None
     done = f"The probe asked about {len(answers)} of {len(asked)} ports before poll.deadline passed"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ephmon.daemon.owner_reader import OwnerReader
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.kernel.deadline import Deadline
 from ephmon.model.advice.for_alert import largest_owner
+from ephmon.model.collectors import Collector, Health
 from ephmon.model.owners.answers import BLOCKED, Ground
 from ephmon.model.owners.questions import OwnerQuestions, refusal, unanswerable
 from ephmon.outputs.text.owners import owner_lines, processes_line
@@ -63,10 +64,11 @@ class OwnersAnswer:
             entry["processes"] = _process_objects(self.searches.get(pool.key))
         for entry in document["namespaces"]:
             entry["blocked_processes"] = _process_objects(self.searches.get(BLOCKED))
-        document["owners_error"] = self.report.owners_error if self.failure is None else str(self.failure)
+        owners = self.report.health(Collector.OWNERS)
+        document["owners_error"] = owners.reason if self.failure is None else str(self.failure)
         searches = self.searches.values()
         document["processes_complete"] = all(one.is_complete for one in searches) if searches else None
-        document["processes_error"] = self.report.processes_error
+        document["processes_error"] = self.report.health(Collector.PROCESSES).reason
 
 
 def _process_objects(search: Search | None) -> list[dict[str, Any]] | None:
@@ -85,7 +87,7 @@ def find_owners(
     questions = OwnerQuestions(tuple(pool.key for pool in pools[:MAX_POOLS]), blocked=surveyed.ports is not None)
     refused = unanswerable(questions, surveyed.namespace.backends)
     answerable = questions.without(refused)
-    failure = KernelError(refusal(refused), reason="unavailable") if refused else None
+    failure = KernelError(refusal(refused), reason=Reason.UNAVAILABLE) if refused else None
     if answerable.is_none:
         return OwnersAnswer(report=report, failure=failure)
     reader = OwnerReader(proc, time.monotonic)
@@ -96,13 +98,11 @@ def find_owners(
         return OwnersAnswer(report=report, failure=error)
     blocked = {} if answer.blocked is None else {surveyed.namespace.netns: answer.blocked}
     searches = _searches(reader, answerable)
+    problem = next((one.problem for one in searches.values() if one.problem), None)
     return OwnersAnswer(
-        report=replace(
-            report,
-            owners=answer.pools,
-            blocked_owners=blocked,
-            owners_error=reader.problem,
-            processes_error=next((one.problem for one in searches.values() if one.problem), None),
+        report=replace(report, owners=answer.pools, blocked_owners=blocked).with_health(
+            owners=Health(available=True, reason=reader.problem),
+            processes=Health(available=problem is None, reason=problem) if searches else None,
         ),
         searches=searches,
         failure=failure,

@@ -8,13 +8,14 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot
+from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot, survey_of
 from ephmon.commands.terminal import print_answer, print_error
 from ephmon.model.advice.causes import advise
 from ephmon.model.advice.proxies import known_program
-from ephmon.model.pools.survey import every_pool, survey
-from ephmon.model.report import ReloadStatus, initial_report
-from ephmon.model.step import report_of
+from ephmon.model.pools.survey import classify, every_pool, survey
+from ephmon.model.report import ReloadStatus
+from ephmon.model.state import initial_state
+from ephmon.model.step import after_full_poll
 from ephmon.outputs.documents import api
 from ephmon.outputs.text import table
 from ephmon.outputs.text.advice import advice_object
@@ -39,9 +40,9 @@ def run(options: argparse.Namespace) -> int:
     """
     config = load_config(options.config)
     snapshot = read_snapshot(config, options.proc)
-    surveys = survey(snapshot, likely_binder_ports=config.listing.min_in_use)
-    before = initial_report(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
-    report = report_of(surveys, snapshot, before, time.monotonic())
+    surveys = survey(snapshot, classify(snapshot, likely_binder_ports=config.listing.min_in_use))
+    before = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
+    report = after_full_poll(surveys, snapshot, before, time.monotonic()).report
     pools = every_pool(surveys, config.listing.ignore_destinations)
     toward = None
     if options.destination:
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         # Loads the process search, which no other command needs.
         from ephmon.commands.owners import find_owners  # noqa: PLC0415
 
-        (surveyed,) = surveys
+        surveyed = survey_of(surveys)
         seconds = config.poll.deadline_seconds
         owners = find_owners(shown, surveyed, report, proc=options.proc, deadline_seconds=seconds)
         report = owners.report

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon.config.settings import Config, load
+from ephmon.errors import KernelError, Reason, quote
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.kernel.source import SocketSource
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot
+    from ephmon.model.pools.survey import NamespaceSurvey
 
 DEFAULT_CONFIG = Path("/etc/ephmon/config.yaml")
 
@@ -35,6 +40,18 @@ def read_snapshot(config: Config, proc: Path) -> Snapshot:
     """
     source = SocketSource(proc=proc, clock=time.monotonic, wall_clock=time.time, mode=config.poll.backend)
     return source.read(config.poll.deadline_seconds)
+
+
+def survey_of(surveys: Iterable[NamespaceSurvey], netns: str = OWN_NETNS) -> NamespaceSurvey:
+    """Return the survey of one namespace.
+
+    Raises:
+        KernelError: The namespace was not read.
+    """
+    for one in surveys:
+        if one.namespace.netns == netns:
+            return one
+    raise KernelError(f"The network namespace {quote(netns)} was not read.", reason=Reason.UNAVAILABLE)
 
 
 def ports_to_keep(namespace: NamespaceSnapshot, config: Config) -> frozenset[int] | None:

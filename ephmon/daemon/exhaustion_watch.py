@@ -10,15 +10,16 @@ from ephmon.config.settings import Switch
 from ephmon.errors import KernelError
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.model.collectors import Health
 from ephmon.model.failures.counters import Exhaustions, counted
-from ephmon.model.pools.connect import connect_key
-from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.connect import destination_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from ephmon.config.settings import ExhaustionsConfig
+    from ephmon.facts.failed_calls import Destination
     from ephmon.kernel.trace.reader import ExhaustionReader
     from ephmon.model.report import Report
 
@@ -54,22 +55,24 @@ class ExhaustionWatch:
         """
         config = self._config
         if config is None or config.enabled == Switch.OFF:
-            return replace(report, exhaustions_available=None, exhaustions_error=None), False
+            return report.with_health(exhaustions=None), False
         if self._reader is None and now >= self._retry_at:
             self._open(now)
         if self._reader is None:
-            return replace(report, exhaustions_available=False, exhaustions_error=self._error), False
+            return self._unavailable(report), False
         try:
             batch = self._reader.take()
         except KernelError as error:
             self._fail(error, now)
-            return replace(report, exhaustions_available=False, exhaustions_error=self._error), False
+            return self._unavailable(report), False
         exhaustions = counted(
             report.exhaustions or Exhaustions(), batch, listed=tuple(_listed(report)), top=config.top, now=now
         )
         failed_here = any(netns.label == OWN_NETNS for netns in batch.totals)
-        report = replace(report, exhaustions=exhaustions, exhaustions_available=True, exhaustions_error=None)
-        return report, failed_here
+        return replace(report, exhaustions=exhaustions).with_health(exhaustions=Health(available=True)), failed_here
+
+    def _unavailable(self, report: Report) -> Report:
+        return report.with_health(exhaustions=Health(available=False, reason=self._error))
 
     def give_up(self) -> None:
         """Count no more, until a reload."""
@@ -103,6 +106,6 @@ class ExhaustionWatch:
 def _listed(report: Report) -> Iterator[Destination]:
     """Yield the destinations of the listed pools, which are counted from 0 on."""
     for listed in report.listed:
-        own = connect_key(listed.pool.key)
-        if own is not None and listed.pool.key.kind == PoolKind.TCP_CONNECT:
-            yield Destination(listed.pool.key.netns, own.destination, own.destination_port)
+        destination = destination_of(listed.pool.key)
+        if destination is not None:
+            yield destination

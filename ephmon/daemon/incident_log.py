@@ -23,11 +23,12 @@ from ephmon.model.incident_status import FailureReason, IncidentStatus
 from ephmon.model.incidents import PAUSE_SECONDS, Told, look
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ephmon.daemon.incident_folder import Folder
     from ephmon.model.incidents import Incident
     from ephmon.model.report import Report
+    from ephmon.model.rules import DestinationPattern
 
 CLOSE_SECONDS = 2.0
 """What is being written when the daemon stops may still be finished within this time."""
@@ -109,15 +110,17 @@ class IncidentLog:
         self._config = config
         self._is_free()
 
-    def update(self, report: Report) -> None:
+    def update(self, report: Report, ignored: Sequence[DestinationPattern]) -> None:
         """Take a report into account that has been published, and have an incident written if one is due.
+
+        Failed calls toward `ignored` destinations are no reason for one.
 
         While another is being written, none is due: it comes with a later report.
         """
         if not (self._is_free() and self._config.directory):
             return
         at = Moment(self._clock(), self._wall_clock())
-        incident, told = look(self._told, report, at.monotonic)
+        incident, told = look(self._told, report, ignored, at.monotonic)
         if incident is None:
             self._told = told
         else:

@@ -18,35 +18,28 @@ from typing import TYPE_CHECKING
 
 from ephmon import __version__, log
 from ephmon.config.secrets import read_webhook_url
-from ephmon.config.settings import Config, ListenAddress, ProbeChoice, Switch, TlsConfig
+from ephmon.config.settings import Config, ListenAddress, Switch, TlsConfig
 from ephmon.daemon import signals
 from ephmon.daemon.exhaustion_watch import ExhaustionWatch
 from ephmon.daemon.incident_log import IncidentLog
 from ephmon.daemon.owner_watch import OwnerWatch
+from ephmon.daemon.poller import MOST_PROBED_PORTS, Poller
 from ephmon.daemon.service_manager import ServiceManager
 from ephmon.delivery.notification import notifications_of
 from ephmon.delivery.service import Delivery
 from ephmon.delivery.settings import DeliverySettings
-from ephmon.errors import ConfigError, EphmonError, KernelError
+from ephmon.errors import ConfigError, EphmonError, KernelError, Reason
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
 from ephmon.http.tls import TlsFiles, build_tls_context
-from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.proc import sysctl
 from ephmon.kernel.source import SocketSource
 from ephmon.log import Line
 from ephmon.model.pace import Poll
-from ephmon.model.report import ReloadStatus, Report, initial_report
-from ephmon.model.step import (
-    build_report,
-    failed_report,
-    narrow_destinations,
-    next_full_poll,
-    paced,
-    ports_in_doubt,
-    refreshed_report,
-)
+from ephmon.model.report import ReloadStatus
+from ephmon.model.state import initial_state
+from ephmon.model.step import after_defect, after_failed_poll, next_full_poll, with_cost, with_pace
 from ephmon.outputs.metrics.exposition import process_registry
 from ephmon.outputs.text import changes, start_lines
 
@@ -54,22 +47,19 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from ephmon.facts.snapshot import PortRange, Snapshot
+    from ephmon.facts.snapshot import PortRange
+    from ephmon.model.report import Report
+    from ephmon.model.state import State
 
 LONGEST_SLEEP_SECONDS = 10.0
 """The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
 EXHAUSTION_SECONDS = 1.0
 """While failed connect() calls are counted, the loop asks for them this often."""
-MOST_PROBED_PORTS = 2_000
-"""So many ports in doubt are probed in one poll, 12 microseconds each, 22 if blocked; the rest has its turn later."""
-PROBE_SECONDS = 1.0
-"""How long the probe may take of a poll."""
-PROBE_CUT = f"The probe was cut after {PROBE_SECONDS:g} s; its answers count, and the next polls ask about the rest."
 SWITCH_SECONDS = 0.001
 EXPIRY_INTERVALS = 3
 """Data older than so many intervals is no longer served."""
 
-_log = logging.getLogger("ephmon.daemon.loop")
+_log = logging.getLogger("ephmon.daemon")
 
 
 class Daemon:
@@ -99,9 +89,15 @@ class Daemon:
         self._clock = clock
         self._wall_clock = wall_clock
         self._source = self._open_source(config)
-        self._probe = ProbeByTurns(MOST_PROBED_PORTS)
-        reload = ReloadStatus(successful=True, succeeded_at=wall_clock())
-        self._report = initial_report(config.rules, reload)
+        self._poller = Poller(
+            self._source,
+            ProbeByTurns(MOST_PROBED_PORTS),
+            OwnerWatch(proc, clock, signals.not_told_to_stop),
+            config.poll,
+            clock=clock,
+            wanted=signals.not_told_to_stop,
+        )
+        self._state = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=wall_clock()))
         self._process = process_registry()
         self._server = HttpServer(
             (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
@@ -110,11 +106,10 @@ class Daemon:
         self._delivery = Delivery()
         self._exhaustions = ExhaustionWatch(proc)
         self._incidents = IncidentLog(clock, wall_clock)
-        self._owners = OwnerWatch(proc, clock, signals.not_told_to_stop)
         self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
         self._checked_source_ports: PortRange | None = None
-        self._said_what_is_not_seen = False
-        self._narrow_error: str | None = None
+        self._handing_out_cpu_seconds = 0.0
+        """What it cost to hand out the latest poll: to render, deliver and log it."""
 
     def run(self) -> None:
         """Serve and poll until SIGTERM or SIGINT.
@@ -142,15 +137,16 @@ class Daemon:
 
     def _count_exhaustions(self, now: float) -> bool:
         """Take in the connect() calls that have failed, and tell whether one of our own namespace did."""
-        previous = self._report
+        previous = self._state.report
         try:
-            self._report, failed_here = self._exhaustions.updated(previous, now)
+            report, failed_here = self._exhaustions.updated(previous, now)
         except Exception:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
             _log.exception("A defect of ephmon ends the counting of failed connect() calls, please report it")
             self._exhaustions.give_up()
             return False
         required = self._config.exhaustions.enabled == Switch.ON
-        for line in changes.exhaustion_lines(previous, self._report, required=required):
+        self._state = replace(self._state, report=report)
+        for line in changes.exhaustion_lines(previous, report, required=required):
             log.write(_log, line)
         return failed_here
 
@@ -163,19 +159,19 @@ class Daemon:
             now = self._clock()
             failed_lately = self._count_exhaustions(now) or failed_lately
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
-            pace = self._report.pace
-            narrow = pace.soonest if failed_lately and self._source.reads_tcp_by_inet_diag else pace.narrow or math.inf
+            pace = self._state.report.pace
+            narrow = pace.soonest if failed_lately and self._poller.can_poll_narrowly else pace.narrow or math.inf
             if now >= polled_at + pace.full:
                 failed_lately = False
                 polled_at = narrowly_polled_at = now
-                self._tick(next_full_poll(self._report), self._poll)
+                self._tick(next_full_poll(self._state), self._poller.full)
             elif now >= narrowly_polled_at + narrow:
                 failed_lately = False
                 narrowly_polled_at = now
-                self._tick(Poll.NARROW, self._poll_narrowly)
-            pace = self._report.pace
+                self._tick(Poll.NARROW, self._poller.narrow)
+            pace = self._state.report.pace
             next_poll = min(polled_at + pace.full, narrowly_polled_at + (pace.narrow or math.inf))
-            self._service_manager.ready(self._report)
+            self._service_manager.ready(self._state.report)
             longest_sleep = min(
                 EXHAUSTION_SECONDS if self._exhaustions.is_on else LONGEST_SLEEP_SECONDS,
                 self._service_manager.longest_sleep_seconds,
@@ -186,115 +182,78 @@ class Daemon:
             if received == signals.RELOAD:
                 self._service_manager.reloading(self._clock())
                 self._reload()
-                self._service_manager.ready(self._report)
+                self._service_manager.ready(self._state.report)
 
-    def _tick(self, kind: Poll, poll: Callable[[Report], Report]) -> None:
-        """Poll once and publish. Whatever goes wrong is logged and counted, and the loop goes on."""
+    def _tick(self, kind: Poll, poll: Callable[[State], State]) -> None:
+        """Poll once and hand out what was found. Whatever goes wrong is logged and counted, and the loop goes on."""
         cpu_before, started = time.thread_time(), self._clock()
-        previous = found = self._report
+        previous = self._state
         try:
-            found = poll(previous)
-            self._report = paced(found, previous.costs.after(kind, time.thread_time() - cpu_before))
-            if self._delivery.is_running:
-                self._delivery.update(notifications_of(self._report))
-            self._publish()
-            for line in changes.poll_lines(previous, self._report):
-                log.write(_log, line)
-            self._incidents.update(self._report)
+            self._state = poll(previous)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
-            defect = f"{type(error).__name__}: {error}"
-            if previous.error != defect:
-                _log.exception("A defect of ephmon made the poll fail, please report it")
-            # What the poll found counts all the same, above all that alerts are pending or have begun to fire.
-            found = replace(found, totals=previous.totals)
-            self._report = failed_report(found, defect, "defect", self._clock() - started)
+            defect = self._say_defect(error, previous.report)
+            self._state = after_failed_poll(previous, defect, Reason.DEFECT, self._clock() - started, kind)
+        polled = time.thread_time()
+        # Handing out is part of what a poll costs, and comes after the pace is chosen: that of the last poll counts.
+        self._state = with_cost(self._state, kind, polled - cpu_before + self._handing_out_cpu_seconds)
+        self._hand_out(previous.report)
+        now = time.thread_time()
+        self._handing_out_cpu_seconds = now - polled
+        totals = self._state.report.totals
+        totals = replace(totals, cpu_seconds=totals.cpu_seconds + now - cpu_before)
+        self._state = self._state.with_report(totals=totals)
+
+    def _hand_out(self, previous: Report) -> None:
+        """Deliver, publish and log what a poll found, each whatever becomes of the others.
+
+        An alert that has begun is logged and delivered although a page could not be rendered. What the poll found
+        counts, but it counts as failed.
+        """
+        is_failed = False
+        for step in (self._deliver_alerts, self._publish, lambda: self._log_changes(previous), self._keep_incident):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - as in `_tick`
+                defect = self._say_defect(error, previous)
+                if not is_failed:
+                    self._state = after_defect(self._state, defect)
+                is_failed = True
+        if is_failed:
             with suppress(Exception):  # if the defect lies in rendering, what is served expires by itself
                 self._publish()
-        spent = time.thread_time() - cpu_before
-        totals = self._report.totals
-        self._report = replace(
-            self._report,
-            totals=replace(totals, cpu_seconds=totals.cpu_seconds + spent),
-            costs=previous.costs.after(kind, spent),
-        )
 
-    def _poll(self, previous: Report) -> Report:
-        started = self._clock()
-        try:
-            evidence = next_full_poll(previous) is Poll.FULL
-            snapshot = self._source.read(self._config.poll.deadline_seconds, evidence=evidence)
-            if not self._said_what_is_not_seen:
-                self._said_what_is_not_seen = True
-                self._say_what_is_not_seen(snapshot)
-            self._say_which_source_ports_are_at_risk(snapshot)
-            report = self._owners.look(self._conclude(snapshot, previous))
-        except KernelError as error:
-            if error.reason == "stopped":
-                return previous
-            return failed_report(previous, str(error), error.reason, self._clock() - started)
-        return replace(report, duration_seconds=self._clock() - started)
+    def _say_defect(self, error: Exception, previous: Report) -> str:
+        """Log a defect of ephmon's own with its traceback, unless the poll before met it too, and return what it is."""
+        defect = f"{type(error).__name__}: {error}"
+        if previous.error != defect:
+            _log.error("A defect of ephmon made the poll fail, please report it", exc_info=error)
+        return defect
 
-    def _poll_narrowly(self, previous: Report) -> Report:
-        """Read only what leads to the destinations that are watched.
+    def _deliver_alerts(self) -> None:
+        if self._delivery.is_running:
+            self._delivery.update(notifications_of(self._state.report))
 
-        Everything if the sysctls have changed, or if the source has not read TCP by inet_diag (a reload may have
-        exchanged it since the pace was chosen).
-        """
-        if not self._source.reads_tcp_by_inet_diag:
-            return self._poll(previous)
-        destinations = narrow_destinations(previous, self._clock())
-        if not destinations:
-            return previous  # what failed is ignored, or has had its time while something else was polled
-        try:
-            narrow = self._source.read_toward(destinations, self._config.poll.deadline_seconds)
-        except KernelError as error:
-            if error.reason == "stopped":
-                return previous
-            self._say_of_narrow_polls(str(error))
-            return replace(previous, totals=previous.totals.counted(Poll.NARROW, failure=error.reason))
-        self._say_of_narrow_polls(None)
-        return refreshed_report(narrow, previous, self._clock()) or self._poll(previous)
+    def _log_changes(self, previous: Report) -> None:
+        report = self._state.report
+        if previous.taken_at is None and report.taken_at is not None:
+            self._say_what_is_not_seen(report)
+        self._say_which_source_ports_are_at_risk(report)
+        for line in changes.poll_lines(previous, report):
+            log.write(_log, line)
 
-    def _say_of_narrow_polls(self, error: str | None) -> None:
-        """Log that narrow polls fail, for another reason than before, or succeed again."""
-        if error == self._narrow_error:
-            return
-        self._narrow_error = error
-        if error is None:
-            log.write(_log, Line(logging.INFO, "Urgent polls in between full polls succeed again."))
-        else:
-            log.write(_log, Line(logging.WARNING, f"Urgent polls in between full polls fail: {error}"))
-
-    def _conclude(self, snapshot: Snapshot, previous: Report) -> Report:
-        """Build the report, after asking the kernel about ports in doubt if the configuration wants it."""
-        if self._config.poll.probe == ProbeChoice.NEVER:
-            return replace(build_report(snapshot, previous, self._clock()), probe_error=None, probe_available=None)
-        if next_full_poll(previous) is Poll.COUNTING:
-            return build_report(snapshot, previous, self._clock())
-        in_doubt = ports_in_doubt(snapshot, previous)
-        deadline = Deadline(PROBE_SECONDS, self._clock, signals.not_told_to_stop)
-        try:
-            answers = {inode: self._probe.ask(ports, deadline) for inode, ports in in_doubt.items()}
-        except KernelError as error:
-            if error.reason == "stopped":
-                raise
-            report = build_report(snapshot, previous, self._clock())
-            return replace(report, probe_error=str(error), probe_available=False)
-        is_cut = any(len(answers[inode]) < min(len(ports), MOST_PROBED_PORTS) for inode, ports in in_doubt.items())
-        report = build_report(snapshot, previous, self._clock(), answers)
-        return replace(report, probe_error=PROBE_CUT if is_cut else None, probe_available=True)
+    def _keep_incident(self) -> None:
+        self._incidents.update(self._state.report, self._config.listing.ignore_destinations)
 
     def _publish(self) -> None:
-        taken = self._report.taken_at_monotonic
-        expires_at = None if taken is None else taken + EXPIRY_INTERVALS * self._report.pace.full
+        self._state = self._state.with_report(delivery=self._delivery.status(), incidents=self._incidents.status())
+        report = self._state.report
+        taken = report.taken_at_monotonic
         self._server.publish(
             publication_of(
-                self._report,
+                report,
                 kernel_release=os.uname().release,
                 process_registry=self._process,
-                expires_at=expires_at,
-                delivery=self._delivery.status(),
-                incidents=self._incidents.status(),
+                expires_at=None if taken is None else taken + EXPIRY_INTERVALS * report.pace.full,
             )
         )
 
@@ -310,19 +269,20 @@ class Daemon:
             self._deliver(config, read_webhook_url(config.notify.webhook))
         except EphmonError as error:
             log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
-            reload = replace(self._report.reload, successful=False, error=str(error))
-            self._report = replace(self._report, reload=reload)
+            reload = replace(self._state.report.reload, successful=False, error=str(error))
+            self._state = self._state.with_report(reload=reload)
             self._republish()
             return
         self._server.use_tls(context)
         if config.poll.backend != self._config.poll.backend:
             self._source = self._open_source(config)
+        self._poller.configure(config.poll, self._source)
         log.set_up(config.log.level, config.log.format)
         self._config = config
         _warn(self._exhaustions.go_by(config.exhaustions))
         self._incidents.go_by(config.incidents)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
-        self._report = paced(replace(self._report, rules=config.rules, reload=reload), self._report.costs)
+        self._state = with_pace(self._state.with_rules(config.rules, reload))
         self._republish()
         log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
 
@@ -371,20 +331,20 @@ class Daemon:
         ):
             log.write(_log, line)
 
-    def _say_what_is_not_seen(self, snapshot: Snapshot) -> None:
+    def _say_what_is_not_seen(self, report: Report) -> None:
         log.write(_log, start_lines.not_seen(self._conntrack_count()))
-        for namespace in snapshot.namespaces:
+        for namespace in report.namespaces:
             line = start_lines.listen_port_at_risk(self._server.port, namespace.sysctls)
             if line is not None:
                 log.write(_log, line)
 
-    def _say_which_source_ports_are_at_risk(self, snapshot: Snapshot) -> None:
+    def _say_which_source_ports_are_at_risk(self, report: Report) -> None:
         """Warn once for each range of source ports that the configuration names."""
         source_ports = self._config.notify.source_ports
-        if source_ports == self._checked_source_ports or not self._delivery.is_running:
+        if source_ports == self._checked_source_ports or not self._delivery.is_running or not report.success:
             return
         self._checked_source_ports = source_ports
-        for namespace in snapshot.namespaces:
+        for namespace in report.namespaces:
             line = start_lines.source_ports_at_risk(source_ports, namespace.sysctls)
             if line is not None:
                 log.write(_log, line)

@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ephmon import log
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.sockets import Backend, Protocol
+from ephmon.facts.sockets import Capability, Protocol
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.proc import sysctl
 from ephmon.log import Line
+from ephmon.model.collectors import Health
 from ephmon.model.owners.questions import raised_by, raised_by_firing, refusal, unanswerable
 from ephmon.outputs.text.owners import held_ports, processes_line
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from ephmon.kernel.proc.processes import Search
     from ephmon.model.owners.answers import Ground, Held
     from ephmon.model.owners.questions import OwnerQuestions
-    from ephmon.model.report import Report
+    from ephmon.model.report import NamespaceReport, Report
+    from ephmon.model.state import NamespaceMemory, State
 
 LONGEST_SECONDS = 2.0
 """How long the dumps with owners may take of a poll."""
@@ -54,70 +56,62 @@ class OwnerWatch:
         self._reader: OwnerReader | None = None
         self._searched: frozenset[Held] = frozenset()
         self._thread: threading.Thread | None = None
-        self._processes: tuple[bool | None, str | None] = (None, None)
-        """Whether the latest search could look at all processes, and why not; written by its thread."""
+        self._processes: Health | None = None
+        """Whether the latest search could look at all processes, None before the first; written by its thread."""
 
-    def look(self, report: Report) -> Report:
+    def add_owners(self, state: State) -> Report:
         """Return the report of a poll that has just read everything, with the owners. What goes wrong stands in it.
 
         Raises:
-            KernelError: With reason `stopped`; nobody waits for the answer any more.
+            StopRequestedError: Nobody waits for the answer any more.
         """
-        questions = raised_by(report.alerts, OWN_NETNS)
-        available, error = self._processes
-        report = replace(
-            report,
-            owners={},
-            blocked_owners={},
-            owners_available=report.backends.get(Protocol.TCP) == Backend.INET_DIAG,
-            owners_error=None,
-            processes_available=available,
-            processes_error=error,
+        questions = raised_by(state.report.alerts, OWN_NETNS)
+        namespace = state.report.namespace(OWN_NETNS)
+        backend = namespace.backends.get(Protocol.TCP) if namespace else None
+        can_tell = backend is not None and Capability.OWNERS in backend.capabilities
+        report = replace(state.report, owners={}, blocked_owners={}).with_health(
+            owners=Health(available=can_tell), processes=self._processes
         )
-        if questions.is_none:
+        if questions.is_none or namespace is None:
             self._forget()
             return report
         try:
-            return self._answered(questions, report)
+            return self._answered(questions, namespace, report, state.namespaces.get(namespace.inode))
         except KernelError as failure:
-            if failure.reason == "stopped":
-                raise
-            sentence = CUT if failure.reason == "deadline" else str(failure)
-            return replace(report, owners_available=False, owners_error=sentence)
+            sentence = CUT if failure.reason is Reason.DEADLINE else str(failure)
+            return report.with_health(owners=Health(available=False, reason=sentence))
 
     def _forget(self) -> None:
         self._searched = frozenset()
         if self._reader is not None:
             self._reader.forget()
 
-    def _answered(self, questions: OwnerQuestions, report: Report) -> Report:
-        refused = unanswerable(questions, report.backends)
+    def _answered(
+        self, questions: OwnerQuestions, namespace: NamespaceReport, report: Report, memory: NamespaceMemory | None
+    ) -> Report:
+        refused = unanswerable(questions, namespace.backends)
         answerable = questions.without(refused)
         if answerable.is_none:
-            return replace(report, owners_available=False, owners_error=refusal(refused))
+            return report.with_health(owners=Health(available=False, reason=refusal(refused)))
         # Most hosts never alert, and need none of what this drags in.
         from ephmon.daemon.owner_reader import OwnerReader  # noqa: PLC0415
 
         reader = self._reader = self._reader or OwnerReader(self._proc, self._clock)
         deadline = Deadline(LONGEST_SECONDS, self._clock, self._wanted)
-        answer = reader.read(answerable, self._ground(report), deadline)
+        answer = reader.read(answerable, self._ground(memory), deadline)
         self._find_processes(reader, raised_by_firing(report.alerts, OWN_NETNS).without(refused))
         return replace(
             report,
             owners=answer.pools,
             blocked_owners={} if answer.blocked is None else {OWN_NETNS: answer.blocked},
-            owners_available=not refused,
-            owners_error=refusal(refused) if refused else reader.problem,
-        )
+        ).with_health(owners=Health(available=not refused, reason=refusal(refused) if refused else reader.problem))
 
-    def _ground(self, report: Report) -> Ground:
+    def _ground(self, memory: NamespaceMemory | None) -> Ground:
         from ephmon.model.owners.answers import Ground  # noqa: PLC0415 - for the same reason
 
-        inode = next(one.inode for one in report.namespaces if one.netns == OWN_NETNS)
-        remembered = report.remembered.get(inode)
-        if remembered is None:
+        if memory is None:
             return Ground(sysctl.read_sysctls(self._proc), None)
-        return Ground(remembered.sysctls, remembered.ports)
+        return Ground(memory.sysctls, memory.ports)
 
     def _find_processes(self, reader: OwnerReader, firing: OwnerQuestions) -> None:
         """Look for the processes behind alerts that fire, once for each, unless the search before goes on."""
@@ -133,14 +127,14 @@ class OwnerWatch:
                 thread.start()
             except RuntimeError as error:  # no thread is to be had: the next look tries again
                 self._searched = before
-                self._processes = (False, f"The processes cannot be looked for now: {error}.")
+                self._processes = Health(available=False, reason=f"The processes cannot be looked for now: {error}.")
                 return
             self._thread = thread
 
     def _search(self, held: Sequence[Held], search: Callable[[], list[Search]]) -> None:
         found = search()
         problem = next((one.problem for one in found if one.problem is not None), None)
-        self._processes = (problem is None, problem)
+        self._processes = Health(available=problem is None, reason=problem)
         for one, its in zip(held, found, strict=True):
             if its.processes:
                 line = processes_line(its.processes, is_complete=its.is_complete)

@@ -93,7 +93,8 @@ class ServiceManager:
         if self._is_ready and status == self._status:
             return
         # A reload may end in the status that was there before, and systemd shows none while it lasts.
-        if self._send("READY=1\n" * (not self._is_ready) + f"STATUS={status}"):
+        message = f"STATUS={status}"
+        if self._send(message if self._is_ready else f"READY=1\n{message}"):
             self._is_ready, self._status = True, status
 
     def reloading(self, now: float) -> None:
@@ -137,8 +138,8 @@ def _sentences(report: Report) -> Iterator[str]:
     if firing := len(report.alerts.firing):
         yield "1 alert fires." if firing == 1 else f"{firing} alerts fire."
     if report.pace.is_stretched:
-        usual = report.rules.polling.interval_seconds
-        yield f"Polls come every {report.pace.full:.1f} s instead of {usual:g} s, to keep to their CPU budget."
+        usual = f"{report.interval_seconds:g} s"
+        yield f"Polls come every {report.pace.full:.1f} s instead of {usual}, to keep to their CPU budget."
     yield from gaps(report)
 
 

@@ -86,11 +86,9 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NarrowSnapshot:
+class NarrowReading:
     """What a narrow poll read of one network namespace: its sysctls, and its TCP connections to some destinations."""
 
-    taken_at: float
-    """Seconds since the epoch."""
     netns: str
     inode: int
     sysctls: Sysctls
@@ -102,3 +100,12 @@ class NarrowSnapshot:
     def namespace(self) -> Netns:
         """Which namespace this is."""
         return Netns(self.netns, self.inode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NarrowSnapshot:
+    """What a narrow poll read."""
+
+    taken_at: float
+    """Seconds since the epoch."""
+    namespaces: tuple[NarrowReading, ...]

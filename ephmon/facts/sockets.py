@@ -42,11 +42,31 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
+class Capability(StrEnum):
+    """What only some of the interfaces can do."""
+
+    NARROW_POLLS = "narrow_polls"
+    """The sockets toward some destinations can be read alone."""
+    OWNERS = "owners"
+    """With each socket comes who owns it: the user and the cgroup."""
+
+
 class Backend(StrEnum):
     """The interfaces that a protocol's sockets can be read through."""
 
     INET_DIAG = "inet_diag"
     PROCFS = "procfs"
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can do beside reading all sockets."""
+        return _CAPABILITIES[self]
+
+
+_CAPABILITIES = {
+    Backend.INET_DIAG: frozenset({Capability.NARROW_POLLS, Capability.OWNERS}),
+    Backend.PROCFS: frozenset[Capability](),
+}
 
 
 class Blindness(StrEnum):

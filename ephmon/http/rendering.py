@@ -14,8 +14,6 @@ from ephmon.outputs.text.alerts import alert_objects
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
-    from ephmon.model.delivery_status import DeliveryStatus
-    from ephmon.model.incident_status import IncidentStatus
     from ephmon.model.report import Report
 
 
@@ -25,8 +23,6 @@ def publication_of(
     kernel_release: str,
     process_registry: Collector,
     expires_at: float | None,
-    delivery: DeliveryStatus | None = None,
-    incidents: IncidentStatus | None = None,
 ) -> Publication:
     """Render the report.
 
@@ -35,8 +31,6 @@ def publication_of(
         kernel_release: As `uname -r` prints it.
         process_registry: The collector of `process_*` and `python_*`.
         expires_at: When the data stops being live, in seconds of the monotonic clock.
-        delivery: Counts of deliveries, None if nothing is delivered.
-        incidents: Counts of incidents, None if none are kept.
     """
     text, openmetrics = (
         exposition.render(
@@ -44,8 +38,6 @@ def publication_of(
             kernel_release=kernel_release,
             process_registry=process_registry,
             openmetrics=openmetrics,
-            delivery=delivery,
-            incidents=incidents,
         )
         for openmetrics in (False, True)
     )

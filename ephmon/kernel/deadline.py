@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason, StopRequestedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,16 +39,21 @@ class Deadline:
         """Tell whether the time is up.
 
         Raises:
-            KernelError: With reason `stopped`; nobody waits for the answer any more.
+            StopRequestedError: Nobody waits for the answer any more.
         """
         if not self._wanted():
-            raise KernelError("The poll was given up because ephmon was told to stop.", reason="stopped")
+            raise StopRequestedError("The poll was given up because ephmon was told to stop.")
         return self._clock() >= self._at
 
     def check(self) -> None:
-        """Raise KernelError (reason `deadline` or `stopped`) if the read must end."""
+        """Return if there is time left.
+
+        Raises:
+            KernelError: The time is up (reason `deadline`).
+            StopRequestedError: Nobody waits for the answer any more.
+        """
         if self.has_passed():
             raise KernelError(
                 f"The poll took longer than poll.deadline ({self.seconds:g} s) and was cut; raise poll.deadline.",
-                reason="deadline",
+                reason=Reason.DEADLINE,
             )

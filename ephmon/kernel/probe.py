@@ -27,7 +27,7 @@ from bisect import bisect_right
 from secrets import randbelow
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.kernel.loopback import unlikely_address
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 class ProbeUnavailableError(KernelError):
     """The kernel or the privileges do not allow the probe."""
 
-    reason = "probe"
+    reason = Reason.PROBE
 
 
 def unlikely_destination() -> tuple[str, int]:
@@ -106,7 +106,7 @@ def _may_be_shared(port: int, destination: tuple[str, int]) -> bool:
             raise _refusal(number)
         # The kernel ignores a limit outside the port range, which may have changed a moment ago.
         if ours.getsockname()[1] != port:
-            raise KernelError("ip_local_port_range changed during the probe; try again.", reason="sysctl")
+            raise KernelError("ip_local_port_range changed during the probe; try again.", reason=Reason.SYSCTL)
         return True
 
 

@@ -10,10 +10,10 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.addresses import Endpoint
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.snapshot import NamespaceSnapshot, NarrowSnapshot, Snapshot
+from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapshot, Snapshot
 from ephmon.facts.sockets import Backend, Protocol, TcpSockets, UdpSockets
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from ephmon.facts.failed_calls import Destination
     from ephmon.facts.snapshot import PortRange, Sysctls
+    from ephmon.facts.sockets import Capability
 
 AUTO = "auto"
 """The mode in which a protocol is read by inet_diag, and by procfs while that is not available."""
@@ -46,7 +48,7 @@ _UNAVAILABLE = frozenset(
     }
 )
 # These end the whole reading, whichever protocol meets them.
-_FATAL_REASONS = frozenset({"deadline", "stopped"})
+_FATAL_REASONS = frozenset({Reason.DEADLINE})
 
 _Sockets = TypeVar("_Sockets", TcpSockets, UdpSockets)
 
@@ -130,32 +132,35 @@ class SocketSource:
         raise KernelError(
             "ip_local_port_range or ip_local_reserved_ports changed during two readings in a row; the next poll tries "
             "again.",
-            reason="sysctl",
+            reason=Reason.SYSCTL,
         )
 
     @property
-    def reads_tcp_by_inet_diag(self) -> bool:
-        """Whether TCP was read by inet_diag when it was last read: not before that, nor while procfs stands in."""
-        return self._tcp.backend == Backend.INET_DIAG
+    def capabilities(self) -> frozenset[Capability]:
+        """What can be done beside reading all sockets, by the backend that TCP was last read by; nothing before."""
+        return self._tcp.backend.capabilities if self._tcp.backend else frozenset()
 
-    def read_toward(self, destinations: Collection[tuple[bytes, int]], deadline_seconds: float) -> NarrowSnapshot:
-        """Read the TCP connections toward some destinations (packed address, port) by inet_diag, whatever the mode.
+    def read_toward(self, destinations: Collection[Destination], deadline_seconds: float) -> NarrowSnapshot:
+        """Read the TCP connections toward some destinations by inet_diag, whatever the mode.
+
+        Destinations of namespaces that this source does not read are left out.
 
         Raises:
             KernelError: They could not be read, or the deadline passed.
         """
+        ends = frozenset(Endpoint(one.address, one.port) for one in destinations if one.netns == OWN_NETNS)
         deadline = Deadline(deadline_seconds, self._clock, self._wanted)
         sysctls = sysctl.read_sysctls(self._proc)
         with self._open_diag() as diag:
-            connections = dumps.read_connections(diag, sysctls.port_range, destinations, deadline)
-        return NarrowSnapshot(
-            taken_at=self._wall_clock(),
+            connections = dumps.read_connections(diag, sysctls.port_range, ends, deadline)
+        reading = NarrowReading(
             netns=OWN_NETNS,
             inode=sysctl.read_netns_inode(self._proc),
             sysctls=sysctls,
-            destinations=frozenset(Endpoint(*one) for one in destinations),
+            destinations=ends,
             connections=connections,
         )
+        return NarrowSnapshot(taken_at=self._wall_clock(), namespaces=(reading,))
 
     def _read_namespace(self, sysctls: Sysctls, question: _Question) -> NamespaceSnapshot:
         missing: dict[Protocol, str] = {}
@@ -169,7 +174,7 @@ class SocketSource:
         except KernelError as error:
             missing[Protocol.UDP] = _survivable(error)
         if tcp is None and udp is None:
-            raise KernelError(" ".join(dict.fromkeys(missing.values())), reason="unavailable")
+            raise KernelError(" ".join(dict.fromkeys(missing.values())), reason=Reason.UNAVAILABLE)
         readings = {protocol: one for protocol, one in ((Protocol.TCP, tcp), (Protocol.UDP, udp)) if one}
         return NamespaceSnapshot(
             netns=OWN_NETNS,
@@ -253,7 +258,7 @@ class _ProtocolReader(Generic[_Sockets]):
                 raise KernelError(
                     f"{error} Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, "
                     "or set poll.backend: auto.",
-                    reason="unavailable",
+                    reason=Reason.UNAVAILABLE,
                 ) from error
             self._good_tries = 0
             self._refusal = str(error)
@@ -274,7 +279,7 @@ class _ProtocolReader(Generic[_Sockets]):
             raise KernelError(
                 f"{error} /proc/net is not read instead because there are {MOST_SOCKETS_BY_PROCFS:,} sockets or more: "
                 "load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs.",
-                reason="unavailable",
+                reason=Reason.UNAVAILABLE,
             ) from error
         return self._by_procfs(question)
 

@@ -18,11 +18,12 @@ from ephmon.model.failures.recent import QUIET_SECONDS
 from ephmon.model.pools.survey import is_ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ephmon.facts.failed_calls import ExhaustionEvent
     from ephmon.model.alerting.state_machine import Alert, AlertKey
     from ephmon.model.report import Report
+    from ephmon.model.rules import DestinationPattern
 
 PAUSE_SECONDS = 600.0
 """At most one incident for each reason in so long.
@@ -70,13 +71,14 @@ class Told:
         return replace(self, last_at={**self.last_at, reason: now})
 
 
-def look(told: Told, report: Report, now: float) -> tuple[Incident | None, Told]:
+def look(told: Told, report: Report, ignored: Sequence[DestinationPattern], now: float) -> tuple[Incident | None, Told]:
     """Return the incident that is due, if one is, and what is told once that is kept.
 
-    Each tells of all there is, so the other reason is told of too. `now` are monotonic seconds.
+    Each tells of all there is, so the other reason is told of too. Failed calls toward `ignored` destinations are left
+    out. `now` are monotonic seconds.
     """
     critical = {alert.key: alert for alert in report.alerts.firing if _is_critical(alert)}
-    calls = _failed_calls(report)
+    calls = _failed_calls(report, ignored)
     new_calls = _after_a_quiet_period(calls, told.failed_at)
     alerts = tuple(alert for key, alert in critical.items() if key not in told.critical)
     times = [call.at_monotonic for call in calls] + ([] if told.failed_at is None else [told.failed_at])
@@ -99,9 +101,8 @@ def _may(reason: Reason, told: Told, now: float) -> bool:
     return last_at is None or now - last_at >= PAUSE_SECONDS
 
 
-def _failed_calls(report: Report) -> list[ExhaustionEvent]:
+def _failed_calls(report: Report, ignored: Sequence[DestinationPattern]) -> list[ExhaustionEvent]:
     """Return the calls of our own namespace that are remembered, the oldest first, without ignored destinations."""
-    ignored = report.rules.listing.ignore_destinations
     return [
         event
         for event in (report.exhaustions.events if report.exhaustions else ())

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import ip_address
 from statistics import median
 from typing import TYPE_CHECKING
+
+from ephmon.model.pools.connect import destination_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ephmon.facts.failed_calls import Destination
     from ephmon.model.alerting.blocked import BlockedPorts
     from ephmon.model.alerting.thresholds import Thresholds
     from ephmon.model.pools.kinds import Pool
@@ -56,8 +58,8 @@ class Poll(StrEnum):
 class Watch:
     """What needs a closer look."""
 
-    destinations: tuple[tuple[bytes, int], ...] = ()
-    """Packed address and port of the tcp_connect pools at or above their warning thresholds, the fullest first."""
+    destinations: tuple[Destination, ...] = ()
+    """Where the tcp_connect pools lead to that are at or above their warning thresholds, the fullest first."""
     everything: bool = False
     """Full polls are needed to see it: blocked ports are many, or a pool without a destination fills."""
 
@@ -103,13 +105,10 @@ def watch(pools: Sequence[Pool], blocked: Sequence[BlockedPorts], thresholds: Th
         thresholds: The thresholds of the pools.
     """
     near = [pool for pool in pools if thresholds.severity_at(pool.key, pool.utilisation) is not None]
-    ends = [(pool.key.destination, pool.key.destination_port) for pool in near]
-    destinations = dict.fromkeys(
-        (ip_address(address).packed, port) for address, port in ends if address is not None and port is not None
-    )
+    destinations = dict.fromkeys(destination_of(pool.key) for pool in near)
     return Watch(
-        destinations=tuple(destinations)[:MOST_WATCHED],
-        everything=any(ports.severity(thresholds) for ports in blocked) or (None, None) in ends,
+        destinations=tuple(one for one in destinations if one is not None)[:MOST_WATCHED],
+        everything=any(ports.severity(thresholds) for ports in blocked) or None in destinations,
     )
 
 

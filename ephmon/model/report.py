@@ -1,26 +1,34 @@
-"""The Report: the one value that every output renders, and that the next poll starts from."""
+"""The Report: the one value that every output renders."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from ephmon.errors import POLL_FAILURES, Reason
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import Alerts
-from ephmon.model.pace import Costs, Pace, Poll
-from ephmon.model.pools.listing import Listing
+from ephmon.model.collectors import Collector, Health
+from ephmon.model.pace import Pace, Poll
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.sockets import Backend, Protocol
+    from ephmon.model.alerting.thresholds import Thresholds
+    from ephmon.model.delivery_status import DeliveryStatus
     from ephmon.model.failures.counters import Exhaustions
-    from ephmon.model.forecast.forecast import Forecast, History
+    from ephmon.model.forecast.forecast import Forecast
+    from ephmon.model.incident_status import IncidentStatus
     from ephmon.model.owners.shares import Owners
-    from ephmon.model.pools.evidence import Evidence
     from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
-    from ephmon.model.pools.port_classes import TcpPorts
-    from ephmon.model.rules import Rules
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+NOT_ASKED_FOR = Health(available=False)
+"""What stands for the health of a collector that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +37,7 @@ class NamespaceReport:
 
     netns: str
     inode: int
-    port_range_low: int
-    port_range_high: int
+    sysctls: Sysctls
     reserved_ports: int
     """Reserved ports that lie inside the range."""
     usable_ports: int
@@ -38,7 +45,6 @@ class NamespaceReport:
     """None where TCP could not be read."""
     ambiguous_ports: int | None
     blind_to: tuple[str, ...]
-    tcp_tw_reuse: int
     pools: Mapping[PoolKind, int]
     """How many pools of each kind exist; a kind whose protocol could not be read is absent."""
     listed: Mapping[PoolKind, int]
@@ -49,6 +55,17 @@ class NamespaceReport:
     """The same of the pools that are not listed, which narrow polls do not look at."""
     torn_pools: int = 0
     """Pools that seemed to hold more ports than there are, because sockets moved while they were read."""
+    backends: Mapping[Protocol, Backend] = field(default_factory=dict)
+    """Of the protocols that could be read."""
+    missing: Mapping[Protocol, str] = field(default_factory=dict)
+    """Protocol -> one sentence why it could not be read."""
+    fallbacks: Mapping[Protocol, str] = field(default_factory=dict)
+    """Protocol -> one sentence why it is read by procfs."""
+    kept_ports: frozenset[int] | None = None
+    """Ports that a wider port range should leave out, because somebody listens on them or ephmon sends from them.
+
+    As last asked for; None where it is not known who listens.
+    """
 
     @property
     def blocked(self) -> BlockedPorts | None:
@@ -71,21 +88,21 @@ class ListedPool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollTotals:
-    """Counters since the daemon started."""
+    """Counters since the daemon started; each is there from the beginning, so that its first increase can be seen."""
 
-    polls: Mapping[str, int] = field(default_factory=dict)
+    polls: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys((poll.scope for poll in Poll), 0))
     """By scope: `full`, `narrow`."""
-    failures: Mapping[str, int] = field(default_factory=dict)
-    """By reason, a closed set of words."""
+    failures: Mapping[Reason, int] = field(default_factory=lambda: dict.fromkeys(POLL_FAILURES, 0))
     cpu_seconds: float = 0.0
 
-    def counted(self, poll: Poll = Poll.FULL, *, failure: str | None = None) -> PollTotals:
+    def counted(self, poll: Poll = Poll.FULL, *, failure: Reason | None = None) -> PollTotals:
         """Return the totals after one more poll, which failed for the reason `failure` if there is one."""
-        failures = dict(self.failures)
-        if failure is not None:
-            failures[failure] = failures.get(failure, 0) + 1
-        polls = {**self.polls, poll.scope: self.polls.get(poll.scope, 0) + 1}
-        return replace(self, polls=polls, failures=failures)
+        after = replace(self, polls={**self.polls, poll.scope: self.polls[poll.scope] + 1})
+        return after if failure is None else after.failed(failure)
+
+    def failed(self, reason: Reason) -> PollTotals:
+        """Return the totals after one more failure of a poll that is counted already."""
+        return replace(self, failures={**self.failures, reason: self.failures[reason] + 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +113,6 @@ class ReloadStatus:
     succeeded_at: float
     """When a configuration was last taken over, seconds since the epoch."""
     error: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
-    """What the next poll needs to know of the ports of a namespace."""
-
-    sysctls: Sysctls
-    ports: TcpPorts
-    evidence: Evidence
-    listening_ports: frozenset[int] | None = None
-    """As in `TcpSockets`, when they were last asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,55 +133,69 @@ class Report:
     """How long the last full poll took, good or not."""
     pace: Pace
     """How often polls come from now on."""
-    backends: Mapping[str, str]
-    """Protocol -> backend, for the protocols that could be read."""
-    missing: Mapping[str, str]
-    """Protocol -> one sentence why it could not be read."""
-    fallbacks: Mapping[str, str] = field(default_factory=dict)
-    """Protocol -> one sentence why it is read by procfs."""
     namespaces: tuple[NamespaceReport, ...]
+    """Our own first."""
     listed: tuple[ListedPool, ...]
     """Worst utilisation first, then most ports held."""
     totals: PollTotals
     reload: ReloadStatus
-    rules: Rules
-    listing: Listing = field(default=Listing())
-    """What the next report needs to know of the choice of listed pools."""
-    histories: Mapping[PoolKey, History] = field(default_factory=dict)
-    """What the full polls saw of the listed pools."""
-    remembered: Mapping[int, Remembered] = field(default_factory=dict)
-    """What is remembered of the ports of each namespace, by its inode."""
+    interval_seconds: float
+    """What poll.interval asks for."""
+    thresholds: Thresholds
+    """What pools are held against."""
     alerts: Alerts = field(default=Alerts())
     """Held, not cleared, while polls fail."""
-    costs: Costs = field(default=Costs())
-    """What the latest polls cost."""
-    counting_polls: int = 0
-    """How many full polls have come since the last one that gathered evidence."""
+    collectors: Mapping[Collector, Health] = field(default_factory=dict)
+    """How each collector is that was asked for."""
     exhaustions: Exhaustions | None = None
     """The failed connect() calls since the start; None if none were ever counted."""
-    exhaustions_available: bool | None = None
-    """Whether they are being counted; None if that was not asked for."""
-    exhaustions_error: str | None = None
-    """Why they are not, as one sentence."""
     owners: Mapping[PoolKey, Owners] = field(default_factory=dict)
     """Who holds the ports of pools, as the last full poll saw it; of those only that somebody asked about."""
     blocked_owners: Mapping[str, Owners] = field(default_factory=dict)
     """The same of blocked ports, by the label of the namespace."""
-    owners_available: bool | None = None
-    """Whether it can be told who holds ports; None before the first poll."""
-    owners_error: str | None = None
-    """Why it could not, or not of all, as one sentence; None while nobody asks."""
-    processes_available: bool | None = None
-    """Whether the latest search for processes could look at all of them; None before the first."""
-    processes_error: str | None = None
-    """Why it could not, as one sentence."""
-    probe_available: bool | None = None
-    """Whether ports in doubt could be probed; None if that was not asked for."""
-    probe_error: str | None = None
-    """Why they could not, or not all, be probed, as one sentence."""
+    delivery: DeliveryStatus | None = None
+    """How deliveries fare; None where nothing is delivered."""
+    incidents: IncidentStatus | None = None
+    """How the keeping of incidents fares; None where none are kept."""
+    full_poll_cpu_seconds: float | None = None
+    """What the latest full poll cost; None before the first."""
+    narrow_poll_error: str | None = None
+    """Why the latest narrow poll failed, as one sentence; None if it did not."""
+
+    @property
+    def backends(self) -> dict[Protocol, Backend]:
+        """Protocol -> backend, of the first namespace in which the protocol could be read."""
+        return _first_of_each([namespace.backends for namespace in self.namespaces])
+
+    @property
+    def missing(self) -> dict[Protocol, str]:
+        """Protocol -> one sentence, of the first namespace in which the protocol could not be read."""
+        return _first_of_each([namespace.missing for namespace in self.namespaces])
+
+    def namespace(self, netns: str) -> NamespaceReport | None:
+        """Return the namespace of a label, None if the last good poll did not read it."""
+        return next((namespace for namespace in self.namespaces if namespace.netns == netns), None)
+
+    def health(self, collector: Collector) -> Health:
+        """Return how a collector is, `NOT_ASKED_FOR` where nobody asked."""
+        return self.collectors.get(collector, NOT_ASKED_FOR)
+
+    def with_health(self, **changes: Health | None) -> Report:
+        """Return the report with other health of some collectors, named by their labels; None: not asked for."""
+        named = {Collector(name): health for name, health in changes.items()}
+        kept = {collector: health for collector, health in self.collectors.items() if collector not in named}
+        asked = {collector: health for collector, health in named.items() if health is not None}
+        return replace(self, collectors=kept | asked)
 
 
-def initial_report(rules: Rules, reload: ReloadStatus) -> Report:
+def _first_of_each(parts: Sequence[Mapping[Key, Value]]) -> dict[Key, Value]:
+    merged: dict[Key, Value] = {}
+    for part in parts:
+        merged = {**part, **merged}
+    return merged
+
+
+def initial_report(interval_seconds: float, thresholds: Thresholds, reload: ReloadStatus) -> Report:
     """Return the report before the first poll: nothing is known."""
     return Report(
         success=False,
@@ -183,12 +203,11 @@ def initial_report(rules: Rules, reload: ReloadStatus) -> Report:
         taken_at=None,
         taken_at_monotonic=None,
         duration_seconds=None,
-        pace=Pace(full=rules.polling.interval_seconds),
-        backends={},
-        missing={},
+        pace=Pace(full=interval_seconds),
         namespaces=(),
         listed=(),
         totals=PollTotals(),
         reload=reload,
-        rules=rules,
+        interval_seconds=interval_seconds,
+        thresholds=thresholds,
     )

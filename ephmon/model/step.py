@@ -1,4 +1,4 @@
-"""The next report: from the one before, and what a poll read or why it failed."""
+"""One step: the state before a poll, and what it read or why it failed, become the state after it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,31 @@ from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from ephmon.facts.sockets import NO_SOCKETS, Backend, Protocol, TcpSockets
-from ephmon.model.alerting.conditions import after_full_poll, after_narrow_poll
+from ephmon.errors import Reason
+from ephmon.facts.sockets import NO_SOCKETS, Capability, Protocol, TcpSockets
+from ephmon.model.alerting.conditions import after_full_poll as alerts_after_full_poll
+from ephmon.model.alerting.conditions import after_narrow_poll as alerts_after_narrow_poll
 from ephmon.model.alerting.state_machine import Moment
+from ephmon.model.collectors import Health
 from ephmon.model.failures.recent import recent_failures
 from ephmon.model.forecast.follow import follow
-from ephmon.model.pace import MOST_WATCHED, Costs, Poll, Watch, pace, watch
-from ephmon.model.pools.connect import ConnectPools, connect_key
+from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
+from ephmon.model.pools.connect import ConnectPools, connect_key, destination_of
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.listing import Listing, choose, remember
-from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, survey, worst_first
-from ephmon.model.report import ListedPool, NamespaceReport, Remembered, Report
+from ephmon.model.pools.listing import choose, remember
+from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, Classified, classify, survey, worst_first
+from ephmon.model.report import ListedPool, NamespaceReport, PollTotals
+from ephmon.model.state import NamespaceMemory, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from ephmon.facts.snapshot import NarrowSnapshot, Snapshot
+    from ephmon.facts.failed_calls import Destination
+    from ephmon.facts.snapshot import NarrowReading, NarrowSnapshot, Snapshot
     from ephmon.facts.socket_groups import ConnectKey
     from ephmon.model.failures.recent import RecentFailures
-    from ephmon.model.pools.evidence import Evidence
     from ephmon.model.pools.kinds import Pool, PoolKey
+    from ephmon.model.pools.listing import ListingMemory
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.rules import DestinationPattern, ListingRules
 
@@ -35,38 +40,37 @@ JUST_NOW_SECONDS = 5.0
 """A destination that connect() failed toward so lately is looked at by a narrow poll."""
 
 
-def build_report(
-    snapshot: Snapshot,
-    previous: Report,
-    now: float,
-    answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL,
-) -> Report:
-    """Return the report after a good poll.
+def classify_ports(
+    snapshot: Snapshot, state: State, answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL
+) -> Classified:
+    """Return the class of every port, given what is remembered and what the probe answered, by inode."""
+    return classify(
+        snapshot,
+        evidence={inode: memory.evidence for inode, memory in state.namespaces.items()},
+        answers=answers,
+        likely_binder_ports=state.rules.listing.min_in_use,
+    )
+
+
+def conclude(snapshot: Snapshot, previous: State, now: float, classified: Classified | None = None) -> State:
+    """Return the state after a poll that read everything; `now` are monotonic seconds.
+
+    `classified` are the classes of the ports where they are known already, because the kernel was asked about some.
+    """
+    known = classify_ports(snapshot, previous) if classified is None else classified
+    return after_full_poll(survey(snapshot, known), snapshot, previous, now)
+
+
+def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: State, now: float) -> State:
+    """Return the state after a poll that read everything.
 
     Args:
+        surveys: The pools of the snapshot, counted.
         snapshot: What the poll read.
-        previous: The report before; it also carries the rules and all that is remembered.
+        previous: The state before it.
         now: Monotonic seconds.
-        answers: What the probe found, by the inode of the namespace.
     """
-    surveys = survey(
-        snapshot,
-        evidence=_evidence(previous),
-        answers=answers,
-        likely_binder_ports=previous.rules.listing.min_in_use,
-    )
-    return report_of(surveys, snapshot, previous, now)
-
-
-def ports_in_doubt(snapshot: Snapshot, previous: Report) -> dict[int, list[int]]:
-    """Return the ports that the probe should be asked about, by the inode of the namespace."""
-    surveys = survey(snapshot, evidence=_evidence(previous))
-    return {one.namespace.inode: one.ports.unanswered() for one in surveys if one.ports}
-
-
-def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: Report, now: float) -> Report:
-    """Return the report after a good poll whose pools are counted already."""
-    rules = previous.rules.listing
+    rules, before = previous.rules.listing, previous.report
     top = _worst(surveys, rules)
     existing = _still_there(surveys, previous.listing, rules)
     listing = choose(previous.listing, list(top), list(existing), rules.top, now)
@@ -74,70 +78,84 @@ def report_of(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: 
     remembered = {
         pool.key: remember(listing.listed[pool.key], pool.utilisation, now, rules.peak_window_seconds) for pool in pools
     }
-    at = Moment(now, snapshot.taken_at)
     followed = follow(surveys, pools, previous.histories, now)
-    return replace(
-        previous,
+    namespaces = _remember_ports(surveys, previous)
+    report = replace(
+        before.with_health(tcp=_health(surveys, Protocol.TCP), udp=_health(surveys, Protocol.UDP)),
         success=True,
         error=None,
         taken_at=snapshot.taken_at,
         taken_at_monotonic=now,
         duration_seconds=snapshot.duration_seconds,
-        backends={protocol: backend for one in surveys for protocol, backend in one.namespace.backends.items()},
-        missing={protocol: reason for one in surveys for protocol, reason in one.namespace.missing.items()},
-        fallbacks={protocol: reason for one in surveys for protocol, reason in one.namespace.fallbacks.items()},
-        namespaces=tuple(_namespace_report(one, pools, rules.ignore_destinations) for one in surveys),
+        namespaces=tuple(
+            _namespace_report(one, pools, previous.rules.listing.ignore_destinations, _kept(one, namespaces, previous))
+            for one in surveys
+        ),
         listed=tuple(
             ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak, forecast=followed[pool.key].forecast)
             for pool in pools
         ),
-        totals=previous.totals.counted(),
-        counting_polls=0 if _has_evidence(snapshot) else previous.counting_polls + 1,
-        listing=replace(listing, listed=remembered),
-        histories={key: one.history for key, one in followed.items()},
-        remembered=_remember_ports(surveys, previous),
-        alerts=after_full_poll(
+        totals=before.totals.counted(),
+        alerts=alerts_after_full_poll(
             surveys,
-            previous.alerts,
+            before.alerts,
             previous.rules,
-            at,
+            Moment(now, snapshot.taken_at),
             followed=followed,
             # Also while nobody counts any more: what is remembered grows old, and so the alerts end.
-            exhaustions=None if previous.exhaustions is None else _recent_failures(previous, now),
+            exhaustions=None if before.exhaustions is None else _recent_failures(previous, now),
         ),
+    )
+    return replace(
+        previous,
+        report=report,
+        listing=replace(listing, listed=remembered),
+        histories={key: one.history for key, one in followed.items()},
+        namespaces=namespaces,
+        counting_polls=0 if _has_evidence(snapshot) else previous.counting_polls + 1,
     )
 
 
-def _recent_failures(report: Report, now: float) -> tuple[RecentFailures, ...]:
-    ignored = report.rules.listing.ignore_destinations
-    return recent_failures(report.exhaustions, ignored, now) if report.exhaustions else ()
+def _health(surveys: Iterable[NamespaceSurvey], protocol: Protocol) -> Health:
+    """Return how a protocol could be read; a namespace in which it could not counts for all."""
+    reasons = [one.namespace.missing.get(protocol) for one in surveys]
+    reason = next(filter(None, reasons), None)
+    return Health(available=reason is None, reason=reason)
 
 
-def narrow_destinations(report: Report, now: float) -> tuple[tuple[bytes, int], ...]:
+def _kept(one: NamespaceSurvey, namespaces: Mapping[int, NamespaceMemory], state: State) -> frozenset[int] | None:
+    memory = namespaces.get(one.namespace.inode)
+    if memory is None or memory.listening_ports is None:
+        return None
+    return memory.listening_ports | state.rules.own_ports
+
+
+def _recent_failures(state: State, now: float) -> tuple[RecentFailures, ...]:
+    exhaustions = state.report.exhaustions
+    return recent_failures(exhaustions, state.rules.listing.ignore_destinations, now) if exhaustions else ()
+
+
+def narrow_destinations(state: State, now: float) -> tuple[Destination, ...]:
     """Return what a narrow poll is to look at: where connect() failed a moment ago, and what is watched."""
-    latest = (one for one in reversed(_recent_failures(report, now)) if now - one.last_at < JUST_NOW_SECONDS)
-    failed = [own.peer for one in latest if (own := connect_key(one.key)) is not None]
-    return tuple(dict.fromkeys((*failed, *watch_of(report).destinations)))[:MOST_WATCHED]
+    latest = (one for one in reversed(_recent_failures(state, now)) if now - one.last_at < JUST_NOW_SECONDS)
+    failed = [destination for one in latest if (destination := destination_of(one.key)) is not None]
+    return tuple(dict.fromkeys((*failed, *watch_of(state).destinations)))[:MOST_WATCHED]
 
 
 def _has_evidence(snapshot: Snapshot) -> bool:
     return all(namespace.tcp is None or namespace.tcp.has_evidence for namespace in snapshot.namespaces)
 
 
-def _evidence(report: Report) -> dict[int, Evidence]:
-    return {inode: remembered.evidence for inode, remembered in report.remembered.items()}
-
-
-def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: Report) -> dict[int, Remembered]:
+def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: State) -> dict[int, NamespaceMemory]:
     """Return what to remember of the namespaces that are there, as before where TCP could not be read this time."""
     remembered = {}
     for one in surveys:
-        namespace, before = one.namespace, previous.remembered.get(one.namespace.inode)
+        namespace, before = one.namespace, previous.namespaces.get(one.namespace.inode)
         if one.ports and one.evidence and namespace.tcp:
             listening_ports = namespace.tcp.listening_ports
             if listening_ports is None and before is not None:
                 listening_ports = before.listening_ports
-            remembered[namespace.inode] = Remembered(
+            remembered[namespace.inode] = NamespaceMemory(
                 sysctls=namespace.sysctls, ports=one.ports, evidence=one.evidence, listening_ports=listening_ports
             )
         elif before is not None:
@@ -145,45 +163,49 @@ def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: Report) -> dic
     return remembered
 
 
-def refreshed_report(narrow: NarrowSnapshot, previous: Report, now: float) -> Report | None:
-    """Return the report after a narrow poll: the listed pools toward the destinations that were read, and what follows.
+def after_narrow_poll(narrow: NarrowSnapshot, previous: State, now: float) -> State | None:
+    """Return the state after a narrow poll: the listed pools toward the destinations that were read, and what follows.
 
-    What blocks ports is taken as the last full poll saw it, so no figure is exact. None if the sysctls have changed
-    since, so that a full poll is due.
+    What blocks ports is taken as the last full poll saw it, so no figure is exact. None if the sysctls of a namespace
+    have changed since, so that a full poll is due.
     """
-    remembered = previous.remembered.get(narrow.inode)
-    if remembered is None or remembered.sysctls != narrow.sysctls:
-        return None
-    tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=narrow.connections)
-    pools = ConnectPools(narrow.netns, narrow.taken_at, narrow.sysctls, tcp, remembered.ports, ports_are_current=False)
+    before = previous.report
     failures = _recent_failures(previous, now)
-    keys = dict.fromkeys((*(one.pool.key for one in previous.listed), *(one.key for one in failures)))
-    read = {key: pools.pool(own) for key in keys if (own := _watched(key, narrow)) is not None}
-    fresh = {one.pool.key: read[one.pool.key] for one in previous.listed if one.pool.key in read}
+    keys = dict.fromkeys((*(one.pool.key for one in before.listed), *(one.key for one in failures)))
+    read: dict[PoolKey, Pool] = {}
+    for one in narrow.namespaces:
+        memory = previous.namespaces.get(one.inode)
+        if memory is None or memory.sysctls != one.sysctls:
+            return None
+        tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=one.connections)
+        pools = ConnectPools(one.netns, narrow.taken_at, one.sysctls, tcp, memory.ports, ports_are_current=False)
+        read |= {key: pools.pool(own) for key in keys if (own := _watched(key, one)) is not None}
+    fresh = {one.pool.key: read[one.pool.key] for one in before.listed if one.pool.key in read}
     window = previous.rules.listing.peak_window_seconds
     listing = dict(previous.listing.listed)
     for key, pool in fresh.items():
         listing[key] = remember(listing[key], pool.utilisation, now, window)
-    pools_now = sorted((fresh.get(one.pool.key, one.pool) for one in previous.listed), key=worst_first)
-    forecasts = {one.pool.key: one.forecast for one in previous.listed}
+    pools_now = sorted((fresh.get(one.pool.key, one.pool) for one in before.listed), key=worst_first)
+    forecasts = {one.pool.key: one.forecast for one in before.listed}
     listed = tuple(
         ListedPool(pool=pool, peak_utilisation=listing[pool.key].peak, forecast=forecasts[pool.key])
         for pool in pools_now
     )
-    return replace(
-        previous,
+    report = replace(
+        before,
         listed=listed,
-        namespaces=tuple(_with_worst(namespace, listed) for namespace in previous.namespaces),
-        listing=replace(previous.listing, listed=listing),
-        totals=previous.totals.counted(Poll.NARROW),
-        alerts=after_narrow_poll(
-            read.values(), previous.alerts, previous.rules, Moment(now, narrow.taken_at), exhaustions=failures
+        namespaces=tuple(_with_worst(namespace, listed) for namespace in before.namespaces),
+        totals=before.totals.counted(Poll.NARROW),
+        narrow_poll_error=None,
+        alerts=alerts_after_narrow_poll(
+            read.values(), before.alerts, previous.rules, Moment(now, narrow.taken_at), exhaustions=failures
         ),
     )
+    return replace(previous, report=report, listing=replace(previous.listing, listed=listing))
 
 
-def _watched(key: PoolKey, narrow: NarrowSnapshot) -> ConnectKey | None:
-    """Return the pool's key within the namespace if a narrow poll looked at it."""
+def _watched(key: PoolKey, narrow: NarrowReading) -> ConnectKey | None:
+    """Return the pool's key within the namespace if a narrow poll looked at it there."""
     own = connect_key(key) if key.netns == narrow.netns else None
     return own if own and own.peer in narrow.destinations else None
 
@@ -198,43 +220,67 @@ def _with_worst(namespace: NamespaceReport, listed: Iterable[ListedPool]) -> Nam
     return replace(namespace, worst={**namespace.worst, kind: worst}) if ratios else namespace
 
 
-def watch_of(report: Report) -> Watch:
+def watch_of(state: State) -> Watch:
     """Return what needs a closer look than full polls at their usual interval."""
+    report = state.report
     blocked = [namespace.blocked for namespace in report.namespaces if namespace.blocked]
-    watched = watch([one.pool for one in report.listed], blocked, report.rules.thresholds)
-    if watched.destinations and report.backends.get(Protocol.TCP) != Backend.INET_DIAG:
-        return Watch(everything=True)  # only inet_diag can read the sockets toward some destinations alone
+    watched = watch([one.pool for one in report.listed], blocked, state.rules.thresholds)
+    backends = {namespace.netns: namespace.backends.get(Protocol.TCP) for namespace in report.namespaces}
+    for destination in watched.destinations:
+        backend = backends.get(destination.netns)
+        if backend is None or Capability.NARROW_POLLS not in backend.capabilities:
+            return Watch(everything=True)
     return watched
 
 
-def paced(report: Report, costs: Costs) -> Report:
-    """Return the report with what polls cost by now, and how often they come from now on."""
-    settles_much = any(remembered.evidence.settles_much for remembered in report.remembered.values())
-    chosen = pace(report.rules.polling, costs, watch_of(report), evidence_settles_much=settles_much)
-    return replace(report, costs=costs, pace=chosen)
+def with_pace(state: State) -> State:
+    """Return the state with how often polls come from now on, by what they have cost so far."""
+    settles_much = any(memory.evidence.settles_much for memory in state.namespaces.values())
+    chosen = pace(state.rules.polling, state.costs, watch_of(state), evidence_settles_much=settles_much)
+    return state.with_report(pace=chosen)
 
 
-def next_full_poll(report: Report) -> Poll:
+def next_full_poll(state: State) -> Poll:
     """Return whether the next full poll gathers evidence."""
-    return Poll.FULL if report.counting_polls + 1 >= report.pace.polls_per_evidence else Poll.COUNTING
+    return Poll.FULL if state.counting_polls + 1 >= state.report.pace.polls_per_evidence else Poll.COUNTING
 
 
-def failed_report(previous: Report, error: str, reason: str, duration_seconds: float) -> Report:
-    """Return the report after a poll that failed: the facts of the last good one, and why there are none newer."""
-    return replace(
-        previous,
+def with_cost(state: State, kind: Poll, seconds: float) -> State:
+    """Return the state after a poll that took so much CPU time, with how often polls come from now on."""
+    costs = replace(state, costs=state.costs.after(kind, seconds))
+    return with_pace(costs if kind is Poll.NARROW else costs.with_report(full_poll_cpu_seconds=seconds))
+
+
+def after_failed_poll(
+    previous: State, error: str, reason: Reason, duration_seconds: float, kind: Poll = Poll.FULL
+) -> State:
+    """Return the state after a poll that failed: the facts of the last good one, and why there are none newer."""
+    return previous.with_report(
         success=False,
         error=error,
         duration_seconds=duration_seconds,
-        totals=previous.totals.counted(failure=reason),
+        totals=previous.report.totals.counted(kind, failure=reason),
     )
 
 
+def after_defect(state: State, error: str) -> State:
+    """Return the state after a poll that succeeded and could not be handed out: what it found stands, as a failure."""
+    return state.with_report(success=False, error=error, totals=state.report.totals.failed(Reason.DEFECT))
+
+
+def after_failed_narrow_poll(previous: State, error: str, reason: Reason) -> State:
+    """Return the state after a narrow poll that failed: all is as the last full poll left it."""
+    totals: PollTotals = previous.report.totals.counted(Poll.NARROW, failure=reason)
+    return previous.with_report(totals=totals, narrow_poll_error=error)
+
+
 def _namespace_report(
-    one: NamespaceSurvey, listed: Iterable[Pool], ignored: Sequence[DestinationPattern]
+    one: NamespaceSurvey,
+    listed: Iterable[Pool],
+    ignored: Sequence[DestinationPattern],
+    kept_ports: frozenset[int] | None,
 ) -> NamespaceReport:
     namespace, sysctls = one.namespace, one.namespace.sysctls
-    low, high = sysctls.port_range
     worst = {pools.kind: one.worst_utilisation(pools, ignored) for pools in one.pool_sets}
     worst_unlisted = {
         pools.kind: one.worst_utilisation(pools, ignored, {pools.find(pool.key) for pool in listed})
@@ -245,19 +291,21 @@ def _namespace_report(
     return NamespaceReport(
         netns=namespace.netns,
         inode=namespace.inode,
-        port_range_low=low,
-        port_range_high=high,
+        sysctls=sysctls,
         reserved_ports=sysctls.port_range.size - one.usable,
         usable_ports=one.usable,
         blocked_ports=one.ports.blocked if one.ports else None,
         ambiguous_ports=one.ports.ambiguous if one.ports else None,
         blind_to=tuple(sorted(blind_to)),
-        tcp_tw_reuse=sysctls.tcp_tw_reuse,
         pools={pools.kind: len(pools) for pools in one.pool_sets},
         listed={pools.kind: kinds.count(pools.kind) for pools in one.pool_sets},
         worst={kind: ratio for kind, ratio in worst.items() if ratio is not None},
         worst_unlisted={kind: ratio for kind, ratio in worst_unlisted.items() if ratio is not None},
         torn_pools=one.torn,
+        backends=namespace.backends,
+        missing=namespace.missing,
+        fallbacks=namespace.fallbacks,
+        kept_ports=kept_ports,
     )
 
 
@@ -270,7 +318,9 @@ def _worst(surveys: Iterable[NamespaceSurvey], rules: ListingRules) -> dict[Pool
     return {pool.key: pool for pool in (entry.pools.pool(entry.key) for entry in chosen)}
 
 
-def _still_there(surveys: Sequence[NamespaceSurvey], listing: Listing, rules: ListingRules) -> dict[PoolKey, Pool]:
+def _still_there(
+    surveys: Sequence[NamespaceSurvey], listing: ListingMemory, rules: ListingRules
+) -> dict[PoolKey, Pool]:
     """Return those of the pools listed so far that still exist and are not ignored, worst first."""
     found = [
         pool

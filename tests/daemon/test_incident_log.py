@@ -42,7 +42,7 @@ class Keeper:
 
     def update(self, *alerts: Alert) -> IncidentStatus:
         """Have the log see a report, and wait until nothing is being written any more."""
-        self.log.update(make_report(alerts=alerts))
+        self.log.update(make_report(alerts=alerts), ())
         return self.wait()
 
     def wait(self) -> IncidentStatus:
@@ -88,7 +88,7 @@ def test_what_is_kept_is_told_for_as_long_as_it_lasts(place: Path) -> None:
 def test_without_a_directory_nothing_is_kept_looked_at_or_counted() -> None:
     incidents = IncidentLog(lambda: 0.0, lambda: TAKEN_AT)
     incidents.go_by(IncidentsConfig())
-    incidents.update(make_report(alerts=[CRITICAL]))
+    incidents.update(make_report(alerts=[CRITICAL]), ())
 
     assert incidents.status() is None
     assert "incident" not in [thread.name for thread in threading.enumerate()]
@@ -105,9 +105,9 @@ def test_a_disk_that_hangs_delays_nobody(place: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Folder, "write", hang)
     keeper = Keeper(place)
     for _ in range(3):
-        keeper.log.update(make_report(alerts=[CRITICAL]))
+        keeper.log.update(make_report(alerts=[CRITICAL]), ())
     keeper.now += PAUSE_SECONDS
-    keeper.log.update(make_report(alerts=[CRITICAL, OTHER]))
+    keeper.log.update(make_report(alerts=[CRITICAL, OTHER]), ())
     keeper.log.go_by(replace(keeper.config, max_files=3))
 
     assert list(place.iterdir()) == []
@@ -129,10 +129,10 @@ def test_a_disk_that_hangs_for_a_minute_is_told_and_can_be_left(
 
     monkeypatch.setattr(Folder, "write", hang)
     keeper = Keeper(place)
-    keeper.log.update(make_report(alerts=[CRITICAL]))
+    keeper.log.update(make_report(alerts=[CRITICAL]), ())
     keeper.now += HUNG_SECONDS
     for _ in range(3):
-        keeper.log.update(make_report(alerts=[CRITICAL]))
+        keeper.log.update(make_report(alerts=[CRITICAL]), ())
     status = keeper.log.status()
 
     assert status is not None
@@ -141,7 +141,7 @@ def test_a_disk_that_hangs_for_a_minute_is_told_and_can_be_left(
     keeper.log.go_by(replace(keeper.config, directory=str(other)))
 
     def kept() -> list[Path]:
-        keeper.log.update(make_report(alerts=[CRITICAL]))
+        keeper.log.update(make_report(alerts=[CRITICAL]), ())
         return list(other.glob("*.json"))
 
     assert len(eventually(kept, bool)) == 1
@@ -219,7 +219,7 @@ def test_a_reload_changes_the_directory_and_the_bounds(place: Path, tmp_path: Pa
 def test_a_reload_can_end_it_and_begin_it(place: Path) -> None:
     keeper = Keeper(place)
     keeper.log.go_by(IncidentsConfig())
-    keeper.log.update(make_report(alerts=[CRITICAL]))
+    keeper.log.update(make_report(alerts=[CRITICAL]), ())
     assert keeper.log.status() is None
 
     keeper.log.go_by(keeper.config)
@@ -268,7 +268,7 @@ def test_without_a_thread_to_be_had_it_has_failed(
 
 def test_closing_waits_for_what_is_being_written(place: Path) -> None:
     keeper = Keeper(place)
-    keeper.log.update(make_report(alerts=[CRITICAL]))
+    keeper.log.update(make_report(alerts=[CRITICAL]), ())
     keeper.log.close()
 
     assert len(names(str(place))) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,13 @@ import pytest
 
 from ephmon.daemon import owner_reader
 from ephmon.daemon.owner_watch import CUT, OwnerWatch
-from ephmon.errors import KernelError
+from ephmon.errors import StopRequestedError
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.kernel.proc.processes import Search
+from ephmon.model.collectors import Collector, Health
+from ephmon.model.report import ReloadStatus, Report
+from ephmon.model.rules import Rules
+from ephmon.model.state import State, initial_state
 from tests.builders import make_alert, make_owners, make_pool, make_report
 from tests.namespaces import Namespace
 
@@ -26,8 +32,20 @@ if TYPE_CHECKING:
 PROC = Path("/proc")
 
 
-def alerting() -> Report:
-    return make_report(alerts=[make_alert(make_pool())])
+def state_of(report: Report) -> State:
+    return replace(initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=0.0)), report=report)
+
+
+def alerting() -> State:
+    return state_of(make_report(alerts=[make_alert(make_pool())]))
+
+
+def owners_of(report: Report) -> Health | None:
+    return report.collectors.get(Collector.OWNERS)
+
+
+def processes_of(report: Report) -> Health | None:
+    return report.collectors.get(Collector.PROCESSES)
 
 
 def watch(
@@ -40,48 +58,50 @@ def test_while_nothing_alerts_nothing_is_read_or_loaded(tmp_path: Path, monkeypa
     """There is no procfs to read, and what would read it cannot be imported."""
     monkeypatch.setitem(sys.modules, "ephmon.daemon.owner_reader", None)
     before = make_report(owners={make_pool().key: make_owners(("haproxy.service", 3))})
-    after = watch(tmp_path).look(before)
+    after = watch(tmp_path).add_owners(state_of(before))
 
-    assert (after.owners, after.owners_available, after.owners_error) == ({}, True, None)
-    assert (after.processes_available, after.processes_error) == (None, None)
+    assert (after.owners, owners_of(after), processes_of(after)) == ({}, Health(available=True), None)
 
 
 def test_while_nothing_alerts_it_is_known_all_the_same_whether_owners_could_be_told() -> None:
-    assert watch().look(make_report(backends={"tcp": "procfs"})).owners_available is False
-    assert watch().look(make_report(backends={"udp": "inet_diag"})).owners_available is False
+    assert owners_of(watch().add_owners(state_of(make_report(backends={Protocol.TCP: Backend.PROCFS})))) == Health(
+        available=False
+    )
+    assert owners_of(watch().add_owners(state_of(make_report(backends={Protocol.UDP: Backend.INET_DIAG})))) == Health(
+        available=False
+    )
 
 
 def test_what_the_kernel_refuses_stands_in_the_report(tmp_path: Path) -> None:
-    after = watch(tmp_path).look(alerting())
+    after = watch(tmp_path).add_owners(alerting())
 
     assert after.success
     assert after.owners == {}
-    assert after.owners_available is False
-    assert after.owners_error is not None
-    assert str(tmp_path) in after.owners_error
+    health = owners_of(after)
+    assert health is not None
+    assert not health.available
+    assert str(tmp_path) in (health.reason or "")
 
 
 def test_what_takes_too_long_is_cut_and_said() -> None:
     """The clock goes on by a minute each time that it is looked at."""
     steps = count(0.0, 60.0)
-    after = watch(clock=lambda: next(steps)).look(alerting())
+    after = watch(clock=lambda: next(steps)).add_owners(alerting())
 
-    assert (after.owners, after.owners_available, after.owners_error) == ({}, False, CUT)
+    assert (after.owners, owners_of(after)) == ({}, Health(available=False, reason=CUT))
 
 
 def test_who_is_told_to_stop_stops() -> None:
-    with pytest.raises(KernelError) as error:
-        watch(wanted=lambda: False).look(alerting())
-
-    assert error.value.reason == "stopped"
+    with pytest.raises(StopRequestedError):
+        watch(wanted=lambda: False).add_owners(alerting())
 
 
 def test_a_poll_does_not_wait_for_processes_and_they_are_looked_for_once_for_an_alert() -> None:
     with Namespace() as ns:
         during, after, searched = ns.call(look_while_a_search_goes_on)
 
-    assert (during.processes_available, during.owners_error) == (None, None)
-    assert (after.processes_available, after.processes_error) == (False, "Not permitted.")
+    assert (processes_of(during), owners_of(during)) == (None, Health(available=True))
+    assert processes_of(after) == Health(available=False, reason="Not permitted.")
     assert searched == [[make_pool().key], [make_pool(destination_port=80).key]]
 
 
@@ -98,15 +118,15 @@ def look_while_a_search_goes_on() -> tuple[Report, Report, list[list[object]]]:
         searched.append(held)
         return search
 
-    two = make_report(alerts=[make_alert(make_pool()), make_alert(make_pool(destination_port=80))])
+    two = state_of(make_report(alerts=[make_alert(make_pool()), make_alert(make_pool(destination_port=80))]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner_reader.OwnerReader, "process_search", process_search)
         daemon = watch()
-        daemon.look(alerting())
-        during = daemon.look(two)
+        daemon.add_owners(alerting())
+        during = daemon.add_owners(two)
         goes_on.set()
         assert daemon._thread is not None
         daemon._thread.join(60)
-        after = daemon.look(two)
-        daemon.look(two)
+        after = daemon.add_owners(two)
+        daemon.add_owners(two)
     return during, after, searched

@@ -18,8 +18,10 @@ import yaml
 
 from benchmarks.fleet import host_report
 from ephmon.config.settings import Config
+from ephmon.errors import POLL_FAILURES
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.collectors import Collector, Health
 from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals
@@ -223,7 +225,7 @@ def test_the_page_states_the_series_of_a_host() -> None:
 
     assert _series(host_report(1, 0, 0)) == int(fixed)
     assert _series(replace(host_report(1, 0, 0), listed=tuple(ten))) == int(fixed) + 10 * int(for_each_pool)
-    assert _series(_crowded(), DELIVERY) <= int(most)
+    assert _series(_crowded(DELIVERY)) <= int(most)
     defaults = Config()
     assert int(by_default) == (
         int(most)
@@ -243,25 +245,21 @@ DELIVERY = DeliveryStatus(
 )
 
 
-def _crowded() -> Report:
+def _crowded(delivery: DeliveryStatus | None = None) -> Report:
     """A host with all kinds of pools and collectors, on which polls have failed for each reason."""
     kinds = dict.fromkeys(PoolKind, 1)
-    reasons = ("deadline", "kernel", "netlink", "procfs", "route", "sysctl", "unavailable")
     return replace(
         host_report(1, 0, 0),
         namespaces=(make_namespace(pools=kinds, listed={}, worst=dict.fromkeys(PoolKind, 0.5)),),
-        totals=PollTotals(polls={"full": 1, "narrow": 1}, failures=dict.fromkeys(reasons, 1)),
-        owners_available=True,
-        processes_available=True,
-        probe_available=True,
-    )
+        totals=PollTotals(polls={"full": 1, "narrow": 1}, failures=dict.fromkeys(POLL_FAILURES, 1)),
+        delivery=delivery,
+    ).with_health(**{collector.value: Health(available=True) for collector in Collector})
 
 
-def _series(report: Report, delivery: DeliveryStatus | None = None) -> int:
+def _series(report: Report) -> int:
     """Return how many series a host has in Prometheus."""
-    body = render(
-        report, kernel_release="6.1", process_registry=process_registry(), openmetrics=False, delivery=delivery
-    ).full.decode()
+    registry = process_registry()
+    body = render(report, kernel_release="6.1", process_registry=registry, openmetrics=False).full.decode()
     return OF_EACH_TARGET + sum(not line.startswith("#") for line in body.splitlines())
 
 

@@ -62,7 +62,7 @@ class Holders:
 def read() -> Holders:
     deadline = Deadline(60, time.monotonic)
     snapshot = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time).read(60)
-    (surveyed,) = survey(snapshot, evidence={})
+    (surveyed,) = survey(snapshot)
     assert surveyed.ports is not None
     classes = surveyed.ports.classes
     blocked = [port for port, kind in enumerate(classes) if kind in (PortClass.BLOCKED, PortClass.SUSPECT)]

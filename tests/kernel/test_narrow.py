@@ -7,6 +7,8 @@ from collections import Counter
 from ipaddress import ip_address
 from pathlib import Path
 
+from ephmon.facts.failed_calls import Destination
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.kernel.source import SocketSource
 from tests import sockets
 from tests.namespaces import Namespace
@@ -15,7 +17,8 @@ from tests.namespaces import Namespace
 def read_toward(*destinations: tuple[str, int]) -> dict[tuple[str, int], int]:
     """Return how many sockets a narrow poll finds toward each destination."""
     source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time)
-    narrow = source.read_toward([(ip_address(address).packed, port) for address, port in destinations], 5.0)
+    ends = [Destination(OWN_NETNS, ip_address(address).packed, port) for address, port in destinations]
+    (narrow,) = source.read_toward(ends, 5.0).namespaces
     groups = [narrow.connections.groups[index] for index in narrow.connections.group_of]
     return Counter((str(ip_address(group.destination)), group.destination_port) for group in groups)
 

@@ -26,7 +26,7 @@ from ephmon.kernel.probe import probe
 from ephmon.kernel.proc.sysctl import read_release
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import Pool, PoolKind
-from ephmon.model.pools.survey import NamespaceSurvey, survey
+from ephmon.model.pools.survey import NamespaceSurvey, classify, survey
 from tests import sockets
 from tests.namespaces import ip
 from tests.sockets import Recipe
@@ -78,7 +78,7 @@ def count_after(one: NamespaceSurvey) -> NamespaceSurvey:
     """Read the namespace once more, without evidence, knowing what was remembered of a reading with it."""
     assert one.evidence is not None
     snapshot = _source().read(_DEADLINE_SECONDS, evidence=False)
-    (counted,) = survey(snapshot, evidence={one.namespace.inode: one.evidence})
+    (counted,) = survey(snapshot, classify(snapshot, evidence={one.namespace.inode: one.evidence}))
     return counted
 
 
@@ -89,7 +89,7 @@ def read_with_probe() -> NamespaceSurvey:
     assert one.ports is not None
     asked = one.ports.not_known_to_be_blocked() if one.ports.blind_to else one.ports.unanswered()
     answers = probe(asked, Deadline(_DEADLINE_SECONDS, time.monotonic))
-    (one,) = survey(snapshot, answers={one.namespace.inode: answers})
+    (one,) = survey(snapshot, classify(snapshot, answers={one.namespace.inode: answers}))
     return one
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.survey import NO_EVIDENCE, survey
+from ephmon.model.pools.survey import NO_EVIDENCE, classify, survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,8 @@ DEADLINE_SECONDS = 20.0
 def look(mode: str = "inet_diag", evidence: Mapping[int, Evidence] = NO_EVIDENCE) -> NamespaceSurvey:
     """Read the namespace once, knowing what was remembered of earlier readings."""
     source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode=mode)
-    (namespace,) = survey(source.read(DEADLINE_SECONDS), evidence=evidence)
+    snapshot = source.read(DEADLINE_SECONDS)
+    (namespace,) = survey(snapshot, classify(snapshot, evidence=evidence))
     return namespace
 
 

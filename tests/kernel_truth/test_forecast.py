@@ -13,9 +13,10 @@ import pytest
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.forecast.schedule import NOTHING, SECONDS, schedules_toward
-from ephmon.model.report import ReloadStatus, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
-from ephmon.model.step import build_report
+from ephmon.model.state import initial_state
+from ephmon.model.step import conclude
 from tests import sockets
 from tests.kernel_truth.experiment import HERE, PORT, PORTS, leave_time_wait, prepare
 from tests.kernel_truth.prediction import DEADLINE_SECONDS, look
@@ -31,12 +32,12 @@ BETWEEN_POLLS = 5.0
 
 def foretell(batches: list[int]) -> Forecast | None:
     """Open connections, so many before each poll, in polls that say to be five seconds apart."""
-    report = initial_report(Rules(), ReloadStatus(successful=True, succeeded_at=time.time()))
+    state = initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=time.time()))
     source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time)
     for place, number in enumerate(batches):
         assert sockets.fill(HERE, PORT, tag="ramp", limit=number).count == number
-        report = build_report(source.read(DEADLINE_SECONDS), report, BETWEEN_POLLS * place)
-    (found,) = [one.forecast for one in report.listed if one.pool.key.destination_port == PORT]
+        state = conclude(source.read(DEADLINE_SECONDS), state, BETWEEN_POLLS * place)
+    (found,) = [one.forecast for one in state.report.listed if one.pool.key.destination_port == PORT]
     return found
 
 

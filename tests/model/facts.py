@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import Endpoint
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.snapshot import NamespaceSnapshot, PortRange, Snapshot, Sysctls
+from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapshot, PortRange, Snapshot, Sysctls
 from ephmon.facts.socket_groups import ConnectKey, SocketGroup, SocketGroups
 from ephmon.facts.sockets import Backend, Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.model.pools.kinds import PoolKey, PoolKind
@@ -186,3 +187,25 @@ def _without_peer(state: TcpState, address: str, ports: Ports, *, dual_stack: bo
 
 def _ports(ports: Ports) -> tuple[int, ...]:
     return (ports,) if isinstance(ports, int) else tuple(ports)
+
+
+def make_narrow(
+    rows: Iterable[Sockets],
+    *,
+    destinations: Iterable[tuple[bytes, int]],
+    sysctls: Sysctls | None = None,
+    taken_at: float = TAKEN_AT,
+) -> NarrowSnapshot:
+    """Build what a narrow poll of our own namespace read; destinations are packed addresses and ports."""
+    return NarrowSnapshot(
+        taken_at=taken_at,
+        namespaces=(
+            NarrowReading(
+                netns=OWN_NETNS,
+                inode=make_namespace(make_tcp()).inode,
+                sysctls=sysctls or make_sysctls(),
+                destinations=frozenset(Endpoint(*one) for one in destinations),
+                connections=make_table(rows),
+            ),
+        ),
+    )

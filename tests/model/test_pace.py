@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.facts.failed_calls import Destination
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.thresholds import Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pace import MOST_WATCHED, Costs, Pace, Poll, Watch, pace, watch
@@ -13,7 +15,7 @@ from ephmon.model.rules import PollingRules
 from tests.builders import make_bind_pool, make_pool
 
 RULES = PollingRules(interval_seconds=5.0, urgent_interval_seconds=1.0, cpu_budget=0.02, urgent_cpu_budget=0.25)
-NEAR = Watch(destinations=((bytes([10, 0, 0, 9]), 443),))
+NEAR = Watch(destinations=(Destination(OWN_NETNS, bytes([10, 0, 0, 9]), 443),))
 
 
 def blocked(number: int, usable: int = 100) -> BlockedPorts:
@@ -98,7 +100,9 @@ def test_a_pool_is_watched_from_its_own_warning_threshold_on() -> None:
     calm = make_pool(usable=100, in_use=40, destination_port=443)
     strictly = make_pool(usable=100, in_use=40, destination_port=5432)
 
-    assert watch([calm, strictly], [blocked(0)], thresholds).destinations == ((bytes([10, 0, 0, 9]), 5432),)
+    assert watch([calm, strictly], [blocked(0)], thresholds).destinations == (
+        Destination(OWN_NETNS, bytes([10, 0, 0, 9]), 5432),
+    )
 
 
 def test_pools_of_several_sources_toward_one_destination_are_watched_once() -> None:
@@ -110,7 +114,7 @@ def test_pools_of_several_sources_toward_one_destination_are_watched_once() -> N
 def test_no_more_destinations_are_watched_than_a_filter_should_hold() -> None:
     pools = [make_pool(usable=100, in_use=95, destination_port=port) for port in range(1, 100)]
 
-    assert [port for _, port in watch(pools, [], Thresholds()).destinations] == list(range(1, MOST_WATCHED + 1))
+    assert [one.port for one in watch(pools, [], Thresholds()).destinations] == list(range(1, MOST_WATCHED + 1))
 
 
 @pytest.mark.parametrize(("number", "everything"), [(69, False), (70, True)])

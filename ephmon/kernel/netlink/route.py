@@ -18,7 +18,7 @@ import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.kernel.netlink.sock_diag import HEADER, NLM_F_REQUEST, NLMSG_ERROR
 
 Address = IPv4Address | IPv6Address
@@ -87,7 +87,7 @@ def parse_reply(reply: bytes, destination: Address) -> Address:
             if packed is not None and len(packed) == len(destination.packed):
                 return ip_address(packed)
     raise KernelError(
-        f"The routing table names no source address toward {destination}; give one with --from.", reason="route"
+        f"The routing table names no source address toward {destination}; give one with --from.", reason=Reason.ROUTE
     )
 
 
@@ -124,7 +124,7 @@ def _ask(request: bytes) -> bytes:
                     return reply
     except OSError as error:
         raise KernelError(
-            f"The routing table cannot be asked ({error.strerror}); name the source with --from.", reason="route"
+            f"The routing table cannot be asked ({error.strerror}); name the source with --from.", reason=Reason.ROUTE
         ) from error
 
 
@@ -145,5 +145,5 @@ def _no_route(destination: Address, number: int) -> KernelError:
     why = f"{os.strerror(number)} ({name})" if name else f"error {number}"
     if number in _NO_WAY:
         what = _NO_WAY[number].format(destination=destination)
-        return KernelError(f"{what}: connect() fails with {why}.", reason="route")
-    return KernelError(f"There is no route to {destination}: {why}.", reason="route")
+        return KernelError(f"{what}: connect() fails with {why}.", reason=Reason.ROUTE)
+    return KernelError(f"There is no route to {destination}: {why}.", reason=Reason.ROUTE)

@@ -18,7 +18,7 @@ import struct
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,20 +57,20 @@ class NetlinkError(KernelError):
     """The kernel refused a dump. `errno` is the number that it gave."""
 
     def __init__(self, message: str, number: int) -> None:
-        super().__init__(message, reason="netlink")
+        super().__init__(message, reason=Reason.NETLINK)
         self.errno = number
 
 
 class InterruptedDumpError(KernelError):
     """The kernel says that the dumped objects changed in a way that makes the dump inconsistent (NLM_F_DUMP_INTR)."""
 
-    reason = "interrupted"
+    reason = Reason.INTERRUPTED
 
 
 class MalformedReplyError(KernelError):
     """The reply breaks the netlink protocol."""
 
-    reason = "malformed"
+    reason = Reason.MALFORMED
 
 
 class SockDiag:

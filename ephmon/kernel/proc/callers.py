@@ -13,7 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.namespaces import OTHER_NETNS, OWN_NETNS, UNKNOWN_NETNS, Netns
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ class Callers:
             """The process id of this process, as the tracepoint numbers it."""
         except (OSError, ValueError) as error:
             raise KernelError(
-                f"{proc} does not show ephmon itself ({error}); mount a procfs there.", reason="tracefs"
+                f"{proc} does not show ephmon itself ({error}); mount a procfs there.", reason=Reason.TRACEFS
             ) from error
         if not _has_the_hosts_numbers(proc):
             raise KernelError(
                 f"The kernel tells of failed connect() calls by the host's process ids, and {proc} has others; run "
                 "ephmon in the host's pid namespace (--pid=host, hostPID: true).",
-                reason="tracefs",
+                reason=Reason.TRACEFS,
             )
         self._seconds_per_tick = 1 / os.sysconf("SC_CLK_TCK")
 

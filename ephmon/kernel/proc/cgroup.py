@@ -19,7 +19,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.kernel.proc.file import unreadable
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def find_mount(proc: Path) -> Mount | None:
         with (proc / name).open("rb") as lines:
             mounts = [mount for line in islice(lines, _MOST_MOUNTS) if (mount := _mount(line)) is not None]
     except OSError as error:
-        raise unreadable(proc, name, error, reason="procfs") from error
+        raise unreadable(proc, name, error, reason=Reason.PROCFS) from error
     return min(mounts, key=_narrowness, default=None)
 
 

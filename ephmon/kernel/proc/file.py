@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError, quote
+from ephmon.errors import KernelError, Reason, quote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ _READ_BYTES = ((1 << 12) - 1, (1 << 15) - 1, (1 << 18) - 1)
 _SHOWN_CHARACTERS = 200
 
 
-def read_file(proc: Path, name: str, *, reason: str) -> bytes:
+def read_file(proc: Path, name: str, *, reason: Reason) -> bytes:
     """Return the whole content of `proc/name`, fewer than 256 KiB.
 
     It comes from a single read(): proc_do_large_bitmap() (kernel/sysctl.c) answers every further one with an end of
@@ -36,7 +36,7 @@ def read_file(proc: Path, name: str, *, reason: str) -> bytes:
     return content
 
 
-def read_file_if_present(proc: Path, name: str, *, reason: str) -> bytes | None:
+def read_file_if_present(proc: Path, name: str, *, reason: Reason) -> bytes | None:
     """Return what `read_file` does, or None if the file does not exist.
 
     Raises:
@@ -56,7 +56,7 @@ def read_file_if_present(proc: Path, name: str, *, reason: str) -> bytes | None:
     raise KernelError(f"{proc / name} has more than {_READ_BYTES[-1] - 1} bytes, more than it can have.", reason=reason)
 
 
-def unreadable(proc: Path, name: str, error: OSError, *, reason: str) -> KernelError:
+def unreadable(proc: Path, name: str, error: OSError, *, reason: Reason) -> KernelError:
     """Return the error for a file below `proc` that could not be read, with the likely cause and what to change."""
     return KernelError(f"{proc / name} cannot be read ({error.strerror}): {_cause(proc, name, error)}.", reason=reason)
 

@@ -35,7 +35,7 @@ from functools import cache
 from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.socket_groups import SocketGroup, SocketGroups
 from ephmon.facts.sockets import Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.proc.file import quoted, unreadable
@@ -225,7 +225,7 @@ def _read_tables(
         except OSError as error:
             ipv6_is_off = family == AF_INET6 and isinstance(error, FileNotFoundError)
             if not ipv6_is_off:
-                raise unreadable(proc, name, error, reason="procfs") from error
+                raise unreadable(proc, name, error, reason=Reason.PROCFS) from error
 
 
 def _read_lines(file: BinaryIO, deadline: Deadline) -> Iterator[bytes]:
@@ -252,4 +252,4 @@ _LINE_OF_FAMILY = {AF_INET: _line_pattern(8), AF_INET6: _line_pattern(32)}
 
 def _malformed(where: Path, number: int, line: bytes, expected: str) -> KernelError:
     cut = "" if line.endswith(b"\n") else ", cut short"
-    return KernelError(f"{where}, line {number}{cut}: {quoted(line)} is not {expected}.", reason="procfs")
+    return KernelError(f"{where}, line {number}{cut}: {quoted(line)} is not {expected}.", reason=Reason.PROCFS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.kernel.proc.file import quoted, read_file, read_file_if_present, unreadable
 
@@ -92,7 +92,7 @@ def read_release(proc: Path) -> tuple[int, int]:
         KernelError: With reason `sysctl`.
     """
     name = "sys/kernel/osrelease"
-    return parse_release(read_file(proc, name, reason="sysctl"), proc / name)
+    return parse_release(read_file(proc, name, reason=Reason.SYSCTL), proc / name)
 
 
 def read_netns_inode(proc: Path) -> int:
@@ -105,7 +105,7 @@ def read_netns_inode(proc: Path) -> int:
     try:
         return (proc / name).stat().st_ino
     except OSError as error:
-        raise unreadable(proc, name, error, reason="procfs") from error
+        raise unreadable(proc, name, error, reason=Reason.PROCFS) from error
 
 
 def read_sockstat(proc: Path) -> Sockstat:
@@ -115,8 +115,8 @@ def read_sockstat(proc: Path) -> Sockstat:
         KernelError: With reason `procfs`; a file cannot be read or holds what the kernel does not write.
     """
     return parse_sockstat(
-        read_file(proc, "net/sockstat", reason="procfs"),
-        read_file_if_present(proc, "net/sockstat6", reason="procfs"),
+        read_file(proc, "net/sockstat", reason=Reason.PROCFS),
+        read_file_if_present(proc, "net/sockstat6", reason=Reason.PROCFS),
         proc / "net",
     )
 
@@ -128,7 +128,7 @@ def read_conntrack_count(proc: Path) -> int | None:
         KernelError: With reason `sysctl`.
     """
     name = "sys/net/netfilter/nf_conntrack_count"
-    content = read_file_if_present(proc, name, reason="sysctl")
+    content = read_file_if_present(proc, name, reason=Reason.SYSCTL)
     return None if content is None else parse_number(content, proc / name)
 
 
@@ -204,7 +204,7 @@ def parse_release(content: bytes, where: Path) -> tuple[int, int]:
 def _read_ipv4(proc: Path, sysctl: str) -> tuple[bytes, Path]:
     """Return the content of a sysctl and where it was read: what the parsers take."""
     name = f"{_IPV4}/{sysctl}"
-    return read_file(proc, name, reason="sysctl"), proc / name
+    return read_file(proc, name, reason=Reason.SYSCTL), proc / name
 
 
 def _read_number_since(proc: Path, sysctl: str, *, release: tuple[int, int], before: int) -> int:
@@ -213,7 +213,7 @@ def _read_number_since(proc: Path, sysctl: str, *, release: tuple[int, int], bef
     Where the file is there it is believed, whatever the release: distributions take changes over into older kernels.
     """
     name = f"{_IPV4}/{sysctl}"
-    content = read_file_if_present(proc, name, reason="sysctl")
+    content = read_file_if_present(proc, name, reason=Reason.SYSCTL)
     if content is not None:
         return parse_number(content, proc / name)
     if read_release(proc) < release:
@@ -225,12 +225,12 @@ def _counts(line: re.Pattern[bytes], content: bytes, where: Path) -> tuple[int, 
     """Return the numbers of the one line of `content` that starts with what `line` matches."""
     match = line.search(content)
     if match is None:
-        raise KernelError(f"{where} {_odd(content, 'lacks a line of socket counts')}.", reason="procfs")
+        raise KernelError(f"{where} {_odd(content, 'lacks a line of socket counts')}.", reason=Reason.PROCFS)
     return tuple(map(int, match.groups()))
 
 
 def _malformed(where: Path, content: bytes, expected: str) -> KernelError:
-    return KernelError(f"{where} {_odd(content, f'is not {expected}')}.", reason="sysctl")
+    return KernelError(f"{where} {_odd(content, f'is not {expected}')}.", reason=Reason.SYSCTL)
 
 
 def _odd(content: bytes, fault: str) -> str:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
 from ephmon.facts.namespaces import OWN_NETNS, Netns
 from ephmon.kernel.loopback import is_dummy
@@ -222,7 +222,9 @@ class ExhaustionReader:
                 held.callback(os.close, self._stop)
                 self._thread.start()
             except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
-                raise KernelError(f"Failed connect() calls cannot be read now: {error}.", reason="tracefs") from error
+                raise KernelError(
+                    f"Failed connect() calls cannot be read now: {error}.", reason=Reason.TRACEFS
+                ) from error
             self._held = held.pop_all()
 
     @classmethod
@@ -263,7 +265,7 @@ class ExhaustionReader:
         if self._error is not None:
             raise self._error
         if not self._thread.is_alive():
-            raise KernelError("The thread that reads failed connect() calls has ended.", reason="tracefs")
+            raise KernelError("The thread that reads failed connect() calls has ended.", reason=Reason.TRACEFS)
         return self._collector.take()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import struct
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import KernelError, quote
+from ephmon.errors import KernelError, Reason, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,11 +167,11 @@ def _fields(description: str) -> dict[str, tuple[int, int]]:
 
 
 def _broken(what: str) -> KernelError:
-    return KernelError(f"A page of the trace buffer {what}; please report it.", reason="tracefs")
+    return KernelError(f"A page of the trace buffer {what}; please report it.", reason=Reason.TRACEFS)
 
 
 def _not_understood(name: str, content: str) -> KernelError:
     return KernelError(
         f"The kernel describes its trace buffer in an unknown way, in {name}: {quote(content, 200)}; please report it.",
-        reason="tracefs",
+        reason=Reason.TRACEFS,
     )

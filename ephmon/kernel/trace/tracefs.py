@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ephmon.errors import KernelError, quote
+from ephmon.errors import KernelError, Reason, quote
 from ephmon.kernel.trace.ring_buffer import parse_page_layout, parse_record_layout
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _CAUSES = {
 class InstanceInUseError(KernelError):
     """Another ephmon reads the instance."""
 
-    reason = "tracefs"
+    reason = Reason.TRACEFS
 
 
 class Instance:
@@ -125,7 +125,7 @@ class Instance:
             numbers = _LOST.findall(self._reread(stats, "per_cpu/cpu*/stats"))
             if len(numbers) != _COUNTERS:
                 raise KernelError(
-                    f"{self.directory}/per_cpu/cpu*/stats lacks counters of lost events.", reason="tracefs"
+                    f"{self.directory}/per_cpu/cpu*/stats lacks counters of lost events.", reason=Reason.TRACEFS
                 )
             total += sum(map(int, numbers))
         return total
@@ -135,7 +135,7 @@ class Instance:
         for name, switch in self._switches:
             if self._reread(switch, name).strip() != b"1":
                 path = self.directory / name
-                raise KernelError(f"{path} is off; switch it on again: echo 1 > {path}", reason="tracefs")
+                raise KernelError(f"{path} is off; switch it on again: echo 1 > {path}", reason=Reason.TRACEFS)
 
     def _reread(self, descriptor: int, name: str) -> bytes:
         try:
@@ -183,7 +183,7 @@ def make_instance(tracing: Path = TRACING) -> Instance:
     """
     instances = tracing / "instances"
     if not _exists(instances):
-        raise KernelError(_absence(tracing), reason="tracefs")
+        raise KernelError(_absence(tracing), reason=Reason.TRACEFS)
     remove_stale(instances)
     for _ in range(_TRIES):
         directory = instances / f"ephmon-{os.getpid()}-{secrets.token_hex(4)}"
@@ -201,7 +201,7 @@ def make_instance(tracing: Path = TRACING) -> Instance:
             held.callback(_remove, directory)
             _set_up(directory)
             return Instance(directory, held)
-    raise KernelError(f"Somebody removes each directory that ephmon makes in {instances}.", reason="tracefs")
+    raise KernelError(f"Somebody removes each directory that ephmon makes in {instances}.", reason=Reason.TRACEFS)
 
 
 def remove_stale(instances: Path) -> None:
@@ -250,7 +250,7 @@ def _remove(directory: Path) -> None:
         raise KernelError(
             f"The tracing instance {directory} cannot be removed ({error.strerror}); "
             f"once nobody reads it any more: rmdir {directory}",
-            reason="tracefs",
+            reason=Reason.TRACEFS,
         ) from error
 
 
@@ -297,7 +297,8 @@ def _require_setting(path: Path, wanted: str, pattern: str) -> None:
     found = re.fullmatch(pattern, content)
     if found is None or found[1] != wanted:
         raise KernelError(
-            f"{path} is {quote(content, 200)}; before the event is enabled: echo '{wanted}' > {path}", reason="tracefs"
+            f"{path} is {quote(content, 200)}; before the event is enabled: echo '{wanted}' > {path}",
+            reason=Reason.TRACEFS,
         )
 
 
@@ -310,4 +311,4 @@ def _absence(tracing: Path) -> str:
 def _refusal(path: Path, error: OSError) -> KernelError:
     """Return the error for a file of tracefs, with the likely cause and what to grant."""
     cause = _CAUSES.get(error.errno or 0, "the kernel refuses it")
-    return KernelError(f"{path} cannot be used ({error.strerror}): {cause}.", reason="tracefs")
+    return KernelError(f"{path} cannot be used ({error.strerror}): {cause}.", reason=Reason.TRACEFS)

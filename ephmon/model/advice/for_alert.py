@@ -20,16 +20,14 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
 
     Where a proxy is known to hold most of the ports, or to have made the call that failed, it is about that proxy.
     """
-    namespace = next((one for one in report.namespaces if one.netns == alert.key.netns), None)
-    remembered = None if namespace is None else report.remembered.get(namespace.inode)
-    if namespace is None or remembered is None:
+    namespace = report.namespace(alert.key.netns)
+    if namespace is None:
         return None
-    kept = None if remembered.listening_ports is None else remembered.listening_ports | report.rules.own_ports
     if alert.key.name is AlertName.PORTS_BLOCKED:
         return advise_blocked(
             namespace.blocked or BlockedPorts(netns=namespace.netns, blocked=0, usable=namespace.usable_ports),
-            remembered.sysctls,
-            listening_ports=kept,
+            namespace.sysctls,
+            listening_ports=namespace.kept_ports,
             program=known_program([largest_owner(report.blocked_owners.get(namespace.netns))]),
         )
     pool = alert.pools[0] if alert.pools and alert.key.pool else None
@@ -37,7 +35,7 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
         return None
     caller = None if alert.call is None else alert.call.command
     program = known_program([largest_owner(report.owners.get(pool.key)), caller])
-    return advise(pool, remembered.sysctls, listening_ports=kept, program=program)
+    return advise(pool, namespace.sysctls, listening_ports=namespace.kept_ports, program=program)
 
 
 def largest_owner(owners: Owners | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.sockets import Backend, Protocol
+from ephmon.facts.sockets import Backend, Capability, Protocol
 from ephmon.model.alerting.state_machine import AlertName, Phase
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ def _about(alerts: Iterable[Alert]) -> OwnerQuestions:
     return OwnerQuestions(tuple(pools)[:MOST_POOLS], any(key.name is AlertName.PORTS_BLOCKED for key in keys))
 
 
-def unanswerable(
-    questions: OwnerQuestions, backends: Mapping[str, str] | Mapping[Protocol, Backend]
-) -> frozenset[Protocol]:
+def unanswerable(questions: OwnerQuestions, backends: Mapping[Protocol, Backend]) -> frozenset[Protocol]:
     """Return the protocols of which owners cannot be told: only inet_diag tells them."""
-    return frozenset(one for one in questions.protocols if backends.get(one) != Backend.INET_DIAG)
+    return frozenset(one for one in questions.protocols if not _shows_owners(backends.get(one)))
+
+
+def _shows_owners(backend: Backend | None) -> bool:
+    return backend is not None and Capability.OWNERS in backend.capabilities
 
 
 def refusal(protocols: Iterable[Protocol]) -> str:

@@ -29,6 +29,7 @@ from itertools import chain, compress, count, takewhile
 from operator import and_
 from typing import TYPE_CHECKING
 
+from ephmon.facts.failed_calls import Destination
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import Rows, TcpState
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
@@ -52,6 +53,12 @@ def connect_key(key: PoolKey) -> ConnectKey | None:
     if key.destination is None or key.destination_port is None:
         return None
     return ConnectKey(ip_address(key.source).packed, ip_address(key.destination).packed, key.destination_port)
+
+
+def destination_of(key: PoolKey) -> Destination | None:
+    """Return where a tcp_connect pool leads to, and from which namespace; None for other kinds."""
+    own = connect_key(key)
+    return None if own is None else Destination(key.netns, own.destination, own.destination_port)
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ REMEMBERED_PER_PLACE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class PoolMemory:
     """What is remembered of a listed pool. Times are monotonic seconds."""
 
     last_at_top: float
@@ -40,10 +40,10 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
+class ListingMemory:
     """The listed pools, and what was listed of late."""
 
-    listed: Mapping[PoolKey, Listed] = field(default_factory=dict)
+    listed: Mapping[PoolKey, PoolMemory] = field(default_factory=dict)
     seen: Mapping[PoolKey, float] = field(default_factory=dict)
     """When each pool of the last STAY_SECONDS was listed last; of those the latest, at most three times `top`."""
     entries: tuple[float, ...] = ()
@@ -51,7 +51,9 @@ class Listing:
     is_first: bool = True
 
 
-def choose(previous: Listing, ranked: Sequence[PoolKey], existing: Sequence[PoolKey], top: int, now: float) -> Listing:
+def choose(
+    previous: ListingMemory, ranked: Sequence[PoolKey], existing: Sequence[PoolKey], top: int, now: float
+) -> ListingMemory:
     """Return the next listing.
 
     Args:
@@ -69,11 +71,11 @@ def choose(previous: Listing, ranked: Sequence[PoolKey], existing: Sequence[Pool
             if len(entries) >= top:
                 continue
             entries.append(now)
-        listed[key] = replace(previous.listed.get(key, Listed(last_at_top=now)), last_at_top=now)
+        listed[key] = replace(previous.listed.get(key, PoolMemory(last_at_top=now)), last_at_top=now)
     for key in existing:
         if key not in listed and len(listed) < top and now - previous.listed[key].last_at_top < STAY_SECONDS:
             listed[key] = previous.listed[key]
-    return Listing(
+    return ListingMemory(
         listed=listed,
         seen=_latest(seen | dict.fromkeys(listed, now), REMEMBERED_PER_PLACE * top),
         entries=tuple(entries[-top:]),
@@ -86,7 +88,7 @@ def _latest(seen: Mapping[PoolKey, float], number: int) -> dict[PoolKey, float]:
     return dict(sorted(seen.items(), key=itemgetter(1), reverse=True)[:number])
 
 
-def remember(listed: Listed, utilisation: float, now: float, window_seconds: float) -> Listed:
+def remember(listed: PoolMemory, utilisation: float, now: float, window_seconds: float) -> PoolMemory:
     """Return `listed` with one more reading, without those that can no longer be the peak.
 
     At most KEPT_READINGS and one are kept: a reading below one that is not much older is passed over, so the peak may

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush, nsmallest
 from ipaddress import ip_address
@@ -18,7 +19,7 @@ from ephmon.model.pools.kinds import PoolKind, share_of_usable
 from ephmon.model.pools.port_classes import usable_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot
     from ephmon.facts.sockets import SocketTable, TcpSockets, UdpSockets
@@ -173,14 +174,25 @@ NO_EVIDENCE: Mapping[int, Evidence] = MappingProxyType({})
 NO_ANSWERS_AT_ALL: Mapping[int, Mapping[int, bool]] = MappingProxyType({})
 
 
-def survey(
+class ClassifiedPorts(NamedTuple):
+    """The TCP ports of one namespace, and what to remember of them."""
+
+    ports: TcpPorts
+    evidence: Evidence
+
+
+Classified = Mapping[int, ClassifiedPorts]
+"""By the inode of the namespace; one whose TCP could not be read is not there."""
+
+
+def classify(
     snapshot: Snapshot,
     *,
     evidence: Mapping[int, Evidence] = NO_EVIDENCE,
     answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL,
     likely_binder_ports: int = 1,
-) -> tuple[NamespaceSurvey, ...]:
-    """Count the pools of each namespace.
+) -> Classified:
+    """Return the class of every TCP port of each namespace.
 
     Args:
         snapshot: What was read.
@@ -188,43 +200,42 @@ def survey(
         answers: What the probe found in each namespace, by its inode; see `weigh`.
         likely_binder_ports: See `weigh`.
     """
-    return tuple(
-        _survey(
-            namespace,
-            snapshot.taken_at,
-            evidence.get(namespace.inode) or Evidence(),
-            answers.get(namespace.inode, NO_ANSWERS),
-            likely_binder_ports,
+    return {
+        namespace.inode: ClassifiedPorts(
+            *weigh(
+                namespace.sysctls,
+                namespace.tcp,
+                evidence.get(namespace.inode) or Evidence(),
+                answers=answers.get(namespace.inode, NO_ANSWERS),
+                likely_binder_ports=likely_binder_ports,
+            )
         )
         for namespace in snapshot.namespaces
-    )
+        if namespace.tcp is not None
+    }
 
 
-def _survey(
-    namespace: NamespaceSnapshot,
-    taken_at: float,
-    previous: Evidence,
-    answers: Mapping[int, bool],
-    likely_binder_ports: int,
-) -> NamespaceSurvey:
+def survey(snapshot: Snapshot, classified: Classified | None = None) -> tuple[NamespaceSurvey, ...]:
+    """Count the pools of each namespace; without `classified`, by what this one snapshot shows of the ports."""
+    known = classify(snapshot) if classified is None else classified
+    return tuple(_survey(namespace, snapshot.taken_at, known.get(namespace.inode)) for namespace in snapshot.namespaces)
+
+
+def _survey(namespace: NamespaceSnapshot, taken_at: float, classified: ClassifiedPorts | None) -> NamespaceSurvey:
     usable = usable_ports(namespace.sysctls)
     pool_sets: list[PoolSet[Any]] = []
-    ports = evidence = None
     torn = 0
-    if namespace.tcp is not None:
-        ports, evidence = weigh(
-            namespace.sysctls, namespace.tcp, previous, answers=answers, likely_binder_ports=likely_binder_ports
-        )
-        connect = ConnectPools(namespace.netns, taken_at, namespace.sysctls, namespace.tcp, ports)
+    if namespace.tcp is not None and classified is not None:
+        connect = ConnectPools(namespace.netns, taken_at, namespace.sysctls, namespace.tcp, classified.ports)
         torn = connect.torn
-        pool_sets += [connect, _tcp_bind(namespace, namespace.tcp, taken_at, evidence.binders)]
+        pool_sets += [connect, _tcp_bind(namespace, namespace.tcp, taken_at, classified.evidence.binders)]
     if namespace.udp is not None:
         pool_sets += _udp(namespace, namespace.udp, taken_at)
     return NamespaceSurvey(
         namespace=namespace,
         usable=len(usable) - usable.count(0),
-        ports=ports,
-        evidence=evidence,
+        ports=classified.ports if classified else None,
+        evidence=classified.evidence if classified else None,
         pool_sets=tuple(pool_sets),
         torn=torn,
     )

@@ -139,12 +139,12 @@ def _namespace_object(namespace: NamespaceReport) -> dict[str, Any]:
     return {
         "netns": printable(namespace.netns),
         "inode": namespace.inode,
-        "port_range_low": namespace.port_range_low,
-        "port_range_high": namespace.port_range_high,
+        "port_range_low": namespace.sysctls.port_range.low,
+        "port_range_high": namespace.sysctls.port_range.high,
         "reserved_ports": namespace.reserved_ports,
         "usable_ports": namespace.usable_ports,
         "blocked_ports": namespace.blocked_ports,
         "ambiguous_ports": namespace.ambiguous_ports,
         "blind_to": list(namespace.blind_to),
-        "tcp_tw_reuse": namespace.tcp_tw_reuse,
+        "tcp_tw_reuse": namespace.sysctls.tcp_tw_reuse,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from ephmon.model.collectors import Collector
 from ephmon.model.owners.shares import owner_of
 from ephmon.outputs.documents.api import SCHEMA
 from ephmon.outputs.text.wording import printable, utc_time
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 def exhaustions_document(report: Report) -> dict[str, Any]:
     """Return what is known of failed calls; `available` false, and why, where they are not counted at the moment."""
-    exhaustions = report.exhaustions
+    exhaustions, health = report.exhaustions, report.health(Collector.EXHAUSTIONS)
     document: dict[str, Any] = {
         "schema": SCHEMA,
-        "available": bool(report.exhaustions_available),
-        "error": report.exhaustions_error,
+        "available": health.available,
+        "error": health.reason,
     }
     if exhaustions is None:
         return document | {"totals": None, "lost": None, "namespaces": [], "destinations": [], "events": []}

@@ -77,9 +77,7 @@ def document(report: Report, incident: Incident, *, at: float, origin: Origin) -
         "poll_error": None if report.error is None else one_line(report.error),
         "missing": {protocol: one_line(reason) for protocol, reason in report.missing.items()},
         "sysctls": [
-            {"netns": printable(namespace.netns), **_sysctls(remembered.sysctls)}
-            for namespace in report.namespaces
-            if (remembered := report.remembered.get(namespace.inode)) is not None
+            {"netns": printable(namespace.netns), **_sysctls(namespace.sysctls)} for namespace in report.namespaces
         ],
         "alerts_total": len(report.alerts.firing),
         "alerts": _alert_objects(alerts, report),

@@ -49,21 +49,11 @@ def _backends(subject: Subject) -> Iterable[Sample]:
 
 
 def _collectors(subject: Subject) -> Iterable[Sample]:
-    available = (Sample((protocol,), 1) for protocol in subject.report.backends)
-    missing = (Sample((protocol,), 0) for protocol in subject.report.missing)
-    report = subject.report
-    others = {
-        "exhaustions": report.exhaustions_available,
-        "owners": report.owners_available,
-        "processes": report.processes_available,
-        "probe": report.probe_available,
-    }
-    asked_for = (Sample((name,), is_there) for name, is_there in others.items() if is_there is not None)
-    return (*available, *missing, *asked_for)
+    return (Sample((collector,), health.available) for collector, health in subject.report.collectors.items())
 
 
 def _thresholds(subject: Subject) -> Iterable[Sample]:
-    thresholds = subject.report.rules.thresholds
+    thresholds = subject.report.thresholds
     yield Sample((Severity.WARNING,), thresholds.warning.utilisation)
     yield Sample((Severity.CRITICAL,), thresholds.critical.utilisation)
 
@@ -79,7 +69,7 @@ METRICS: tuple[Metric, ...] = (
         NAMESPACE,
         "port number",
         "Lowest port of ip_local_port_range.",
-        each_namespace(lambda namespace: namespace.port_range_low),
+        each_namespace(lambda namespace: namespace.sysctls.port_range.low),
     ),
     Metric(
         "ephmon_port_range_high",
@@ -87,7 +77,7 @@ METRICS: tuple[Metric, ...] = (
         NAMESPACE,
         "port number",
         "Highest port of ip_local_port_range, itself part of the range.",
-        each_namespace(lambda namespace: namespace.port_range_high),
+        each_namespace(lambda namespace: namespace.sysctls.port_range.high),
     ),
     Metric(
         "ephmon_reserved_ports",

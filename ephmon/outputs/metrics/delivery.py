@@ -17,17 +17,17 @@ RECEIVER = ("receiver",)
 
 def _each_kind(values: Callable[[DeliveryStatus], Mapping[ReceiverKind, float]]) -> Samples:
     def samples(subject: Subject) -> Iterable[Sample]:
-        if subject.delivery is None:
+        if subject.report.delivery is None:
             return ()
-        return (Sample((kind,), number) for kind, number in values(subject.delivery).items())
+        return (Sample((kind,), number) for kind, number in values(subject.report.delivery).items())
 
     return samples
 
 
 def _failures(subject: Subject) -> Iterable[Sample]:
-    if subject.delivery is None:
+    if subject.report.delivery is None:
         return
-    for kind, failures in subject.delivery.failures.items():
+    for kind, failures in subject.report.delivery.failures.items():
         for reason, number in failures.items():
             yield Sample((kind, reason), number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ephmon.model.collectors import Collector
 from ephmon.outputs.metrics.metric import Metric, MetricType, Sample, Subject
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def _counted(subject: Subject) -> Exhaustions | None:
-    return subject.report.exhaustions if subject.report.exhaustions_available else None
+    report = subject.report
+    return report.exhaustions if report.health(Collector.EXHAUSTIONS).available else None
 
 
 def _totals(subject: Subject) -> Iterable[Sample]:

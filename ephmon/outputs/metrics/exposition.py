@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric as Family
 
-    from ephmon.model.delivery_status import DeliveryStatus
-    from ephmon.model.incident_status import IncidentStatus
     from ephmon.model.report import Report
 
 LABEL_VALUE_LENGTH = 128
@@ -76,19 +74,16 @@ def render(
     kernel_release: str,
     process_registry: Collector | None,
     openmetrics: bool,
-    delivery: DeliveryStatus | None = None,
-    incidents: IncidentStatus | None = None,
 ) -> Exposition:
     """Return both bodies of a report in Prometheus text 0.0.4 or OpenMetrics 1.0.
 
-    `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`,
-    without a `delivery` no `ephmon_notifications_*`, without `incidents` no `ephmon_incident*`.
+    `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`.
     """
     generate = _generate_openmetrics if openmetrics else prometheus_text.generate_latest
     process = () if process_registry is None else tuple(process_registry.collect())
 
     def body(*, expired: bool) -> bytes:
-        subject = Subject(report, kernel_release, expired, delivery, incidents)
+        subject = Subject(report, kernel_release, expired)
         return generate(_Families((*_families(subject), *process)))
 
     return Exposition(full=body(expired=False), expired=body(expired=True))

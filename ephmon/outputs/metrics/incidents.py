@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def _failures(subject: Subject) -> Iterable[Sample]:
-    if subject.incidents is None:
+    if subject.report.incidents is None:
         return ()
-    return (Sample((reason,), number) for reason, number in subject.incidents.failures.items())
+    return (Sample((reason,), number) for reason, number in subject.report.incidents.failures.items())
 
 
 INCIDENT_METRICS: tuple[Metric, ...] = (
@@ -23,7 +23,7 @@ INCIDENT_METRICS: tuple[Metric, ...] = (
         (),
         "incidents",
         "Incidents that were written to incidents.directory since the start. Absent where that is not set.",
-        single(lambda subject: subject.incidents.written if subject.incidents else None),
+        single(lambda subject: subject.report.incidents.written if subject.report.incidents else None),
         expires=False,
     ),
     Metric(

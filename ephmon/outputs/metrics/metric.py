@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.delivery_status import DeliveryStatus
-    from ephmon.model.incident_status import IncidentStatus
     from ephmon.model.pools.kinds import PoolKey, PoolKind
     from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, Report
 
@@ -41,10 +39,6 @@ class Subject(NamedTuple):
     """As `uname -r` prints it."""
     expired: bool
     """The facts of the report are too old to be shown."""
-    delivery: DeliveryStatus | None = None
-    """How deliveries fare; None where nothing is delivered."""
-    incidents: IncidentStatus | None = None
-    """How the keeping of incidents fares; None where none are kept."""
 
 
 class Sample(NamedTuple):
@@ -54,6 +48,7 @@ class Sample(NamedTuple):
     value: float
 
 
+Word = TypeVar("Word", bound=str)
 Samples = Callable[[Subject], Iterable[Sample]]
 
 
@@ -123,7 +118,7 @@ def pool_labels(key: PoolKey) -> tuple[str, ...]:
     return netns, kind, source, destination or "", "" if port is None else str(port)
 
 
-def each_total(totals: Callable[[PollTotals], Mapping[str, int]]) -> Samples:
+def each_total(totals: Callable[[PollTotals], Mapping[Word, int]]) -> Samples:
     """Return what makes one sample for each word of a mapping of counters."""
 
     def samples(subject: Subject) -> Iterable[Sample]:

@@ -131,7 +131,7 @@ def _table(report: Report) -> list[str]:
     columns = _with_history(headings, headings, "PEAK%", "FULL-IN")
     lines = ['<div class="scroll">', "<table>", _row(columns, "th", columns)]
     for listed, row in zip(report.listed, rows, strict=True):
-        severity = report.rules.thresholds.severity_at(listed.pool.key, listed.pool.utilisation)
+        severity = report.thresholds.severity_at(listed.pool.key, listed.pool.utilisation)
         cells = _with_history(headings, row, percent(listed.peak_utilisation), _time_left(listed.forecast))
         lines.append(_row(columns, "td", cells, severity))
     return [*lines, "</table>", "</div>", *_paragraphs(explanations([listed.pool for listed in report.listed]))]

@@ -10,6 +10,7 @@ from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.conditions import is_covered
 from ephmon.model.alerting.state_machine import Phase, transitions
 from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.collectors import Collector
 from ephmon.outputs.text.alerts import figures, sentence
 from ephmon.outputs.text.owners import largest_owner_sentence, owners_behind
 
@@ -17,15 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ephmon.model.alerting.state_machine import Transition
-    from ephmon.model.report import Report
+    from ephmon.model.collectors import Health
+    from ephmon.model.report import NamespaceReport, Report
 
 
 def poll_lines(previous: Report, report: Report) -> Iterator[Line]:
     """Yield what to say of a poll: each change of state once, and nothing while nothing changes."""
     yield from _poll_changes(previous, report)
+    if report.narrow_poll_error != previous.narrow_poll_error:
+        yield _narrow_poll_line(report.narrow_poll_error)
     # A failed poll holds the alerts, but a narrow one may change them while full ones fail.
     for transition in transitions(previous.alerts, report.alerts):
         yield from _alert_changes(transition, report)
+
+
+def _narrow_poll_line(error: str | None) -> Line:
+    if error is None:
+        return Line(logging.INFO, "Urgent polls in between full polls succeed again.")
+    return Line(logging.WARNING, f"Urgent polls in between full polls fail: {error}")
 
 
 def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
@@ -54,21 +64,35 @@ def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:
         return
     if previous.error is not None:
         yield Line(logging.INFO, "Polls succeed again.", {"failed": sum(report.totals.failures.values())})
-    for protocol, backend in report.backends.items():
-        before, reason = previous.backends.get(protocol), report.fallbacks.get(protocol)
-        if before != backend or (reason is not None and reason != previous.fallbacks.get(protocol)):
+    yield from _probe_changes(previous.health(Collector.PROBE), report.health(Collector.PROBE))
+    yield from _owner_changes(previous.health(Collector.OWNERS), report.health(Collector.OWNERS))
+    yield from _process_changes(previous.health(Collector.PROCESSES), report.health(Collector.PROCESSES))
+    yield from _pace_changes(previous, report)
+    before = {namespace.netns: namespace for namespace in previous.namespaces}
+    for namespace in report.namespaces:
+        yield from _backend_changes(before.get(namespace.netns), namespace)
+        yield from _namespace_changes(before.get(namespace.netns), namespace)
+
+
+def _backend_changes(previous: NamespaceReport | None, now: NamespaceReport) -> Iterator[Line]:
+    for protocol, backend in now.backends.items():
+        before = previous.backends.get(protocol) if previous else None
+        reason, known = now.fallbacks.get(protocol), previous.fallbacks.get(protocol) if previous else None
+        if before != backend or (reason is not None and reason != known):
             level = logging.INFO if before is None and reason is None else logging.WARNING
             because = "." if reason is None else f": {reason}"
-            yield Line(level, f"Sockets of {protocol} are read by {backend}{because}", {"before": before})
-    for protocol, reason in report.missing.items():
-        if previous.missing.get(protocol) != reason:
-            yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", {"protocol": protocol})
-    if report.probe_error is not None and report.probe_error != previous.probe_error:
-        probed = "not all probed" if report.probe_available else "not probed"
-        yield Line(logging.WARNING, f"Ports in doubt are {probed}: {report.probe_error}")
-    yield from _owner_changes(previous, report)
-    yield from _pace_changes(previous, report)
-    yield from _namespace_changes(previous, report)
+            fields = {"netns": now.netns, "before": before}
+            yield Line(level, f"Sockets of {protocol} are read by {backend}{because}", fields)
+    for protocol, reason in now.missing.items():
+        if previous is None or previous.missing.get(protocol) != reason:
+            fields = {"netns": now.netns, "protocol": protocol}
+            yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", fields)
+
+
+def _probe_changes(previous: Health, now: Health) -> Iterator[Line]:
+    if now.reason is not None and now.reason != previous.reason:
+        probed = "not all probed" if now.available else "not probed"
+        yield Line(logging.WARNING, f"Ports in doubt are {probed}: {now.reason}")
 
 
 def exhaustion_lines(previous: Report, report: Report, *, required: bool) -> Iterator[Line]:
@@ -76,22 +100,27 @@ def exhaustion_lines(previous: Report, report: Report, *, required: bool) -> Ite
 
     That it cannot be had is a warning only where it is `required`.
     """
-    if report.exhaustions_error is not None and report.exhaustions_error != previous.exhaustions_error:
-        level = logging.WARNING if required or previous.exhaustions_available else logging.INFO
-        yield Line(level, f"Failed connect() calls are not counted: {report.exhaustions_error}")
-    elif report.exhaustions_available and not previous.exhaustions_available:
+    before, now = previous.health(Collector.EXHAUSTIONS), report.health(Collector.EXHAUSTIONS)
+    if now.reason is not None and now.reason != before.reason:
+        level = logging.WARNING if required or before.available else logging.INFO
+        yield Line(level, f"Failed connect() calls are not counted: {now.reason}")
+    elif now.available and not before.available:
         yield Line(logging.INFO, "Failed connect() calls are counted.")
 
 
-def _owner_changes(previous: Report, report: Report) -> Iterator[Line]:
+def _owner_changes(previous: Health, now: Health) -> Iterator[Line]:
     """Say why owners are not known, or not all; what differs in no more than its figures is no news."""
-    if report.owners_error is not None:
-        if not report.owners_available and report.owners_error != previous.owners_error:
-            yield Line(logging.WARNING, f"The owners of ports are not known: {report.owners_error}")
-        elif report.owners_available and (previous.owners_error is None or not previous.owners_available):
-            yield Line(logging.INFO, f"Not all owners of ports are known: {report.owners_error}")
-    if report.processes_error is not None and previous.processes_error is None:
-        yield Line(logging.INFO, f"Not all processes that hold ports can be named: {report.processes_error}")
+    if now.reason is None:
+        return
+    if not now.available and now.reason != previous.reason:
+        yield Line(logging.WARNING, f"The owners of ports are not known: {now.reason}")
+    elif now.available and (previous.reason is None or not previous.available):
+        yield Line(logging.INFO, f"Not all owners of ports are known: {now.reason}")
+
+
+def _process_changes(previous: Health, now: Health) -> Iterator[Line]:
+    if now.reason is not None and previous.reason is None:
+        yield Line(logging.INFO, f"Not all processes that hold ports can be named: {now.reason}")
 
 
 def _pace_changes(previous: Report, report: Report) -> Iterator[Line]:
@@ -100,34 +129,37 @@ def _pace_changes(previous: Report, report: Report) -> Iterator[Line]:
             logging.WARNING,
             "Polls come less often than poll.interval asks for, because one takes more CPU than poll.cpu_budget "
             "allows; raise poll.cpu_budget for a closer watch.",
-            {"interval_seconds": round(report.pace.full, 1), "cpu_seconds": round(report.costs.full[-1], 3)},
+            {
+                "interval_seconds": round(report.pace.full, 1),
+                "cpu_seconds": round(report.full_poll_cpu_seconds or 0.0, 3),
+            },
         )
     if previous.pace.is_stretched and not report.pace.is_stretched:
         yield Line(logging.INFO, "Polls come as often as poll.interval asks for again.")
 
 
-def _namespace_changes(previous: Report, report: Report) -> Iterator[Line]:
-    before = {namespace.netns: namespace for namespace in previous.namespaces}
-    for namespace in report.namespaces:
-        known = before.get(namespace.netns)
-        port_range = (namespace.port_range_low, namespace.port_range_high, namespace.reserved_ports)
-        if known is None or (known.port_range_low, known.port_range_high, known.reserved_ports) != port_range:
-            low, high, reserved = port_range
-            yield Line(
-                logging.INFO,
-                f"{namespace.usable_ports} ports are usable.",
-                {"netns": namespace.netns, "port_range": f"{low}-{high}", "reserved": reserved},
-            )
-        if namespace.blind_to and not (known and known.blind_to == namespace.blind_to):
-            yield Line(
-                logging.WARNING,
-                "What this kernel or backend does not show may make headroom look larger.",
-                {"netns": namespace.netns, "blind_to": ",".join(namespace.blind_to)},
-            )
-        if namespace.torn_pools and not (known and known.torn_pools):
-            yield Line(
-                logging.WARNING,
-                "Pools seem to hold more ports than there are, because sockets moved while they were read; "
-                "their remaining ports are given as 0.",
-                {"netns": namespace.netns, "pools": namespace.torn_pools},
-            )
+def _namespace_changes(known: NamespaceReport | None, namespace: NamespaceReport) -> Iterator[Line]:
+    port_range, reserved = namespace.sysctls.port_range, namespace.reserved_ports
+    if known is None or (known.sysctls.port_range, known.reserved_ports) != (port_range, reserved):
+        yield Line(
+            logging.INFO,
+            f"{namespace.usable_ports} ports are usable.",
+            {
+                "netns": namespace.netns,
+                "port_range": f"{port_range.low}-{port_range.high}",
+                "reserved": reserved,
+            },
+        )
+    if namespace.blind_to and not (known and known.blind_to == namespace.blind_to):
+        yield Line(
+            logging.WARNING,
+            "What this kernel or backend does not show may make headroom look larger.",
+            {"netns": namespace.netns, "blind_to": ",".join(namespace.blind_to)},
+        )
+    if namespace.torn_pools and not (known and known.torn_pools):
+        yield Line(
+            logging.WARNING,
+            "Pools seem to hold more ports than there are, because sockets moved while they were read; "
+            "their remaining ports are given as 0.",
+            {"netns": namespace.netns, "pools": namespace.torn_pools},
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.model.advice.causes import Advice
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
@@ -76,14 +77,15 @@ def _namespace(part: Part) -> NamespaceReport:
     return NamespaceReport(
         netns=part.text("netns"),
         inode=part.count("inode"),
-        port_range_low=part.count("port_range_low"),
-        port_range_high=part.count("port_range_high"),
+        sysctls=Sysctls(
+            port_range=PortRange(part.count("port_range_low"), part.count("port_range_high")),
+            tcp_tw_reuse=part.count("tcp_tw_reuse"),
+        ),
         reserved_ports=part.count("reserved_ports"),
         usable_ports=part.count("usable_ports"),
         blocked_ports=part.count_or_none("blocked_ports"),
         ambiguous_ports=part.count_or_none("ambiguous_ports"),
         blind_to=tuple(part.texts("blind_to")),
-        tcp_tw_reuse=part.count("tcp_tw_reuse"),
         pools={},
         listed={},
         worst={},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ephmon.model.alerting.state_machine import AlertName
+from ephmon.model.collectors import Collector
 from ephmon.outputs.text.wording import endpoint, pool_name, printable
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def owner_lines(
     if left_out:
         more = "1 more pool" if left_out == 1 else f"{left_out} more pools"
         yield f"The owners of {more} were not asked for; --top and --destination choose what is shown."
-    yield from (error for error in (report.owners_error, report.processes_error) if error)
+    health = (report.health(collector) for collector in (Collector.OWNERS, Collector.PROCESSES))
+    yield from (one.reason for one in health if one.reason)
 
 
 def _line_or_nobody(owners: Owners | None) -> str:

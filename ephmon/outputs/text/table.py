@@ -65,10 +65,10 @@ def render(
 ) -> str:
     """Return the head and the table of `pools`, in the order given, with a newline at the end.
 
-    A line whose pool has reached a threshold of `report.rules` is red or yellow if `colour`. Only the last column is
-    ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end. Without
-    a `selection` the pools are chosen from all that exist. Below the table stand the lines on `owners`, then the
-    `advice` on each pool shown that there is some for; it is meant to be pasted, so its lines are not cut.
+    A line whose pool has reached a threshold of `report.thresholds` is red or yellow if `colour`. Only the last column
+    is ever cut, to fit lines into `width` columns, or left out where it has no room; None is a width without end.
+    Without a `selection` the pools are chosen from all that exist. Below the table stand the lines on `owners`, then
+    the `advice` on each pool shown that there is some for; it is meant to be pasted, so its lines are not cut.
     """
     chosen_from = selection or Selection(matching=existing_pools(report))
     table = _table_lines(report, pools, colour=colour, width=width) if pools else [_no_pools(report)]
@@ -97,7 +97,7 @@ def _table_lines(report: Report, pools: Sequence[Pool], *, colour: bool, width: 
     lines = aligned(headings, rows, width)
     if not colour:
         return lines
-    thresholds = report.rules.thresholds
+    thresholds = report.thresholds
     severities = (thresholds.severity_at(pool.key, pool.utilisation) for pool in pools)
     return [lines[0], *map(_painted, lines[1:], severities)]
 

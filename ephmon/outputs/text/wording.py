@@ -180,7 +180,7 @@ def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
 
 def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:
     """Return how urgent it is that ports are blocked, None where TCP could not be read."""
-    return namespace.blocked.severity(report.rules.thresholds) if namespace.blocked else None
+    return namespace.blocked.severity(report.thresholds) if namespace.blocked else None
 
 
 def _of(namespace: NamespaceReport) -> str:
@@ -189,8 +189,9 @@ def _of(namespace: NamespaceReport) -> str:
 
 def range_sentence(namespace: NamespaceReport) -> str:
     """Return the port range of a namespace, and how many of its ports are usable, blocked and ambiguous."""
+    low, high = namespace.sysctls.port_range
     return (
-        f"Ports{_of(namespace)} {namespace.port_range_low}-{namespace.port_range_high}: {namespace.usable_ports} usable"
+        f"Ports{_of(namespace)} {low}-{high}: {namespace.usable_ports} usable"
         f" ({namespace.reserved_ports} reserved), {_count(namespace.blocked_ports)} blocked for connect(),"
         f" {_count(namespace.ambiguous_ports)} ambiguous."
     )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.errors import KernelError
+from ephmon.errors import KernelError, Reason
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.kernel.proc.file import read_file
 from ephmon.kernel.proc.sysctl import (
@@ -322,11 +322,11 @@ def test_a_root_without_a_procfs_is_told_as_such(tmp_path: Path) -> None:
 def test_a_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     for size in (0, 1, 4094, 4095, 4096, 32767, 32768, 262142):
         (tmp_path / "file").write_bytes(b"x" * size)
-        assert read_file(tmp_path, "file", reason="procfs") == b"x" * size
+        assert read_file(tmp_path, "file", reason=Reason.PROCFS) == b"x" * size
 
     (tmp_path / "file").write_bytes(b"x" * 262143)
     with pytest.raises(KernelError, match=r"has more than 262142 bytes"):
-        read_file(tmp_path, "file", reason="procfs")
+        read_file(tmp_path, "file", reason=Reason.PROCFS)
 
 
 # --- sockstat and the namespace -----------------------------------------------------------------------------------

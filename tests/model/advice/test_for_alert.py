@@ -11,9 +11,10 @@ from ephmon.facts.sockets import TcpState
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Threshold, Thresholds
-from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.report import ReloadStatus, Report
 from ephmon.model.rules import Rules
-from ephmon.model.step import build_report
+from ephmon.model.state import State, initial_state
+from ephmon.model.step import conclude
 from tests.builders import make_owners
 from tests.model.facts import (
     LOW,
@@ -34,12 +35,14 @@ AT_ONCE = Thresholds(
 RULES = Rules(thresholds=AT_ONCE, own_ports=frozenset({39_000}))
 
 
-def report_of(
-    *rows: Sockets, before: Report | None = None, listening: frozenset[int] | None = frozenset({80})
-) -> Report:
-    previous = before or initial_report(RULES, ReloadStatus(successful=True, succeeded_at=0.0))
+def report_of(*rows: Sockets) -> Report:
+    return state_of(*rows).report
+
+
+def state_of(*rows: Sockets, before: State | None = None, listening: frozenset[int] | None = frozenset({80})) -> State:
+    previous = before or initial_state(RULES, ReloadStatus(successful=True, succeeded_at=0.0))
     tcp = replace(make_tcp(*rows), listening_ports=listening)
-    return build_report(make_snapshot(make_namespace(tcp, make_sysctls(tw_reuse=0))), previous, 100.0)
+    return conclude(make_snapshot(make_namespace(tcp, make_sysctls(tw_reuse=0))), previous, 100.0)
 
 
 def waiting(number: int) -> Sockets:
@@ -68,8 +71,8 @@ def test_blocked_ports_come_with_advice_about_who_blocks_them() -> None:
 
 def test_a_wider_range_leaves_out_listeners_and_the_ports_that_ephmon_sends_from() -> None:
     """Also after a poll that did not ask who listens."""
-    first = report_of(bound("10.0.0.1", range(LOW, LOW + 70)), listening=frozenset({12_345}))
-    report = report_of(bound("10.0.0.1", range(LOW, LOW + 70)), before=first, listening=None)
+    first = state_of(bound("10.0.0.1", range(LOW, LOW + 70)), listening=frozenset({12_345}))
+    report = state_of(bound("10.0.0.1", range(LOW, LOW + 70)), before=first, listening=None).report
     (alert,) = (alert for alert in report.alerts.firing if alert.key.name is AlertName.PORTS_BLOCKED)
     advice = advice_on(alert, report)
 
@@ -125,4 +128,4 @@ def test_where_nothing_was_read_there_is_no_advice() -> None:
     report = report_of(waiting(50))
     (alert,) = report.alerts.firing
 
-    assert advice_on(alert, replace(report, remembered={})) is None
+    assert advice_on(alert, replace(report, namespaces=())) is None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.addresses import Endpoint
+from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.snapshot import NarrowSnapshot
 from ephmon.facts.sockets import TcpState, UdpSockets
 from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll, is_covered
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
@@ -20,9 +19,10 @@ from ephmon.model.forecast.follow import Followed
 from ephmon.model.forecast.forecast import Forecast, History
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import survey
-from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules
-from ephmon.model.step import build_report, failed_report, refreshed_report
+from ephmon.model.state import State, initial_state
+from ephmon.model.step import after_failed_poll, after_narrow_poll, conclude
 from tests.model.facts import (
     LOW,
     TAKEN_AT,
@@ -32,6 +32,7 @@ from tests.model.facts import (
     connected,
     listening,
     make_namespace,
+    make_narrow,
     make_snapshot,
     make_sysctls,
     make_table,
@@ -56,8 +57,8 @@ OF_SHARE = AlertKey(BLOCKED, OWN_NETNS)
 """The alert of the blocked ports."""
 
 
-def blank(rules: Rules | None = None) -> Report:
-    return initial_report(rules or Rules(), ReloadStatus(successful=True, succeeded_at=TAKEN_AT))
+def blank(rules: Rules | None = None) -> State:
+    return initial_state(rules or Rules(), ReloadStatus(successful=True, succeeded_at=TAKEN_AT))
 
 
 def clients(number: int, host: int = 9, port: int = 443) -> Sockets:
@@ -78,39 +79,33 @@ def near(host: int = 9, port: int = 443) -> AlertKey:
     return AlertKey(NEAR, OWN_NETNS, connect_key(f"10.0.0.{host}", port, "10.0.0.1"))
 
 
-def polled(report: Report, now: float, *rows: Sockets) -> Report:
-    return build_report(reading(*rows), report, now)
+def polled(state: State, now: float, *rows: Sockets) -> State:
+    return conclude(reading(*rows), state, now)
 
 
-def looked(report: Report, now: float, *rows: Sockets, hosts: Iterable[int] = (9,)) -> Report:
-    """Return the report after a narrow poll of 10.0.0.`hosts`."""
-    narrow = NarrowSnapshot(
-        taken_at=TAKEN_AT + now,
-        netns=OWN_NETNS,
-        inode=make_namespace(make_tcp()).inode,
-        sysctls=make_sysctls(),
-        destinations=frozenset(Endpoint(packed(f"10.0.0.{host}"), 443) for host in hosts),
-        connections=make_table(rows),
-    )
-    after = refreshed_report(narrow, report, now)
+def looked(state: State, now: float, *rows: Sockets, hosts: Iterable[int] = (9,)) -> State:
+    """Return the state after a narrow poll of 10.0.0.`hosts`."""
+    ends = [(packed(f"10.0.0.{host}"), 443) for host in hosts]
+    narrow = make_narrow(rows, taken_at=TAKEN_AT + now, destinations=ends)
+    after = after_narrow_poll(narrow, state, now)
     assert after is not None
     return after
 
 
-def active(report: Report) -> dict[AlertKey, tuple[Phase, Severity]]:
-    return {key: (alert.phase, alert.severity) for key, alert in report.alerts.states.items()}
+def active(state: State) -> dict[AlertKey, tuple[Phase, Severity]]:
+    return {key: (alert.phase, alert.severity) for key, alert in state.report.alerts.states.items()}
 
 
-def named(report: Report) -> list[str | None]:
+def named(state: State) -> list[str | None]:
     """Return the destinations that the alert of the blocked ports names."""
-    return [pool.key.destination for pool in report.alerts.states[OF_SHARE].pools]
+    return [pool.key.destination for pool in state.report.alerts.states[OF_SHARE].pools]
 
 
 # --- pools --------------------------------------------------------------------------------------------------------
 
 
 def test_a_pool_is_held_against_the_default_thresholds() -> None:
-    report = blank()
+    state = blank()
     expected = [
         (0.0, 69, {}),
         (5.0, 70, {near(): (PENDING, WARNING)}),
@@ -124,12 +119,12 @@ def test_a_pool_is_held_against_the_default_thresholds() -> None:
         (45.0, 66, {}),
     ]
     for now, number, alerts in expected:
-        report = polled(report, now, clients(number))
-        assert (now, active(report)) == (now, alerts)
+        state = polled(state, now, clients(number))
+        assert (now, active(state)) == (now, alerts)
 
 
 def test_an_alert_of_a_pool_carries_its_utilisation_and_itself() -> None:
-    (alert,) = polled(blank(), 7.0, clients(95)).alerts.firing
+    (alert,) = polled(blank(), 7.0, clients(95)).report.alerts.firing
 
     assert (alert.value, alert.since) == (0.95, Moment(7.0, TAKEN_AT))
     assert [(pool.in_use, pool.remaining) for pool in alert.pools] == [(95, 5)]
@@ -137,17 +132,17 @@ def test_an_alert_of_a_pool_carries_its_utilisation_and_itself() -> None:
 
 def test_a_pool_alerts_whether_or_not_it_is_listed() -> None:
     rules = Rules(listing=ListingRules(top=1))
-    report = polled(blank(rules), 0.0, clients(95, 8), clients(99, 9))
+    state = polled(blank(rules), 0.0, clients(95, 8), clients(99, 9))
 
-    assert [one.pool.key for one in report.listed] == [near(9).pool]
-    assert active(report) == {near(8): (FIRING, CRITICAL), near(9): (FIRING, CRITICAL)}
+    assert [one.pool.key for one in state.report.listed] == [near(9).pool]
+    assert active(state) == {near(8): (FIRING, CRITICAL), near(9): (FIRING, CRITICAL)}
 
 
 def test_an_exhausted_pool_of_five_ports_alerts_though_it_is_too_small_to_be_listed() -> None:
-    report = build_report(reading(clients(5), sysctls=make_sysctls(LOW, LOW + 4)), blank(), 0.0)
+    state = conclude(reading(clients(5), sysctls=make_sysctls(LOW, LOW + 4)), blank(), 0.0)
 
-    assert report.listed == ()
-    assert active(report) == {near(): (FIRING, CRITICAL)}
+    assert state.report.listed == ()
+    assert active(state) == {near(): (FIRING, CRITICAL)}
 
 
 def test_an_ignored_destination_raises_no_alert_and_ends_the_one_it_has() -> None:
@@ -162,26 +157,26 @@ def test_an_ignored_destination_raises_no_alert_and_ends_the_one_it_has() -> Non
 def test_a_pool_without_a_destination_alerts_like_any_other() -> None:
     udp = UdpSockets(sockets=make_table([bound("0.0.0.0", range(LOW, LOW + 95))]))
     namespace = replace(make_namespace(make_tcp()), udp=udp)
-    report = build_report(make_snapshot(namespace), blank(), 0.0)
+    state = conclude(make_snapshot(namespace), blank(), 0.0)
 
-    assert active(report) == {
+    assert active(state) == {
         AlertKey(NEAR, OWN_NETNS, PoolKey(OWN_NETNS, PoolKind.UDP_CONNECT, "0.0.0.0", None, None)): (FIRING, CRITICAL)
     }
 
 
 def test_a_pool_whose_sockets_are_gone_has_no_alert_any_more() -> None:
-    report = polled(polled(blank(), 0.0, clients(95)), 5.0)
+    state = polled(polled(blank(), 0.0, clients(95)), 5.0)
 
-    assert active(report) == {near(): (RESOLVED, CRITICAL)}
-    assert active(polled(report, 10.0)) == {}
+    assert active(state) == {near(): (RESOLVED, CRITICAL)}
+    assert active(polled(state, 10.0)) == {}
 
 
 def test_pools_of_two_namespaces_are_apart() -> None:
     full = make_namespace(make_tcp(clients(95)), netns="full", inode=1)
     idle = make_namespace(make_tcp(clients(5)), netns="idle", inode=2)
-    report = build_report(make_snapshot(full, idle), blank(), 0.0)
+    state = conclude(make_snapshot(full, idle), blank(), 0.0)
 
-    assert [(key.netns, key.pool and key.pool.netns) for key in report.alerts.states] == [("full", "full")]
+    assert [(key.netns, key.pool and key.pool.netns) for key in state.report.alerts.states] == [("full", "full")]
 
 
 LOW_THRESHOLD = Threshold(utilisation=0.20, for_seconds=0.0, clear=0.10)
@@ -202,9 +197,9 @@ def test_the_first_override_that_matches_wins_in_the_order_of_the_file() -> None
 def test_a_threshold_far_below_the_others_is_found_among_many_pools() -> None:
     override = ThresholdOverride(destination_port=5432, warning=LOW_THRESHOLD)
     rules = Rules(thresholds=Thresholds(overrides=(override,)))
-    report = polled(blank(rules), 0.0, *(clients(19, 8, port) for port in range(1, 500)), clients(20, 8, 5432))
+    state = polled(blank(rules), 0.0, *(clients(19, 8, port) for port in range(1, 500)), clients(20, 8, 5432))
 
-    assert active(report) == {near(8, 5432): (FIRING, WARNING)}
+    assert active(state) == {near(8, 5432): (FIRING, WARNING)}
 
 
 # --- blocked ports ------------------------------------------------------------------------------------------------
@@ -212,21 +207,21 @@ def test_a_threshold_far_below_the_others_is_found_among_many_pools() -> None:
 
 def test_one_program_that_binds_seventy_percent_of_the_ports_raises_one_alert() -> None:
     rows = [binder(70), *(clients(host, host) for host in range(1, 21))]
-    report = blank()
+    state = blank()
     for now in (0.0, 5.0, 10.0, 15.0):
-        report = polled(report, now, *rows)
-        assert set(active(report)) == {OF_SHARE}
+        state = polled(state, now, *rows)
+        assert set(active(state)) == {OF_SHARE}
 
-    (alert,) = report.alerts.firing
+    (alert,) = state.report.alerts.firing
     assert (alert.key, alert.severity, alert.value) == (OF_SHARE, CRITICAL, 0.70)
-    assert named(report) == ["10.0.0.20", "10.0.0.19", "10.0.0.18", "10.0.0.17", "10.0.0.16"]
+    assert named(state) == ["10.0.0.20", "10.0.0.19", "10.0.0.18", "10.0.0.17", "10.0.0.16"]
 
 
 def test_blocked_ports_alert_without_any_pool() -> None:
-    report = polled(polled(blank(), 0.0, binder(75)), 10.0, binder(75))
+    state = polled(polled(blank(), 0.0, binder(75)), 10.0, binder(75))
 
-    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
-    assert named(report) == []
+    assert active(state) == {OF_SHARE: (FIRING, WARNING)}
+    assert named(state) == []
 
 
 def test_the_alert_of_blocked_ports_takes_the_severity_of_the_worst_pool_at_once() -> None:
@@ -244,10 +239,10 @@ BLOCKED_EARLY = Rules(
 
 
 def test_a_pool_that_takes_more_than_is_blocked_alerts_by_itself() -> None:
-    report = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(29, 8), clients(30, 9))
+    state = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(29, 8), clients(30, 9))
 
-    assert active(report) == {OF_SHARE: (FIRING, WARNING), near(9): (FIRING, WARNING)}
-    assert named(report) == ["10.0.0.8"]
+    assert active(state) == {OF_SHARE: (FIRING, WARNING), near(9): (FIRING, WARNING)}
+    assert named(state) == ["10.0.0.8"]
 
 
 def test_ports_that_the_kernel_hands_out_again_are_not_what_a_pool_takes() -> None:
@@ -256,18 +251,18 @@ def test_ports_that_the_kernel_hands_out_again_are_not_what_a_pool_takes() -> No
     left = connected(
         "127.0.0.1", range(LOW + 29, LOW + 60), "127.0.0.1", 443, state=TcpState.TIME_WAIT, left_ms=50_000, no_port=True
     )
-    report = polled(blank(BLOCKED_EARLY), 0.0, binder(30), live, left)
+    state = polled(blank(BLOCKED_EARLY), 0.0, binder(30), live, left)
 
-    assert [(pool.in_use, pool.reusable) for pool in report.alerts.states[OF_SHARE].pools] == [(60, 31)]
-    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+    assert [(pool.in_use, pool.reusable) for pool in state.report.alerts.states[OF_SHARE].pools] == [(60, 31)]
+    assert active(state) == {OF_SHARE: (FIRING, WARNING)}
 
 
 def test_other_kinds_alert_by_themselves_while_ports_are_blocked() -> None:
     udp = UdpSockets(sockets=make_table([bound("0.0.0.0", range(LOW, LOW + 95))]))
     namespace = replace(make_namespace(make_tcp(binder(75))), udp=udp)
-    report = build_report(make_snapshot(namespace), blank(), 0.0)
+    state = conclude(make_snapshot(namespace), blank(), 0.0)
 
-    assert {(key.name, key.pool and key.pool.kind) for key in report.alerts.states} == {
+    assert {(key.name, key.pool and key.pool.kind) for key in state.report.alerts.states} == {
         (BLOCKED, None),
         (NEAR, PoolKind.UDP_CONNECT),
     }
@@ -280,50 +275,50 @@ def test_below_its_band_blocked_ports_stand_for_nobody() -> None:
 def test_within_its_band_blocked_ports_stand_for_the_pools_that_they_lift_over_a_threshold() -> None:
     """Else a program that binds ever more of them raises an alert for each pool before there is the one of all."""
     lifted = [clients(10, host) for host in range(1, 21)]
-    report = polled(polled(blank(), 0.0, binder(66), *lifted), 10.0, binder(66), *lifted)
+    state = polled(polled(blank(), 0.0, binder(66), *lifted), 10.0, binder(66), *lifted)
     nobody = polled(polled(blank(), 0.0, binder(66), clients(3)), 10.0, binder(66), clients(3))
 
-    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+    assert active(state) == {OF_SHARE: (FIRING, WARNING)}
     assert active(nobody) == {}
 
 
 def test_the_alert_of_blocked_ports_ends_below_clear_and_not_within_the_band() -> None:
-    report = polled(polled(blank(), 0.0, binder(70), clients(3)), 10.0, binder(70), clients(3))
+    state = polled(polled(blank(), 0.0, binder(70), clients(3)), 10.0, binder(70), clients(3))
     for now, number, phase in [(15.0, 65, FIRING), (20.0, 64, RESOLVED)]:
-        report = polled(report, now, binder(number), clients(3))
-        assert active(report) == {OF_SHARE: (phase, WARNING)}
+        state = polled(state, now, binder(number), clients(3))
+        assert active(state) == {OF_SHARE: (phase, WARNING)}
 
 
 def test_a_share_that_wanders_around_clear_raises_nothing_new() -> None:
     """The pool is critical all the time: on the first turn the alert goes from the share to the pool, and stays."""
-    report = blank()
+    state = blank()
     found = []
     for now, number in enumerate([66, 64, 66, 64, 66]):
-        report = polled(report, 5.0 * now, binder(number), clients(30))
-        found.append({key for key, (phase, _) in active(report).items() if phase is FIRING})
+        state = polled(state, 5.0 * now, binder(number), clients(30))
+        found.append({key for key, (phase, _) in active(state).items() if phase is FIRING})
 
     assert found == [{OF_SHARE}, {near()}, {near()}, {near()}, {near()}]
 
 
 def test_where_a_pool_and_the_blocked_ports_have_equal_shares_their_alerts_do_not_take_turns() -> None:
     warning = Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4)
-    report = blank(Rules(thresholds=Thresholds(warning=warning)))
+    state = blank(Rules(thresholds=Thresholds(warning=warning)))
     found = []
     for now, number in enumerate([44, 46, 44, 46, 44, 39]):
-        report = polled(report, 5.0 * now, binder(45), clients(number))
-        found.append({key for key, (phase, _) in active(report).items() if phase is FIRING})
+        state = polled(state, 5.0 * now, binder(45), clients(number))
+        found.append({key for key, (phase, _) in active(state).items() if phase is FIRING})
 
     assert found == [{OF_SHARE}, *[{OF_SHARE, near()}] * 4, {OF_SHARE}]
 
 
 def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_fires() -> None:
-    report = polled(polled(blank(), 0.0, binder(40), clients(35)), 10.0, binder(40), clients(35))
-    assert active(report) == {near(): (FIRING, WARNING)}
+    state = polled(polled(blank(), 0.0, binder(40), clients(35)), 10.0, binder(40), clients(35))
+    assert active(state) == {near(): (FIRING, WARNING)}
 
     found = []
     for now in (15.0, 20.0, 25.0, 30.0, 35.0):
-        report = polled(report, now, binder(70), clients(15))
-        found.append(active(report))
+        state = polled(state, now, binder(70), clients(15))
+        found.append(active(state))
 
     assert found == [
         {near(): (FIRING, WARNING), OF_SHARE: (PENDING, WARNING)},
@@ -335,28 +330,31 @@ def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_
 
 
 def test_an_alert_that_ended_because_blocked_ports_cover_its_pool_is_told_from_one_whose_pool_is_gone() -> None:
-    report = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(40, 8), clients(40, 9))
-    assert not any(is_covered(alert, report.alerts) for alert in report.alerts.states.values())
+    state = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(40, 8), clients(40, 9))
+    assert not any(is_covered(alert, state.report.alerts) for alert in state.report.alerts.states.values())
 
-    report = polled(report, 5.0, binder(30), clients(10, 9))
-    ended = {key: alert for key, alert in report.alerts.states.items() if alert.phase is RESOLVED}
+    state = polled(state, 5.0, binder(30), clients(10, 9))
+    ended = {key: alert for key, alert in state.report.alerts.states.items() if alert.phase is RESOLVED}
 
-    assert {key: is_covered(alert, report.alerts) for key, alert in ended.items()} == {near(8): False, near(9): True}
+    assert {key: is_covered(alert, state.report.alerts) for key, alert in ended.items()} == {
+        near(8): False,
+        near(9): True,
+    }
     assert ended[near(9)].value == 0.4, "as the poll saw it that looked last"
 
 
 def test_a_pool_that_is_critical_in_its_band_makes_the_alert_that_stands_for_it_critical() -> None:
-    report = polled(blank(), 0.0, binder(40), clients(50))
-    report = polled(report, 5.0, binder(70), clients(16))
+    state = polled(blank(), 0.0, binder(40), clients(50))
+    state = polled(state, 5.0, binder(70), clients(16))
 
-    assert active(report) == {OF_SHARE: (FIRING, CRITICAL), near(): (FIRING, CRITICAL)}
+    assert active(state) == {OF_SHARE: (FIRING, CRITICAL), near(): (FIRING, CRITICAL)}
 
 
 def test_without_a_usable_port_everything_is_blocked() -> None:
     sysctls = make_sysctls(LOW, LOW + 1, reserved=[LOW, LOW + 1])
-    report = build_report(reading(clients(2, 8), clients(2, 9), sysctls=sysctls), blank(), 0.0)
+    state = conclude(reading(clients(2, 8), clients(2, 9), sysctls=sysctls), blank(), 0.0)
 
-    assert active(report) == {OF_SHARE: (FIRING, CRITICAL)}
+    assert active(state) == {OF_SHARE: (FIRING, CRITICAL)}
 
 
 def test_sixty_thousand_pools_that_are_lifted_are_one_alert() -> None:
@@ -369,56 +367,56 @@ def test_sixty_thousand_pools_that_are_lifted_are_one_alert() -> None:
 
 
 def test_a_failed_poll_holds_every_alert() -> None:
-    report = polled(blank(), 0.0, clients(95), binder(3))
-    failed = failed_report(failed_report(report, "No.", "kernel", 5.0), "No.", "kernel", 5.0)
+    state = polled(blank(), 0.0, clients(95), binder(3))
+    failed = after_failed_poll(after_failed_poll(state, "No.", Reason.KERNEL, 5.0), "No.", Reason.KERNEL, 5.0)
 
-    assert failed.alerts == report.alerts
+    assert failed.report.alerts == state.report.alerts
     assert active(polled(failed, 3600.0, clients(95), binder(3))) == {near(): (FIRING, CRITICAL)}
-    assert polled(failed, 3600.0, clients(95)).alerts.states[near()].since.monotonic == 0.0
+    assert polled(failed, 3600.0, clients(95)).report.alerts.states[near()].since.monotonic == 0.0
 
 
 def test_alerts_of_a_protocol_that_could_not_be_read_are_held_and_none_comes() -> None:
-    report = polled(blank(), 0.0, binder(92), clients(1))
-    without = build_report(make_snapshot(make_namespace(None)), report, 5.0)
+    state = polled(blank(), 0.0, binder(92), clients(1))
+    without = conclude(make_snapshot(make_namespace(None)), state, 5.0)
 
-    assert without.success
-    assert active(without) == active(report) == {OF_SHARE: (FIRING, CRITICAL)}
-    assert active(build_report(make_snapshot(make_namespace(None)), blank(), 0.0)) == {}
+    assert without.report.success
+    assert active(without) == active(state) == {OF_SHARE: (FIRING, CRITICAL)}
+    assert active(conclude(make_snapshot(make_namespace(None)), blank(), 0.0)) == {}
 
 
 def test_alerts_of_a_namespace_that_is_gone_end() -> None:
     other = make_namespace(make_tcp(clients(95)), netns="other", inode=2)
-    report = build_report(make_snapshot(other), blank(), 0.0)
+    state = conclude(make_snapshot(other), blank(), 0.0)
 
-    assert [alert.phase for alert in polled(report, 5.0).alerts.states.values()] == [RESOLVED]
+    assert [alert.phase for alert in polled(state, 5.0).report.alerts.states.values()] == [RESOLVED]
 
 
 def test_a_narrow_poll_judges_its_own_pools_and_holds_the_others() -> None:
-    report = polled(blank(), 0.0, clients(95, 8), clients(75, 9))
-    fuller = looked(report, 1.0, clients(91, 9))
+    state = polled(blank(), 0.0, clients(95, 8), clients(75, 9))
+    fuller = looked(state, 1.0, clients(91, 9))
     emptier = looked(fuller, 2.0, clients(10, 9))
 
-    assert active(report) == {near(8): (FIRING, CRITICAL), near(9): (PENDING, WARNING)}
+    assert active(state) == {near(8): (FIRING, CRITICAL), near(9): (PENDING, WARNING)}
     assert active(fuller) == {near(8): (FIRING, CRITICAL), near(9): (FIRING, CRITICAL)}
     assert active(emptier) == {near(8): (FIRING, CRITICAL), near(9): (RESOLVED, CRITICAL)}
-    assert fuller.alerts.states[near(9)].since == Moment(1.0, TAKEN_AT + 1.0)
+    assert fuller.report.alerts.states[near(9)].since == Moment(1.0, TAKEN_AT + 1.0)
 
 
 def test_a_narrow_poll_makes_the_alert_of_blocked_ports_worse_but_never_better() -> None:
     rows = [binder(70), clients(14, 8), clients(10, 9)]
-    report = polled(polled(blank(), 0.0, *rows), 10.0, *rows)
-    worse = looked(report, 11.0, clients(25, 9))
+    state = polled(polled(blank(), 0.0, *rows), 10.0, *rows)
+    worse = looked(state, 11.0, clients(25, 9))
     no_better = looked(worse, 12.0, clients(1, 9))
     full = polled(no_better, 15.0, binder(70), clients(14, 8), clients(1, 9))
 
-    assert active(report) == {OF_SHARE: (FIRING, WARNING)}
+    assert active(state) == {OF_SHARE: (FIRING, WARNING)}
     assert active(worse) == active(no_better) == {OF_SHARE: (FIRING, CRITICAL)}
     assert named(worse) == ["10.0.0.9", "10.0.0.8"]
     assert active(full) == {OF_SHARE: (FIRING, WARNING)}
 
 
 def test_a_narrow_poll_that_succeeds_while_full_ones_fail_changes_alerts() -> None:
-    failed = failed_report(polled(blank(), 0.0, clients(80)), "No.", "kernel", 5.0)
+    failed = after_failed_poll(polled(blank(), 0.0, clients(80)), "No.", Reason.KERNEL, 5.0)
 
     assert active(looked(failed, 6.0, clients(95))) == {near(): (FIRING, CRITICAL)}
 
@@ -427,41 +425,41 @@ def test_a_narrow_poll_that_succeeds_while_full_ones_fail_changes_alerts() -> No
 
 
 def test_a_reload_that_leaves_the_thresholds_alone_changes_nothing() -> None:
-    report = polled(blank(), 0.0, clients(95))
-    reloaded = replace(report, rules=Rules(listing=ListingRules(top=3)))
+    state = polled(blank(), 0.0, clients(95))
+    reloaded = replace(state, rules=Rules(listing=ListingRules(top=3)))
 
-    assert polled(reloaded, 5.0, clients(95)).alerts == polled(report, 5.0, clients(95)).alerts
+    assert polled(reloaded, 5.0, clients(95)).report.alerts == polled(state, 5.0, clients(95)).report.alerts
 
 
 def test_new_thresholds_are_judged_at_the_next_poll_and_an_alert_that_goes_on_keeps_its_time() -> None:
-    report = polled(polled(blank(), 0.0, clients(80)), 10.0, clients(80))
+    state = polled(polled(blank(), 0.0, clients(80)), 10.0, clients(80))
     stricter = Thresholds(critical=Threshold(utilisation=0.75, for_seconds=0.0, clear=0.73))
     looser = Thresholds(warning=Threshold(utilisation=0.88, for_seconds=10.0, clear=0.83))
 
     worse, over = (
-        polled(replace(report, rules=Rules(thresholds=thresholds)), 15.0, clients(80))
+        polled(replace(state, rules=Rules(thresholds=thresholds)), 15.0, clients(80))
         for thresholds in (stricter, looser)
     )
     assert active(worse) == {near(): (FIRING, CRITICAL)}
-    assert worse.alerts.states[near()].since.monotonic == 10.0
+    assert worse.report.alerts.states[near()].since.monotonic == 10.0
     assert active(over) == {near(): (RESOLVED, WARNING)}
 
 
 def test_a_pending_alert_goes_on_waiting_over_a_reload() -> None:
-    report = polled(blank(), 0.0, clients(75))
+    state = polled(blank(), 0.0, clients(75))
     sooner = Thresholds(warning=Threshold(utilisation=0.70, for_seconds=5.0, clear=0.65))
 
-    assert active(polled(replace(report, rules=Rules(thresholds=sooner)), 5.0, clients(75))) == {
+    assert active(polled(replace(state, rules=Rules(thresholds=sooner)), 5.0, clients(75))) == {
         near(): (FIRING, WARNING)
     }
 
 
 def test_max_active_is_that_of_the_configuration() -> None:
-    report = polled(blank(Rules(max_active=2)), 0.0, *(clients(95, host) for host in range(1, 6)))
+    state = polled(blank(Rules(max_active=2)), 0.0, *(clients(95, host) for host in range(1, 6)))
 
-    assert set(active(report)) == {near(1), near(2), near(3), near(4), SUMMARY}
-    assert [alert.key for alert in report.alerts.firing] == [near(1), near(2), SUMMARY]
-    assert report.alerts.states[SUMMARY].value == 3
+    assert set(active(state)) == {near(1), near(2), near(3), near(4), SUMMARY}
+    assert [alert.key for alert in state.report.alerts.firing] == [near(1), near(2), SUMMARY]
+    assert state.report.alerts.states[SUMMARY].value == 3
 
 
 # --- forecasts ----------------------------------------------------------------------------------------------------
@@ -545,11 +543,11 @@ def test_a_pool_that_blocked_ports_stand_for_has_no_forecast_alert() -> None:
 
 
 def failures(
-    report: Report, now: float, *rows: Sockets, count: int = 3, last_at: float = 0.0
+    state: State, now: float, *rows: Sockets, count: int = 3, last_at: float = 0.0
 ) -> dict[AlertKey, tuple[Phase, Severity]]:
     recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=count, last_at=last_at)
     alerts = after_full_poll(
-        survey(reading(*rows)), report.alerts, report.rules, Moment(now, TAKEN_AT), exhaustions=[recent]
+        survey(reading(*rows)), state.report.alerts, state.rules, Moment(now, TAKEN_AT), exhaustions=[recent]
     )
     return {key: (alert.phase, alert.severity) for key, alert in alerts.states.items() if key.name is FAILED}
 

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.addresses import Endpoint
-from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.snapshot import NarrowSnapshot
 from ephmon.facts.sockets import TcpState
-from ephmon.model.alerting.conditions import after_narrow_poll
+from ephmon.model.alerting import conditions
 from ephmon.model.alerting.state_machine import AlertName, Alerts, Moment
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.pace import Costs
-from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
-from ephmon.model.step import build_report, paced, refreshed_report
+from ephmon.model.state import State, initial_state
+from ephmon.model.step import after_narrow_poll, conclude, with_pace
 from tests.builders import TAKEN_AT, make_pool
 from tests.model.facts import (
     Sockets,
     connected,
     make_namespace,
+    make_narrow,
     make_snapshot,
     make_sysctls,
-    make_table,
     make_tcp,
     packed,
 )
@@ -43,12 +41,12 @@ DESTINATIONS = [f"10.0.0.{host}" for host in range(10, 20)]
 
 @dataclass(slots=True)
 class Watched:
-    """A daemon's polls of a simulated host, at the pace that each report sets."""
+    """A daemon's polls of a simulated host, at the pace that each state sets."""
 
     sockets: Callable[[float], Iterable[Sockets]]
     """What is open at a time."""
-    report: Report = field(
-        default_factory=lambda: initial_report(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
+    state: State = field(
+        default_factory=lambda: initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
     )
     fired: dict[tuple[AlertName, Severity], float] = field(default_factory=dict)
     """When each first fired."""
@@ -58,34 +56,29 @@ class Watched:
         """Poll from `start` on until `end`."""
         now = full_at = start
         while now < end:
-            is_full = now >= full_at + self.report.pace.full or now == start
+            is_full = now >= full_at + self.state.report.pace.full or now == start
             if is_full:
                 full_at = now
             after = self._read(now) if is_full else self._look(now)
-            self.report = paced(after, Costs(full=(0.01,), narrow=(0.001,)))
+            self.state = with_pace(replace(after, costs=Costs(full=(0.01,), narrow=(0.001,))))
             self.polls += 1
-            for alert in self.report.alerts.firing:
+            for alert in self.state.report.alerts.firing:
                 self.fired.setdefault((alert.key.name, alert.severity), now)
-            now = min(full_at + self.report.pace.full, now + (self.report.pace.narrow or math.inf))
+            now = min(full_at + self.state.report.pace.full, now + (self.state.report.pace.narrow or math.inf))
         return self
 
-    def _read(self, now: float) -> Report:
+    def _read(self, now: float) -> State:
         sysctls = make_sysctls(LOW, LOW + PORTS - 1)
         namespace = make_namespace(make_tcp(*self.sockets(now)), sysctls)
-        return build_report(make_snapshot(namespace, taken_at=TAKEN_AT + now), self.report, now)
+        return conclude(make_snapshot(namespace, taken_at=TAKEN_AT + now), self.state, now)
 
-    def _look(self, now: float) -> Report:
-        narrow = NarrowSnapshot(
-            taken_at=TAKEN_AT + now,
-            netns=OWN_NETNS,
-            inode=make_namespace(make_tcp()).inode,
-            sysctls=make_sysctls(LOW, LOW + PORTS - 1),
-            destinations=frozenset([Endpoint(packed("10.0.0.9"), 443)]),
-            connections=make_table(self.sockets(now)),
-        )
-        report = refreshed_report(narrow, self.report, now)
-        assert report is not None
-        return report
+    def _look(self, now: float) -> State:
+        sysctls = make_sysctls(LOW, LOW + PORTS - 1)
+        ends = [(packed("10.0.0.9"), 443)]
+        narrow = make_narrow(self.sockets(now), taken_at=TAKEN_AT + now, sysctls=sysctls, destinations=ends)
+        state = after_narrow_poll(narrow, self.state, now)
+        assert state is not None
+        return state
 
 
 def opened(number: int, destination: str = "10.0.0.9") -> Sockets:
@@ -106,7 +99,7 @@ def test_a_day_of_ten_destinations_around_sixty_percent_raises_no_alert() -> Non
             for destination, level in zip(DESTINATIONS, levels, strict=True)
         ]
         highest = max(highest, *levels)
-        alerts = after_narrow_poll(pools, alerts, Rules(), Moment(5.0 * number, TAKEN_AT + 5.0 * number))
+        alerts = conditions.after_narrow_poll(pools, alerts, Rules(), Moment(5.0 * number, TAKEN_AT + 5.0 * number))
         assert alerts.states == {}
 
     assert highest > 0.67
@@ -144,7 +137,7 @@ def test_a_day_of_short_connections_to_a_loopback_backend_raises_no_alert() -> N
         watched.until(3600.0 * hour + 150.0, start=3600.0 * hour)
 
     assert watched.fired == {}
-    (one,) = watched.report.listed
+    (one,) = watched.state.report.listed
     assert (one.pool.in_use, one.pool.time_wait, one.pool.reusable, one.pool.utilisation) == (183, 180, 177, 0.03)
 
 
@@ -168,7 +161,7 @@ def test_short_connections_that_begin_and_settle_at_sixty_percent_raise_no_alert
         ]
 
     watched = Watched(sockets).until(300.0)
-    (one,) = watched.report.listed
+    (one,) = watched.state.report.listed
 
     assert watched.fired == {}
     assert one.pool.utilisation == pytest.approx(0.60, abs=0.01)
@@ -234,7 +227,7 @@ def test_a_pool_that_swings_around_its_threshold_does_not_flap() -> None:
     polls = count()
     watched = Watched(lambda _: [opened(levels[next(polls) // 5 % len(levels)])])
     watched.until(3600.0)
-    (alert,) = (alert for alert in watched.report.alerts.firing if alert.key.name is NEAR)
+    (alert,) = (alert for alert in watched.state.report.alerts.firing if alert.key.name is NEAR)
 
     assert set(watched.fired) == {(NEAR, Severity.WARNING)}
     assert alert.since.monotonic == watched.fired[NEAR, Severity.WARNING]

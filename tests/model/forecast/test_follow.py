@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.facts.addresses import Endpoint
+from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.snapshot import NarrowSnapshot
 from ephmon.facts.sockets import TcpState, UdpSockets
 from ephmon.model.pools.kinds import PoolKey, PoolKind
-from ephmon.model.report import ReloadStatus, Report, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import ListingRules, Rules
-from ephmon.model.step import build_report, failed_report, refreshed_report
+from ephmon.model.state import State, initial_state
+from ephmon.model.step import after_failed_poll, after_narrow_poll, conclude
 from tests.model.facts import (
     TAKEN_AT,
     Sockets,
@@ -24,6 +24,7 @@ from tests.model.facts import (
     connect_key,
     connected,
     make_namespace,
+    make_narrow,
     make_snapshot,
     make_sysctls,
     make_table,
@@ -53,27 +54,28 @@ def closed(first: int, number: int, left_ms: int, host: int = 9) -> Sockets:
     return connected("10.0.0.1", ports, f"10.0.0.{host}", 443, state=TcpState.TIME_WAIT, no_port=True, left_ms=left_ms)
 
 
-def blank(top: int = 50) -> Report:
+def blank(top: int = 50) -> State:
     rules = Rules(listing=ListingRules(top=top))
-    return initial_report(rules, ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60))
+    return initial_state(rules, ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60))
 
 
-def polled(polls: Iterable[Iterable[Sockets]], report: Report | None = None, sysctls: Sysctls = SYSCTLS) -> Report:
-    """Return the report after polls that come every five seconds."""
-    after = report or blank()
+def polled(polls: Iterable[Iterable[Sockets]], state: State | None = None, sysctls: Sysctls = SYSCTLS) -> State:
+    """Return the state after polls that come every five seconds."""
+    after = state or blank()
     for rows in polls:
-        now = 0.0 if after.taken_at_monotonic is None else after.taken_at_monotonic + 5
-        after = build_report(make_snapshot(make_namespace(make_tcp(*rows), sysctls)), after, now)
+        before = after.report.taken_at_monotonic
+        now = 0.0 if before is None else before + 5
+        after = conclude(make_snapshot(make_namespace(make_tcp(*rows), sysctls)), after, now)
     return after
 
 
-def foretold(report: Report, key: PoolKey = TOWARD) -> Forecast | None:
-    (found,) = [one.forecast for one in report.listed if one.pool.key == key]
+def foretold(state: State, key: PoolKey = TOWARD) -> Forecast | None:
+    (found,) = [one.forecast for one in state.report.listed if one.pool.key == key]
     return found
 
 
-def seconds(report: Report, key: PoolKey = TOWARD) -> float | None:
-    found = foretold(report, key)
+def seconds(state: State, key: PoolKey = TOWARD) -> float | None:
+    found = foretold(state, key)
     return None if found is None else found.seconds_to_exhaustion
 
 
@@ -81,45 +83,38 @@ RAMP = [[clients(number)] for number in (100, 200, 300)]
 
 
 def test_the_third_full_poll_brings_the_first_forecast() -> None:
-    report = polled(RAMP)
+    state = polled(RAMP)
 
     assert foretold(polled(RAMP[:2])) is None
-    assert seconds(report) == 35
-    assert foretold(report) is not None
-    assert (forecast := foretold(report)) is not None
+    assert seconds(state) == 35
+    assert foretold(state) is not None
+    assert (forecast := foretold(state)) is not None
     assert (forecast.opens_per_second, forecast.growth_per_second) == (20, 20)
     assert forecast.sustainable_opens_per_second == pytest.approx(1000 / 60)
 
 
 def test_a_failed_poll_adds_nothing_and_keeps_what_was_told() -> None:
-    report = failed_report(polled(RAMP), "It failed.", "timeout", 0.1)
+    state = after_failed_poll(polled(RAMP), "It failed.", Reason.DEADLINE, 0.1)
 
-    assert seconds(report) == 35
-    assert seconds(polled([[clients(400)]], report)) == 30
+    assert seconds(state) == 35
+    assert seconds(polled([[clients(400)]], state)) == 30
 
 
 def test_a_narrow_poll_keeps_what_was_told_and_adds_nothing() -> None:
     full = polled([*RAMP, [clients(400)]])
-    narrow = NarrowSnapshot(
-        taken_at=TAKEN_AT,
-        netns=OWN_NETNS,
-        inode=full.namespaces[0].inode,
-        sysctls=SYSCTLS,
-        destinations=frozenset({Endpoint(packed("10.0.0.9"), 443)}),
-        connections=make_table([clients(900)]),
-    )
-    report = refreshed_report(narrow, full, 16.0)
-    assert report is not None
+    narrow = make_narrow([clients(900)], taken_at=TAKEN_AT, sysctls=SYSCTLS, destinations={(packed("10.0.0.9"), 443)})
+    state = after_narrow_poll(narrow, full, 16.0)
+    assert state is not None
 
-    assert [one.pool.in_use for one in report.listed] == [900]
-    assert seconds(report) == 30
-    assert report.histories == full.histories
+    assert [one.pool.in_use for one in state.report.listed] == [900]
+    assert seconds(state) == 30
+    assert state.histories == full.histories
 
 
 def test_a_pool_that_is_no_longer_listed_loses_its_history() -> None:
-    report = polled([[]], polled(RAMP))
+    state = polled([[]], polled(RAMP))
 
-    assert (report.listed, report.histories) == ((), {})
+    assert (state.report.listed, state.histories) == ((), {})
 
 
 def test_only_listed_pools_have_a_history() -> None:
@@ -139,7 +134,7 @@ def test_time_waits_come_back_when_their_rows_say_so() -> None:
     polls = [[clients(20 * at), closed(100 + 20 * at, 900 - 20 * at, 60_000 - 1000 * (48 + at))] for at in (0, 5, 10)]
     late = [[clients(20 * at), closed(100 + 20 * at, 900 - 20 * at, 55_000 - 1000 * at)] for at in (0, 5, 10)]
 
-    assert polled(polls).listed[0].pool.remaining == polled(late).listed[0].pool.remaining == 100
+    assert polled(polls).report.listed[0].pool.remaining == polled(late).report.listed[0].pool.remaining == 100
     assert seconds(polled(late)) == 5
     assert seconds(polled(polls)) == pytest.approx((1000 - 200) / 20, abs=1)
 
@@ -162,24 +157,24 @@ def test_for_bind_the_time_waits_of_the_address_count_once_a_port() -> None:
     each_second = [closed(15 * second, 15, 1000 * second + 500, host) for second in range(60) for host in (8, 9)]
     sockets = make_tcp(bound("10.0.0.1", HIGH), *each_second)
     namespace = make_namespace(replace(sockets, bound_to_any_port=frozenset({packed("10.0.0.1")})), SYSCTLS)
-    report = blank()
+    state = blank()
     for at in (0.0, 5.0, 10.0):
-        report = build_report(make_snapshot(namespace), report, at)
+        state = conclude(make_snapshot(namespace), state, at)
     key = PoolKey(OWN_NETNS, PoolKind.TCP_BIND, "10.0.0.1", None, None)
-    forecast = foretold(report, key)
+    forecast = foretold(state, key)
     assert forecast is not None
 
-    assert [one.pool.time_wait for one in report.listed if one.pool.key == key] == [900]
+    assert [one.pool.time_wait for one in state.report.listed if one.pool.key == key] == [900]
     assert (forecast.opens_per_second, forecast.seconds_to_exhaustion) == (15, None)
 
 
 def test_udp_leaves_no_time_wait() -> None:
-    report = blank()
+    state = blank()
     for at, number in enumerate((100, 200, 300)):
         sockets = UdpSockets(sockets=make_table([bound("10.0.0.1", range(LOW, LOW + number))]))
         namespace = replace(make_namespace(make_tcp(), SYSCTLS), udp=sockets)
-        report = build_report(make_snapshot(namespace), report, 5.0 * at)
-    forecast = foretold(report, PoolKey(OWN_NETNS, PoolKind.UDP_CONNECT, "0.0.0.0", None, None))
+        state = conclude(make_snapshot(namespace), state, 5.0 * at)
+    forecast = foretold(state, PoolKey(OWN_NETNS, PoolKind.UDP_CONNECT, "0.0.0.0", None, None))
     assert forecast is not None
 
     assert (forecast.sustainable_opens_per_second, forecast.seconds_to_exhaustion) == (None, 35)
@@ -195,4 +190,6 @@ def test_the_order_of_the_sockets_does_not_matter(lefts: list[int], random: Rand
     ]
     shuffled = [random.sample(rows, len(rows)) for rows in polls]
 
-    assert [one.forecast for one in polled(polls).listed] == [one.forecast for one in polled(shuffled).listed]
+    assert [one.forecast for one in polled(polls).report.listed] == [
+        one.forecast for one in polled(shuffled).report.listed
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ephmon.facts.sockets import Protocol
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.alerting.state_machine import Alert, AlertName, Alerts, Phase
 from ephmon.model.owners.questions import (
     MOST_POOLS,
@@ -75,15 +75,25 @@ def test_processes_are_asked_for_once_an_alert_fires_for_all_to_see() -> None:
 @pytest.mark.parametrize(
     ("asked", "backends", "left", "refused"),
     [
-        (OwnerQuestions((CONNECT, UDP), blocked=True), {"tcp": "inet_diag", "udp": "inet_diag"}, 3, set()),
-        (OwnerQuestions((CONNECT, UDP), blocked=True), {"tcp": "procfs", "udp": "inet_diag"}, 1, {"tcp"}),
-        (OwnerQuestions((BIND, UDP), blocked=True), {"tcp": "inet_diag"}, 2, {"udp"}),
-        (OwnerQuestions((BIND,)), {"tcp": "inet_diag", "udp": "procfs"}, 1, set()),
+        (
+            OwnerQuestions((CONNECT, UDP), blocked=True),
+            {Protocol.TCP: Backend.INET_DIAG, Protocol.UDP: Backend.INET_DIAG},
+            3,
+            set(),
+        ),
+        (
+            OwnerQuestions((CONNECT, UDP), blocked=True),
+            {Protocol.TCP: Backend.PROCFS, Protocol.UDP: Backend.INET_DIAG},
+            1,
+            {"tcp"},
+        ),
+        (OwnerQuestions((BIND, UDP), blocked=True), {Protocol.TCP: Backend.INET_DIAG}, 2, {"udp"}),
+        (OwnerQuestions((BIND,)), {Protocol.TCP: Backend.INET_DIAG, Protocol.UDP: Backend.PROCFS}, 1, set()),
         (OwnerQuestions(blocked=True), {}, 0, {"tcp"}),
     ],
 )
 def test_what_inet_diag_does_not_read_has_no_answer(
-    asked: OwnerQuestions, backends: dict[str, str], left: int, refused: set[str]
+    asked: OwnerQuestions, backends: dict[Protocol, Backend], left: int, refused: set[str]
 ) -> None:
     missing = unanswerable(asked, backends)
     answerable = asked.without(missing)

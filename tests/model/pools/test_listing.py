@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.model.pools.listing import STAY_SECONDS, Listed, Listing, choose, remember
+from ephmon.model.pools.listing import STAY_SECONDS, ListingMemory, PoolMemory, choose, remember
 from tests.model.facts import connect_key
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Host:
     """Pools that come and go, polled one time after another, and the listing as it becomes."""
 
     top: int
-    listing: Listing = field(default_factory=Listing)
+    listing: ListingMemory = field(default_factory=ListingMemory)
 
     def poll(self, now: float, ranked: list[PoolKey], drained: tuple[PoolKey, ...] = ()) -> set[PoolKey]:
         """Return what is listed after a poll that found `ranked`; the drained exist but may not be listed anew."""
@@ -33,7 +33,7 @@ class Host:
 
 
 def test_the_worst_pools_are_listed_worst_first() -> None:
-    listing = choose(Listing(), [C, A, D, B], [], 3, 0.0)
+    listing = choose(ListingMemory(), [C, A, D, B], [], 3, 0.0)
 
     assert list(listing.listed) == [C, A, D]
 
@@ -141,7 +141,7 @@ def test_a_smaller_top_takes_effect_at_once() -> None:
 
 
 def test_of_the_pools_that_were_listed_of_late_the_latest_are_remembered() -> None:
-    before = Listing(seen={A: 1.0, B: 2.0, C: 3.0}, is_first=False)
+    before = ListingMemory(seen={A: 1.0, B: 2.0, C: 3.0}, is_first=False)
 
     assert choose(before, [D], [], 1, 10.0).seen == {D: 10.0, C: 3.0, B: 2.0}
 
@@ -207,9 +207,9 @@ def test_laws_of_the_listing(top: int, steps: list[tuple[float, list[PoolKey], i
 # The peak of the window
 
 
-def readings(*values: tuple[float, float], window: float = 60.0) -> Listed:
+def readings(*values: tuple[float, float], window: float = 60.0) -> PoolMemory:
     """Return what is remembered after readings of (time, utilisation)."""
-    listed = Listed(last_at_top=0.0)
+    listed = PoolMemory(last_at_top=0.0)
     for at, utilisation in values:
         listed = remember(listed, utilisation, at, window)
     return listed
@@ -251,8 +251,8 @@ def test_the_peak_is_the_greatest_of_all_readings_younger_than_the_window(
 
 
 def test_a_pool_that_is_listed_all_along_keeps_its_readings() -> None:
-    first = choose(Listing(), [A], [], 1, 0.0)
-    read = Listing(listed={A: remember(first.listed[A], 0.7, 0.0, 60.0)}, seen=first.seen, is_first=False)
+    first = choose(ListingMemory(), [A], [], 1, 0.0)
+    read = ListingMemory(listed={A: remember(first.listed[A], 0.7, 0.0, 60.0)}, seen=first.seen, is_first=False)
     second = choose(read, [A], [A], 1, 5.0)
 
     assert (second.listed[A].peak, second.listed[A].last_at_top) == (0.7, 5.0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool
 from ephmon.outputs.documents.api import encode, error_document, pool_object, pools_document
@@ -124,15 +125,15 @@ def test_pool_read_by_a_narrow_poll_carries_its_own_time() -> None:
 
 def test_protocol_that_could_not_be_read_is_named_and_its_figures_are_null() -> None:
     report = make_report(
-        backends={"udp": "inet_diag"},
-        missing={"tcp": "permission denied"},
+        backends={Protocol.UDP: Backend.INET_DIAG},
+        missing={Protocol.TCP: "permission denied"},
         namespaces=[make_namespace(blocked_ports=None, ambiguous_ports=None, pools={})],
     )
     document = json.loads(encode(pools_document(report, [])))
 
     assert document["complete"] is False
     assert document["missing"] == ["tcp"]
-    assert document["backend"] == {"udp": "inet_diag"}
+    assert document["backend"] == {Protocol.UDP: Backend.INET_DIAG}
     assert document["namespaces"][0]["blocked_ports"] is None
     assert document["namespaces"][0]["ambiguous_ports"] is None
     assert document["pools"] == []

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from ephmon.facts.failed_calls import Destination, ExhaustionEvent
 from ephmon.facts.namespaces import Netns
 from ephmon.model.alerting.thresholds import Severity, Threshold, Thresholds
+from ephmon.model.collectors import Health
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.incidents import Incident, Reason
-from ephmon.model.report import ReloadStatus, initial_report
+from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
-from ephmon.model.step import build_report
+from ephmon.model.state import initial_state
+from ephmon.model.step import conclude
 from ephmon.outputs.documents import api
 from ephmon.outputs.documents.incident import MOST_ADVISED, MOST_ALERTS, MOST_EVENTS, MOST_POOLS, Origin, document
 from ephmon.outputs.documents.incident_reading import MOST_BYTES, IncidentError, parse, read
@@ -61,9 +63,9 @@ def call(number: int = 0, netns: str = "own") -> ExhaustionEvent:
 
 def critical_report() -> Report:
     """A pool at 95 of 100 ports, of which everything is known."""
-    previous = initial_report(RULES, ReloadStatus(successful=True, succeeded_at=0.0, error="a secret of the config"))
+    previous = initial_state(RULES, ReloadStatus(successful=True, succeeded_at=0.0, error="a secret of the config"))
     tcp = replace(make_tcp(connected("10.0.0.1", range(LOW, LOW + 95), "10.0.0.9", 443)), listening_ports=frozenset())
-    report = build_report(make_snapshot(make_namespace(tcp, make_sysctls(tw_reuse=0))), previous, 100.0)
+    report = conclude(make_snapshot(make_namespace(tcp, make_sysctls(tw_reuse=0))), previous, 100.0).report
     forecast = make_forecast(opens_per_second=12.5, seconds_to_exhaustion=4.0)
     listed = tuple(replace(one, forecast=forecast) for one in report.listed)
     return replace(
@@ -77,8 +79,7 @@ def critical_report() -> Report:
             events=(call(0), call(1, "other"), replace(call(2), pid=None, command=None, uid=None, cgroup=None)),
             lost=1,
         ),
-        exhaustions_available=True,
-    )
+    ).with_health(exhaustions=Health(available=True))
 
 
 def critical_incident(report: Report) -> Incident:
@@ -102,14 +103,13 @@ def many() -> Report:
     owners = make_owners(*((f"{number}{'x' * 90}.service", 100) for number in range(5)))
     return replace(
         make_report(listed=pools, alerts=alerts),
-        remembered=critical_report().remembered,
+        namespaces=critical_report().namespaces,
         owners={pool.key: owners for pool in pools},
         exhaustions=Exhaustions(
             destinations={Destination("own", number.to_bytes(4), 443): Count(1, 0.0) for number in range(10_000)},
             events=(*map(call, range(100)), *(call(number, "other") for number in range(100))),
         ),
-        exhaustions_available=True,
-    )
+    ).with_health(exhaustions=Health(available=True))
 
 
 # --- what is in it ------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_nothing_of_the_configuration_is_in_it() -> None:
 
 
 def test_a_report_before_the_first_good_poll_makes_a_document_too() -> None:
-    empty = initial_report(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
+    empty = initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=0.0)).report
     incident = Incident(reason=Reason.EXHAUSTION, call=call())
     text = render(parse(api.encode(document(empty, incident, at=TAKEN_AT, origin=ORIGIN))), width=None)
 

@@ -16,9 +16,12 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ephmon import __version__
+from ephmon.errors import Reason
 from ephmon.facts.failed_calls import Destination
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity, Threshold, Thresholds
+from ephmon.model.collectors import Health
 from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.incident_status import FailureReason as IncidentFailure
@@ -26,7 +29,6 @@ from ephmon.model.incident_status import IncidentStatus
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
-from ephmon.model.rules import Rules
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import Exposition, process_registry, render
 from ephmon.outputs.metrics.metric import DO_NOT_SUM
@@ -149,11 +151,15 @@ def everything() -> Report:
                 pools={PoolKind.TCP_CONNECT: 312, PoolKind.TCP_BIND: 1},
                 listed={PoolKind.TCP_CONNECT: 2, PoolKind.TCP_BIND: 1},
                 worst={PoolKind.TCP_CONNECT: 0.5, PoolKind.TCP_BIND: 0.25},
+                backends={Protocol.TCP: Backend.INET_DIAG},
+                missing={Protocol.UDP: "the kernel has no udp_diag and /proc/net/udp cannot be read"},
             )
         ],
-        backends={"tcp": "inet_diag"},
-        missing={"udp": "the kernel has no udp_diag and /proc/net/udp cannot be read"},
-        totals=PollTotals(polls={"full": 720, "narrow": 12}, failures={"timeout": 2}, cpu_seconds=8.5),
+        totals=PollTotals(
+            polls={"full": 720, "narrow": 12},
+            failures={**PollTotals().failures, Reason.DEADLINE: 2},
+            cpu_seconds=8.5,
+        ),
         alerts=[
             make_alert(name=AlertName.PORTS_BLOCKED, value=0.75),
             make_alert(make_pool(in_use=26000), severity=Severity.CRITICAL),
@@ -162,12 +168,11 @@ def everything() -> Report:
     return replace(
         report,
         exhaustions=EXHAUSTIONS,
-        exhaustions_available=True,
         owners={make_pool().key: make_owners(("haproxy.service", 25500, 900), ("uid 33", 300), unknown_ports=200)},
         blocked_owners={"own": make_owners(("nginx.service", 3), other_owners=2, other_ports=4)},
-        owners_available=True,
-        processes_available=False,
-    )
+        delivery=DELIVERY,
+        incidents=INCIDENTS,
+    ).with_health(exhaustions=Health(available=True), owners=Health(available=True), processes=Health(available=False))
 
 
 INCIDENTS = IncidentStatus(written=2, failures={IncidentFailure.NO_SPACE: 1, IncidentFailure.READ_ONLY: 0})
@@ -178,8 +183,6 @@ def exposed(
     *,
     openmetrics: bool = False,
     process: bool = False,
-    delivery: DeliveryStatus | None = DELIVERY,
-    incidents: IncidentStatus | None = INCIDENTS,
 ) -> Exposition:
     registry = process_registry() if process else None
     return render(
@@ -187,8 +190,6 @@ def exposed(
         kernel_release="6.1.0-13-amd64",
         process_registry=registry,
         openmetrics=openmetrics,
-        delivery=delivery,
-        incidents=incidents,
     )
 
 
@@ -330,7 +331,7 @@ def test_what_is_not_foretold_is_absent(forecast: Forecast | None, foretold: dic
 def test_failed_calls_are_absent_while_nobody_counts_them() -> None:
     """What was counted before comes back when counting does: a counter must not start anew."""
     counting = exposed(everything()).full
-    not_counting = exposed(replace(everything(), exhaustions_available=False)).full
+    not_counting = exposed(everything().with_health(exhaustions=Health(available=False))).full
 
     assert samples(counting)["ephmon_connect_exhaustions_total", (("netns", "own"),)] == 41
     assert {name for name in names(counting) if "exhaustion" in name} - names(not_counting) == {
@@ -354,11 +355,11 @@ def test_owners_who_bear_one_name_are_one_series() -> None:
 
 
 def test_where_no_incidents_are_kept_nothing_is_said_of_them() -> None:
-    assert not [name for name in names(exposed(everything(), incidents=None).full) if "incident" in name]
+    assert not [name for name in names(exposed(replace(everything(), incidents=None)).full) if "incident" in name]
 
 
 def test_failures_to_keep_an_incident_are_there_as_0_before_the_first() -> None:
-    found = samples(exposed(everything(), incidents=IncidentStatus()).full)
+    found = samples(exposed(replace(everything(), incidents=IncidentStatus())).full)
 
     assert found["ephmon_incidents_total", ()] == 0
     assert {labels[0][1] for name, labels in found if name == "ephmon_incident_failures_total"} == {
@@ -403,7 +404,7 @@ def test_failed_poll_keeps_the_last_facts_until_they_expire() -> None:
 
 
 def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
-    exposition = exposed(make_first_failure())
+    exposition = exposed(replace(make_first_failure(), delivery=DELIVERY, incidents=INCIDENTS))
 
     assert names(exposition.full) == names(exposition.expired)
     assert names(exposition.full) == SELF - {
@@ -422,9 +423,15 @@ def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
 
 def test_protocol_that_could_not_be_read_is_unavailable_and_its_facts_are_absent() -> None:
     namespace = make_namespace(
-        blocked_ports=None, ambiguous_ports=None, pools={PoolKind.UDP_BIND: 0}, listed={}, worst={}
+        blocked_ports=None,
+        ambiguous_ports=None,
+        pools={PoolKind.UDP_BIND: 0},
+        listed={},
+        worst={},
+        backends={Protocol.UDP: Backend.PROCFS},
+        missing={Protocol.TCP: "no such file"},
     )
-    report = make_report(backends={"udp": "procfs"}, missing={"tcp": "no such file"}, namespaces=[namespace], listed=[])
+    report = make_report(namespaces=[namespace], listed=[])
     found = samples(exposed(report).full)
 
     assert found["ephmon_collector_available", (("collector", "tcp"),)] == 0
@@ -489,7 +496,7 @@ def test_without_an_alert_the_count_is_zero_and_before_the_first_good_poll_absen
 def test_thresholds_and_reload_are_those_in_force() -> None:
     thresholds = Thresholds(warning=Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4))
     report = make_report(
-        rules=Rules(thresholds=thresholds), reload=ReloadStatus(successful=False, succeeded_at=1.5, error="bad key")
+        thresholds=thresholds, reload=ReloadStatus(successful=False, succeeded_at=1.5, error="bad key")
     )
     found = samples(exposed(report).full)
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ephmon.facts.sockets import Backend, Protocol
+from ephmon.model.advice.causes import advise, advise_blocked
+from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.collectors import Health
 from ephmon.outputs.text import changes
 from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
 
@@ -17,10 +21,10 @@ if TYPE_CHECKING:
     from ephmon.model.pools.kinds import Pool
 
 GOOD = make_report()
-NOTHING_YET = make_report(success=False, taken_at=None, backends={}, namespaces=(), listed=())
+NOTHING_YET = make_report(success=False, taken_at=None, namespaces=(), listed=())
 FAILED = make_report(success=False, error="The table is cut.")
-PROCFS = {"tcp": "procfs", "udp": "inet_diag"}
-FALLEN_BACK = replace(make_report(backends=PROCFS), fallbacks={"tcp": "No handler."})
+PROCFS = {Protocol.TCP: Backend.PROCFS, Protocol.UDP: Backend.INET_DIAG}
+FALLEN_BACK = make_report(namespaces=[make_namespace(backends=PROCFS, fallbacks={Protocol.TCP: "No handler."})])
 BLIND = make_namespace(blind_to=("bound_unconnected", "v6only"))
 BLIND_TO = "netns=own blind_to=bound_unconnected,v6only"
 TORN = (
@@ -31,6 +35,12 @@ LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warnin
 NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
 LIFTED = make_pool(usable=28_232, blocked=20_001, in_use=3_001)
 IS_NEAR = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."
+SYSCTLS = make_namespace().sysctls
+ADVICE = advise(NEAR, SYSCTLS, listening_ports=None).in_short
+ADVICE_ON_HAPROXY = advise(NEAR, SYSCTLS, listening_ports=None, program="haproxy").in_short
+ADVICE_ON_BLOCKED = advise_blocked(
+    BlockedPorts(netns="own", blocked=3, usable=28_232), SYSCTLS, listening_ports=None
+).in_short
 BLOCKED = make_alert(name=AlertName.PORTS_BLOCKED, value=0.75)
 
 
@@ -48,8 +58,8 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         NOTHING_YET,
         GOOD,
         [
-            ("info", "Sockets of tcp are read by inet_diag. before=None"),
-            ("info", "Sockets of udp are read by inet_diag. before=None"),
+            ("info", "Sockets of tcp are read by inet_diag. netns=own before=None"),
+            ("info", "Sockets of udp are read by inet_diag. netns=own before=None"),
             ("info", "28232 ports are usable. netns=own port_range=32768-60999 reserved=0"),
         ],
     ),
@@ -68,50 +78,65 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     "another backend": (
         GOOD,
         make_report(backends=PROCFS),
-        [("warning", "Sockets of tcp are read by procfs. before=inet_diag")],
+        [("warning", "Sockets of tcp are read by procfs. netns=own before=inet_diag")],
     ),
     "another backend, with the reason": (
         GOOD,
         FALLEN_BACK,
-        [("warning", "Sockets of tcp are read by procfs: No handler. before=inet_diag")],
+        [("warning", "Sockets of tcp are read by procfs: No handler. netns=own before=inet_diag")],
     ),
     "another reason for a backend": (
         FALLEN_BACK,
-        replace(FALLEN_BACK, fallbacks={"tcp": "No socket."}),
-        [("warning", "Sockets of tcp are read by procfs: No socket. before=procfs")],
+        make_report(namespaces=[make_namespace(backends=PROCFS, fallbacks={Protocol.TCP: "No socket."})]),
+        [("warning", "Sockets of tcp are read by procfs: No socket. netns=own before=procfs")],
     ),
     "a first poll that falls back": (
-        replace(NOTHING_YET, namespaces=GOOD.namespaces),
+        replace(NOTHING_YET, namespaces=(make_namespace(backends={}),)),
         FALLEN_BACK,
         [
-            ("warning", "Sockets of tcp are read by procfs: No handler. before=None"),
-            ("info", "Sockets of udp are read by inet_diag. before=None"),
+            ("warning", "Sockets of tcp are read by procfs: No handler. netns=own before=None"),
+            ("info", "Sockets of udp are read by inet_diag. netns=own before=None"),
         ],
     ),
     "the backend that is wanted again": (
         FALLEN_BACK,
         GOOD,
-        [("warning", "Sockets of tcp are read by inet_diag. before=procfs")],
+        [("warning", "Sockets of tcp are read by inet_diag. netns=own before=procfs")],
     ),
     "a probe that is refused": (
         GOOD,
-        replace(GOOD, probe_error="No capability.", probe_available=False),
+        GOOD.with_health(probe=Health(available=False, reason="No capability.")),
         [("warning", "Ports in doubt are not probed: No capability.")],
     ),
     "a probe that was cut": (
         GOOD,
-        replace(GOOD, probe_error="It was cut.", probe_available=True),
+        GOOD.with_health(probe=Health(available=True, reason="It was cut.")),
         [("warning", "Ports in doubt are not all probed: It was cut.")],
     ),
     "a protocol that is missing": (
         GOOD,
-        make_report(backends={"tcp": "inet_diag"}, missing={"udp": "No handler."}),
-        [("error", "Sockets of udp cannot be read: No handler. protocol=udp")],
+        make_report(backends={Protocol.TCP: Backend.INET_DIAG}, missing={Protocol.UDP: "No handler."}),
+        [("error", "Sockets of udp cannot be read: No handler. netns=own protocol=udp")],
     ),
     "a protocol that is back": (
-        make_report(backends={"tcp": "inet_diag"}, missing={"udp": "No handler."}),
+        make_report(backends={Protocol.TCP: Backend.INET_DIAG}, missing={Protocol.UDP: "No handler."}),
         GOOD,
-        [("info", "Sockets of udp are read by inet_diag. before=None")],
+        [("info", "Sockets of udp are read by inet_diag. netns=own before=None")],
+    ),
+    "narrow polls that fail": (
+        GOOD,
+        replace(GOOD, narrow_poll_error="It is refused."),
+        [("warning", "Urgent polls in between full polls fail: It is refused.")],
+    ),
+    "narrow polls that fail for another reason": (
+        replace(GOOD, narrow_poll_error="It is refused."),
+        replace(GOOD, narrow_poll_error="It was cut."),
+        [("warning", "Urgent polls in between full polls fail: It was cut.")],
+    ),
+    "narrow polls that succeed again": (
+        replace(GOOD, narrow_poll_error="It is refused."),
+        GOOD,
+        [("info", "Urgent polls in between full polls succeed again.")],
     ),
     "another range": (
         GOOD,
@@ -146,12 +171,12 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     "a warning": (
         make_report(alerts=[make_alert(NEAR, phase=Phase.PENDING)]),
         make_report(alerts=[make_alert(NEAR)]),
-        [("warning", f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} {of_alert('warning')}")],
+        [("warning", f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} {ADVICE} {of_alert('warning')}")],
     ),
     "a critical alert": (
         make_report(alerts=[make_alert(NEAR)]),
         make_report(alerts=[make_alert(NEAR, severity=Severity.CRITICAL)]),
-        [("error", f"EphmonPoolNearExhaustion fires as critical: {IS_NEAR} {of_alert('critical')}")],
+        [("error", f"EphmonPoolNearExhaustion fires as critical: {IS_NEAR} {ADVICE} {of_alert('critical')}")],
     ),
     "an alert whose owners are known": (
         GOOD,
@@ -162,43 +187,43 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
             (
                 "warning",
                 f"EphmonPoolNearExhaustion fires as warning: {IS_NEAR} haproxy.service holds 812 ports. "
-                + of_alert("warning"),
+                f"{ADVICE_ON_HAPROXY} " + of_alert("warning"),
             )
         ],
     ),
     "owners that cannot be read": (
         GOOD,
-        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        GOOD.with_health(owners=Health(available=False, reason="It was refused.")),
         [("warning", "The owners of ports are not known: It was refused.")],
     ),
     "owners that cannot be read for another reason": (
-        replace(GOOD, owners_available=False, owners_error="It was refused."),
-        replace(GOOD, owners_available=False, owners_error="It was cut."),
+        GOOD.with_health(owners=Health(available=False, reason="It was refused.")),
+        GOOD.with_health(owners=Health(available=False, reason="It was cut.")),
         [("warning", "The owners of ports are not known: It was cut.")],
     ),
     "owners that cannot be read again": (
-        replace(GOOD, owners_available=False, owners_error="It was refused."),
-        replace(GOOD, owners_available=False, owners_error="It was refused."),
+        GOOD.with_health(owners=Health(available=False, reason="It was refused.")),
+        GOOD.with_health(owners=Health(available=False, reason="It was refused.")),
         [],
     ),
     "owners that lack something": (
         GOOD,
-        replace(GOOD, owners_available=True, owners_error="20,000 cgroups were seen."),
+        GOOD.with_health(owners=Health(available=True, reason="20,000 cgroups were seen.")),
         [("info", "Not all owners of ports are known: 20,000 cgroups were seen.")],
     ),
     "owners that lack it with other figures": (
-        replace(GOOD, owners_available=True, owners_error="20,000 cgroups were seen."),
-        replace(GOOD, owners_available=True, owners_error="19,000 cgroups were seen."),
+        GOOD.with_health(owners=Health(available=True, reason="20,000 cgroups were seen.")),
+        GOOD.with_health(owners=Health(available=True, reason="19,000 cgroups were seen.")),
         [],
     ),
     "processes that may not be looked at": (
         GOOD,
-        replace(GOOD, processes_available=False, processes_error="1 of 1 may not be read."),
+        GOOD.with_health(processes=Health(available=False, reason="1 of 1 may not be read.")),
         [("info", "Not all processes that hold ports can be named: 1 of 1 may not be read.")],
     ),
     "more processes that may not": (
-        replace(GOOD, processes_available=False, processes_error="1 of 1 may not be read."),
-        replace(GOOD, processes_available=False, processes_error="2 of 2 may not be read."),
+        GOOD.with_health(processes=Health(available=False, reason="1 of 1 may not be read.")),
+        GOOD.with_health(processes=Health(available=False, reason="2 of 2 may not be read.")),
         [],
     ),
     "an alert that ends": (
@@ -239,6 +264,7 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
                 "warning",
                 (
                     "EphmonPortsBlocked fires as warning: 75.0% of the usable ports are blocked for every connect(). "
+                    f"{ADVICE_ON_BLOCKED} "
                     "alert=EphmonPortsBlocked severity=warning netns=own value=0.75 since=2026-01-02T03:04:05.006Z"
                 ),
             )

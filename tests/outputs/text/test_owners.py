@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.model.collectors import Health
 from ephmon.outputs.text.owners import held_ports, largest_owner_sentence, owner_lines, owners_line, processes_line
 from tests.builders import make_bind_pool, make_owners, make_pool, make_report
 
@@ -72,7 +72,7 @@ def test_below_a_table_stands_who_holds_what_and_what_is_left_out() -> None:
         blocked_owners={"own": make_owners(("nginx.service", 2))},
     )
     processes = {pools[0].key: "haproxy (pid 7, 90 sockets)", None: "nginx (pid 8, 2 sockets)"}
-    report = replace(report, processes_error="Not permitted.")
+    report = report.with_health(processes=Health(available=False, reason="Not permitted."))
     lines = [*owner_lines(report, [pool.key for pool in pools], processes, 3)]
 
     assert lines == [

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.alerting.thresholds import Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.report import ReloadStatus
-from ephmon.model.rules import Rules
 from ephmon.outputs.text.table import Selection, render
 from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
 
@@ -61,8 +61,8 @@ def test_table_is_the_golden_file(golden: Callable[[Path, str], None]) -> None:
     report = make_report(
         success=False,
         error="the netlink dump took longer than 5 s",
-        backends={"tcp": "procfs"},
-        missing={"udp": "/proc/net/udp cannot be read: permission denied"},
+        backends={Protocol.TCP: Backend.PROCFS},
+        missing={Protocol.UDP: "/proc/net/udp cannot be read: permission denied"},
         namespaces=[make_namespace(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
         reload=ReloadStatus(successful=False, succeeded_at=TAKEN_AT, error="/etc/ephmon/config.yaml: line 3"),
     )
@@ -96,7 +96,7 @@ def test_colour_follows_the_override_that_matches_the_pool() -> None:
     override = ThresholdOverride(
         destination=ip_network("10.0.0.0/24"), critical=Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4)
     )
-    report = make_report(rules=Rules(thresholds=Thresholds(overrides=(override,))))
+    report = make_report(thresholds=Thresholds(overrides=(override,)))
     pools = [make_pool(usable=100, blocked=0, in_use=60, destination=address) for address in ("10.0.0.9", "10.0.1.9")]
 
     lines = pool_lines(render(report, pools, colour=True, width=None))
@@ -120,7 +120,7 @@ def test_colour_changes_nothing_but_the_colour() -> None:
 
 
 def test_what_is_wrong_comes_first_and_in_red() -> None:
-    report = make_report(success=False, error="the dump timed out", missing={"udp": "no such file"})
+    report = make_report(success=False, error="the dump timed out", missing={Protocol.UDP: "no such file"})
     lines = render(report, [], colour=True, width=None).splitlines()
 
     assert lines[:2] == [
@@ -259,7 +259,10 @@ def test_odd_values_are_shown_rather_than_raised(
         failure_errno=name,
         states={name: in_use},
     )
-    report = make_report(error=name, missing={name: name}, namespaces=[make_namespace(netns=name, blind_to=(name,))])
+    report = make_report(
+        error=name,
+        namespaces=[make_namespace(netns=name, blind_to=(name,), missing={Protocol.UDP: name}, backends={})],
+    )
 
     text = render(report, [pool, make_pool()], colour=colour, width=width)
 

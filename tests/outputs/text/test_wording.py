@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.facts.sockets import Blindness
+from ephmon.facts.sockets import Backend, Blindness, Protocol
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.wording import (
     COLUMNS,
@@ -164,7 +164,7 @@ def test_first_failure_says_why_there_are_no_figures() -> None:
 def test_facts_say_unknown_rather_than_zero() -> None:
     namespaces = [make_namespace(), make_namespace(netns="blue", blocked_ports=None, ambiguous_ports=None)]
 
-    assert facts(make_report(namespaces=namespaces, backends={"udp": "procfs"})) == (
+    assert facts(make_report(namespaces=namespaces, backends={Protocol.UDP: Backend.PROCFS})) == (
         ("Ports 32768-60999: 28232 usable (0 reserved), 3 blocked for connect(), 120 ambiguous.", None),
         (
             "Ports of blue 32768-60999: 28232 usable (0 reserved), unknown blocked for connect(), unknown ambiguous.",

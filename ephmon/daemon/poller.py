@@ -1,0 +1,134 @@
+"""The poller: reads the kernel once, asks it about ports in doubt, and concludes. It neither waits nor publishes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ephmon.config.settings import ProbeChoice
+from ephmon.errors import KernelError, StopRequestedError
+from ephmon.facts.sockets import Capability
+from ephmon.kernel.deadline import Deadline
+from ephmon.model.collectors import Collector, Health
+from ephmon.model.pace import Poll
+from ephmon.model.step import (
+    after_failed_narrow_poll,
+    after_failed_poll,
+    after_narrow_poll,
+    classify_ports,
+    conclude,
+    narrow_destinations,
+    next_full_poll,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ephmon.config.settings import PollConfig
+    from ephmon.daemon.owner_watch import OwnerWatch
+    from ephmon.facts.snapshot import Snapshot
+    from ephmon.kernel.probe import ProbeByTurns
+    from ephmon.kernel.source import SocketSource
+    from ephmon.model.pools.survey import Classified
+    from ephmon.model.state import State
+
+MOST_PROBED_PORTS = 2_000
+"""So many ports in doubt are probed in one poll, 12 microseconds each, 22 if blocked; the rest has its turn later."""
+PROBE_SECONDS = 1.0
+"""How long the probe may take of a poll."""
+PROBE_CUT = f"The probe was cut after {PROBE_SECONDS:g} s; its answers count, and the next polls ask about the rest."
+
+
+class Poller:
+    """Polls: a state in, the state after the poll out. What the kernel refuses makes a failed poll, not an error.
+
+    Args:
+        source: Reads the sockets.
+        probe: Asks about ports in doubt, if the configuration wants it.
+        owners: Adds who holds the ports that alerts are about.
+        clock: The monotonic clock, in seconds.
+        wanted: Says False as soon as nobody waits for a poll any more; the state then stays as it was.
+    """
+
+    def __init__(
+        self,
+        source: SocketSource,
+        probe: ProbeByTurns,
+        owners: OwnerWatch,
+        config: PollConfig,
+        *,
+        clock: Callable[[], float],
+        wanted: Callable[[], bool],
+    ) -> None:
+        self._source = source
+        self._probe = probe
+        self._owners = owners
+        self._config = config
+        self._clock = clock
+        self._wanted = wanted
+
+    @property
+    def can_poll_narrowly(self) -> bool:
+        """Whether the sockets toward some destinations can be read alone, as far as the last poll has shown."""
+        return Capability.NARROW_POLLS in self._source.capabilities
+
+    def configure(self, config: PollConfig, source: SocketSource) -> None:
+        """Poll as the configuration says from now on, and read from this source."""
+        self._config = config
+        self._source = source
+
+    def full(self, previous: State) -> State:
+        """Read everything and conclude."""
+        started = self._clock()
+        evidence = next_full_poll(previous) is Poll.FULL
+        try:
+            snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
+            state = self._conclude(snapshot, previous, evidence=evidence)
+            state = replace(state, report=self._owners.add_owners(state))
+        except StopRequestedError:
+            return previous
+        except KernelError as error:
+            return after_failed_poll(previous, str(error), error.reason, self._clock() - started)
+        return state.with_report(duration_seconds=self._clock() - started)
+
+    def narrow(self, previous: State) -> State:
+        """Read only what leads to the destinations that are watched.
+
+        Everything if the sysctls have changed, or if the source cannot read a part alone: a reload may have exchanged
+        it since the pace was chosen.
+        """
+        if not self.can_poll_narrowly:
+            return self.full(previous)
+        destinations = narrow_destinations(previous, self._clock())
+        if not destinations:
+            return previous  # what failed is ignored, or has had its time while something else was polled
+        try:
+            narrow = self._source.read_toward(destinations, self._config.deadline_seconds)
+        except StopRequestedError:
+            return previous
+        except KernelError as error:
+            return after_failed_narrow_poll(previous, str(error), error.reason)
+        return after_narrow_poll(narrow, previous, self._clock()) or self.full(previous)
+
+    def _conclude(self, snapshot: Snapshot, previous: State, *, evidence: bool) -> State:
+        """Return the state after the poll; ports in doubt are asked about between their classes and the counting."""
+        classified, health = classify_ports(snapshot, previous), previous.report.collectors.get(Collector.PROBE)
+        if self._config.probe == ProbeChoice.NEVER:
+            health = None
+        elif evidence:  # without it every port in use is in doubt, which the next poll with evidence settles for less
+            classified, health = self._settle(snapshot, previous, classified)
+        state = conclude(snapshot, previous, self._clock(), classified)
+        return replace(state, report=state.report.with_health(probe=health))
+
+    def _settle(self, snapshot: Snapshot, previous: State, classified: Classified) -> tuple[Classified, Health]:
+        """Return the classes after the kernel was asked about ports in doubt, and how that went."""
+        deadline = Deadline(PROBE_SECONDS, self._clock, self._wanted)
+        in_doubt = {inode: one.ports.unanswered() for inode, one in classified.items()}
+        try:
+            answers = {inode: self._probe.ask(ports, deadline) for inode, ports in in_doubt.items()}
+        except KernelError as error:
+            return classified, Health(available=False, reason=str(error))
+        is_cut = any(len(answers[inode]) < min(len(ports), MOST_PROBED_PORTS) for inode, ports in in_doubt.items())
+        if any(answers.values()):
+            classified = classify_ports(snapshot, previous, answers)
+        return classified, Health(available=True, reason=PROBE_CUT if is_cut else None)

@@ -1,0 +1,29 @@
+"""Collectors: the parts of a poll that can each be missing alone, and how each one is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Collector(StrEnum):
+    """The parts, by the values of the label `collector` of `ephmon_collector_available`."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    EXHAUSTIONS = "exhaustions"
+    """Failed connect() calls."""
+    OWNERS = "owners"
+    """Who holds ports: the unit, container or user."""
+    PROCESSES = "processes"
+    """Which processes hold ports."""
+    PROBE = "probe"
+    """The kernel's answers about ports in doubt."""
+
+
+class Health(NamedTuple):
+    """How a collector is. One that was not asked for has no health."""
+
+    available: bool
+    reason: str | None = None
+    """Why it is not available, or what its answers lack, as one sentence."""
