@@ -1,4 +1,4 @@
-"""The daemon's end of the collector of failed connect() calls: opens it, asks it, opens it again after a failure."""
+"""Collects failed connect() calls for the daemon: opens the reader, reads it, and opens it again after a failure."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ephmon.model.report import Report
 
 RETRY_SECONDS = 60.0
-"""After a failure it is opened again this late: somebody may have granted what it takes."""
+"""Seconds from a failure to the next attempt to open the reader: an administrator may have granted the permission."""
 
 
 class ExhaustionWatch:
-    """Counts failed connect() calls into the reports, while the configuration wants it and the kernel allows it."""
+    """Adds failed connect() calls to the report, if the configuration asks for that and the kernel allows it."""
 
     def __init__(self, proc: Path) -> None:
         self._proc = proc
@@ -42,16 +42,16 @@ class ExhaustionWatch:
         """Whether failed calls are counted at the moment."""
         return self._reader is not None
 
-    def go_by(self, config: ExhaustionsConfig) -> str | None:
-        """Count as the configuration says from now on; what was counted so far stays. Returns what `close` does."""
+    def configure(self, config: ExhaustionsConfig) -> str | None:
+        """Take over a configuration; the counters keep their values. Returns the same as `close`."""
         self._config = config
         self._retry_at = -math.inf
         return self.close() if config.enabled == Switch.OFF else None
 
-    def updated(self, report: Report, now: float) -> tuple[Report, bool]:
-        """Return the report with what happened since the last time, and whether a call in our namespace failed.
+    def collect(self, report: Report, now: float) -> tuple[Report, bool]:
+        """Return the report with the calls that failed since the last time, and whether one was in our own namespace.
 
-        `now` are monotonic seconds. What goes wrong stands in the report.
+        `now` are monotonic seconds. A failure to read is in the health of the collector.
         """
         config = self._config
         if config is None or config.enabled == Switch.OFF:
@@ -74,13 +74,13 @@ class ExhaustionWatch:
     def _unavailable(self, report: Report) -> Report:
         return report.with_health(exhaustions=Health(available=False, reason=self._error))
 
-    def give_up(self) -> None:
-        """Count no more, until a reload."""
+    def stop(self) -> None:
+        """Stop counting until the next reload."""
         self._config = None
         self.close()
 
     def close(self) -> str | None:
-        """Stop counting, and remove what was set up for it; return what kept it from that, as one sentence."""
+        """Stop counting and remove the tracing instance; return why that failed, as one sentence, or None."""
         reader, self._reader = self._reader, None
         try:
             if reader is not None:
@@ -90,7 +90,7 @@ class ExhaustionWatch:
         return None
 
     def _open(self, now: float) -> None:
-        # Only who counts needs what this drags in.
+        # Imported here, because a daemon that does not count should not hold these modules in memory.
         from ephmon.kernel.trace.reader import ExhaustionReader  # noqa: PLC0415
 
         try:
@@ -104,7 +104,7 @@ class ExhaustionWatch:
 
 
 def _listed(report: Report) -> Iterator[Destination]:
-    """Yield the destinations of the listed pools, which are counted from 0 on."""
+    """Yield the destinations of the listed pools; their counters are exported from 0 on."""
     for listed in report.listed:
         destination = destination_of(listed.pool.key)
         if destination is not None:

@@ -1,8 +1,8 @@
-"""The daemon's end of incidents: notices them, and has them written where the configuration says.
+"""Writes incidents from the daemon, in a thread of their own.
 
-They are written by a thread that lives no longer than that takes, one at a time: a disk that is slow or hangs delays
-no poll. What a report holds never changes, so the thread needs nothing but that. While nothing happens there is no
-thread, and nothing of what writing takes is loaded.
+A slow or hanging disk must not delay a poll, so each incident is written by a thread that ends with it, one at a time.
+A report never changes, so the thread needs no lock. While no incident is due there is no thread, and the modules that
+write one are not imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ephmon.config.settings import IncidentsConfig
 from ephmon.log import Line
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.incident_status import FailureReason, IncidentStatus
-from ephmon.model.incidents import PAUSE_SECONDS, Told, look
+from ephmon.model.incidents import PAUSE_SECONDS, Reported, due_incident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,50 +31,50 @@ if TYPE_CHECKING:
     from ephmon.model.rules import DestinationPattern
 
 CLOSE_SECONDS = 2.0
-"""What is being written when the daemon stops may still be finished within this time."""
+"""How long the daemon waits, when it stops, for an incident that is being written."""
 
 _log = logging.getLogger("ephmon.incidents")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """An incident on its way to the disk."""
+    """An incident that is being written."""
 
     folder: IncidentsConfig
     report: Report
     incident: Incident
     at: Moment
-    """When it was noticed."""
-    told: Told
-    """What is told once it is there."""
+    """When it became due."""
+    reported: Reported
+    """What has been reported once it is written."""
 
 
 class _Outcome(NamedTuple):
-    """What became of a task."""
+    """The result of a task."""
 
     failure: FailureReason | None = None
     latest_age: float | None = None
-    """How long ago somebody else has kept an incident of the same reason, where that is too short; nothing is kept."""
+    """Age in seconds of an incident with the same reason by another daemon, if it is too recent to write one more."""
 
 
 HUNG_SECONDS = 60.0
-"""What is not written by then is told to hang."""
+"""After this time an unfinished write is reported as hanging."""
 HANGS = (
-    "Incidents cannot be kept: writing to incidents.directory has not ended for a minute; look at its disk or mount, "
-    "or name another directory and reload."
+    "Incidents cannot be written: a write to incidents.directory has hung for a minute. "
+    "Check its disk or mount, or set another directory and reload."
 )
 
 
 class _Worker(threading.Thread):
-    """A thread that leaves behind what became of its task; the daemon reads that when it has ended."""
+    """A thread that stores the result of its task; the daemon reads it when the thread has ended."""
 
     def __init__(self, work: Callable[[], _Outcome], task: _Task | None, started: float) -> None:
-        # What hangs in a dead disk must not keep the daemon from stopping.
+        # A daemon thread, because one that hangs in a dead disk must not keep the process from ending.
         super().__init__(name="incident", daemon=True)
         self.started = started
         """Monotonic seconds."""
         self.hangs = False
-        """Whether it has been told that it takes too long."""
+        """Whether the log has reported that it hangs."""
         self._work = work
         self.task = task
         self.outcome = _Outcome(failure=FailureReason.DEFECT)
@@ -85,7 +85,7 @@ class _Worker(threading.Thread):
 
 
 class IncidentLog:
-    """Keeps incidents; only its threads wait for a disk.
+    """Writes incidents; only its threads wait for a disk.
 
     Args:
         clock: The monotonic clock, seconds.
@@ -97,51 +97,50 @@ class IncidentLog:
         self._wall_clock = wall_clock
         self._config = IncidentsConfig()
         self._is_checked = True
-        self._told = Told()
+        self._reported = Reported()
         self._status = IncidentStatus()
         self._worker: _Worker | None = None
         self._said: str | None = None
-        """What was said last of why incidents cannot be kept. A thread's while there is one."""
+        """The last logged reason why incidents cannot be written. Belongs to the thread while there is one."""
 
-    def go_by(self, config: IncidentsConfig) -> None:
-        """Keep incidents as the configuration says from now on, and see at once whether that can be done."""
+    def configure(self, config: IncidentsConfig) -> None:
+        """Write incidents to this directory from now on, and check at once whether it can be written."""
         if config.directory != self._config.directory:
             self._is_checked = not config.directory
         self._config = config
         self._is_free()
 
     def update(self, report: Report, ignored: Sequence[DestinationPattern]) -> None:
-        """Take a report into account that has been published, and have an incident written if one is due.
+        """Start to write an incident if the published report makes one due.
 
-        Failed calls toward `ignored` destinations are no reason for one.
-
-        While another is being written, none is due: it comes with a later report.
+        Failed calls toward `ignored` destinations are no reason for an incident. While one is being written, the next
+        one waits for a later report.
         """
         if not (self._is_free() and self._config.directory):
             return
         at = Moment(self._clock(), self._wall_clock())
-        incident, told = look(self._told, report, ignored, at.monotonic)
+        incident, reported = due_incident(self._reported, report, ignored, at.monotonic)
         if incident is None:
-            self._told = told
+            self._reported = reported
         else:
-            task = _Task(folder=self._config, report=report, incident=incident, at=at, told=told)
+            task = _Task(folder=self._config, report=report, incident=incident, at=at, reported=reported)
             self._start(partial(self._keep, task), task)
 
     def status(self) -> IncidentStatus | None:
-        """Return how the keeping of incidents fares, None where none are kept."""
+        """Return the counts of written and failed incidents, None if incidents.directory is not set."""
         self._collect()
         return self._status if self._config.directory else None
 
     def close(self) -> None:
-        """Give what is being written a little time; what is not finished by then is lost."""
+        """Wait a little for an incident that is being written; an unfinished one is lost."""
         if self._worker is not None:
             self._worker.join(CLOSE_SECONDS)
 
     def _is_free(self) -> bool:
-        """Tell whether nothing is being written; a directory that is new is looked at first."""
+        """Tell whether nothing is being written; a new directory is checked first."""
         self._collect()
         if self._worker is not None and self._worker.hangs and not self._is_checked:
-            self._worker = None  # it is left to the disk that it hangs in; the new directory may be on another
+            self._worker = None  # the new directory may be on another disk than the one that this thread hangs in
         if self._worker is None and not self._is_checked:
             self._is_checked = True
             self._said = None
@@ -152,14 +151,14 @@ class IncidentLog:
         worker = _Worker(work, task, self._clock())
         try:
             worker.start()
-        except RuntimeError as error:  # no thread can be had
+        except RuntimeError as error:  # the process or its cgroup has no thread left
             worker.outcome = self._failed(f"{error}; allow ephmon more threads.", FailureReason.SYSTEM)
             self._take(worker)
         else:
             self._worker = worker
 
     def _collect(self) -> None:
-        """Take over what a thread has left behind that has ended."""
+        """Take the result of a thread that has ended."""
         worker = self._worker
         if worker is None:
             return
@@ -179,37 +178,37 @@ class IncidentLog:
         task, outcome = worker.task, worker.outcome
         if task is None:
             return
-        reason, noticed_at = task.incident.reason, task.at.monotonic
+        reason, due_at = task.incident.reason, task.at.monotonic
         if outcome.failure is not None:
             self._count_failure(outcome.failure)
-            self._told = self._told.delayed(reason, noticed_at)
+            self._reported = self._reported.delayed(reason, due_at)
         elif outcome.latest_age is not None:
-            self._told = self._told.delayed(reason, noticed_at - outcome.latest_age)
+            self._reported = self._reported.delayed(reason, due_at - outcome.latest_age)
         else:
             self._status = replace(self._status, written=self._status.written + 1)
-            self._told = task.told
+            self._reported = task.reported
 
-    # What follows runs in the thread.
+    # The methods below run in the thread.
 
     def _check(self, config: IncidentsConfig) -> _Outcome:
         return self._guarded(lambda: _folder(config).check(self._wall_clock()))
 
     def _keep(self, task: _Task) -> _Outcome:
-        return self._guarded(lambda: self._kept(task))
+        return self._guarded(lambda: self._write(task))
 
     def _guarded(self, work: Callable[[], _Outcome | None]) -> _Outcome:
-        # Only who keeps incidents needs what this drags in, here and below.
+        # Imported here and below, because a daemon that writes no incident should not hold these modules in memory.
         from ephmon.daemon.incident_folder import FolderError  # noqa: PLC0415
 
         try:
             return work() or _Outcome()
         except FolderError as error:
             return self._failed(str(error), error.reason)
-        except Exception as error:  # noqa: BLE001 - a defect of ours must not cost more than this incident
+        except Exception as error:  # noqa: BLE001 - an error in ephmon must cost no more than this incident
             message = f"a defect of ephmon, please report it: {log.error_location(error)}."
             return self._failed(message, FailureReason.DEFECT)
 
-    def _kept(self, task: _Task) -> _Outcome:
+    def _write(self, task: _Task) -> _Outcome:
         from ephmon.outputs.documents import api  # noqa: PLC0415
         from ephmon.outputs.documents.incident import Origin, document  # noqa: PLC0415
 
@@ -226,10 +225,10 @@ class IncidentLog:
         return _Outcome()
 
     def _failed(self, message: str, reason: FailureReason) -> _Outcome:
-        """Say, unless it was said last, why incidents cannot be kept."""
+        """Log why incidents cannot be written, unless that was the last thing logged."""
         if message != self._said:
             self._said = message
-            log.write(_log, Line(logging.WARNING, f"Incidents cannot be kept: {message}"))
+            log.write(_log, Line(logging.WARNING, f"Incidents cannot be written: {message}"))
         return _Outcome(failure=reason)
 
 

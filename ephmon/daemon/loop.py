@@ -92,10 +92,10 @@ class Daemon:
         self._poller = Poller(
             self._source,
             ProbeByTurns(MOST_PROBED_PORTS),
-            OwnerWatch(proc, clock, signals.not_told_to_stop),
+            OwnerWatch(proc, clock, signals.no_stop_requested),
             config.poll,
             clock=clock,
-            wanted=signals.not_told_to_stop,
+            wanted=signals.no_stop_requested,
         )
         self._state = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=wall_clock()))
         self._process = process_registry()
@@ -109,7 +109,7 @@ class Daemon:
         self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
         self._checked_source_ports: PortRange | None = None
         self._handing_out_cpu_seconds = 0.0
-        """What it cost to hand out the latest poll: to render, deliver and log it."""
+        """CPU time that it took to render, deliver and log the latest poll."""
 
     def run(self) -> None:
         """Serve and poll until SIGTERM or SIGINT.
@@ -118,14 +118,15 @@ class Daemon:
             ListenError: The address cannot be listened on.
         """
         signals.block()
-        # A scrape that comes during a poll waits so long for the interpreter, several times; 5 ms is the default.
+        # A scrape that comes during a poll waits this long for the interpreter lock, several times. Python's default of
+        # 5 ms made scrapes slow while a million sockets were read.
         sys.setswitchinterval(SWITCH_SECONDS)
         self._server.start()
         try:
-            self._say_where()
+            self._log_address()
             self._deliver(self._config, self._webhook_url)
-            _warn(self._exhaustions.go_by(self._config.exhaustions))
-            self._incidents.go_by(self._config.incidents)
+            _warn(self._exhaustions.configure(self._config.exhaustions))
+            self._incidents.configure(self._config.incidents)
             self._loop()
         finally:
             self._service_manager.stopping()
@@ -136,13 +137,13 @@ class Daemon:
         log.write(_log, Line(logging.INFO, "Stopped."))
 
     def _count_exhaustions(self, now: float) -> bool:
-        """Take in the connect() calls that have failed, and tell whether one of our own namespace did."""
+        """Count the connect() calls that have failed, and tell whether one failed in our own namespace."""
         previous = self._state.report
         try:
-            report, failed_here = self._exhaustions.updated(previous, now)
-        except Exception:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
+            report, failed_here = self._exhaustions.collect(previous, now)
+        except Exception:  # noqa: BLE001 - an error in ephmon must not end a monitor; the log has its traceback
             _log.exception("A defect of ephmon ends the counting of failed connect() calls, please report it")
-            self._exhaustions.give_up()
+            self._exhaustions.stop()
             return False
         required = self._config.exhaustions.enabled == Switch.ON
         self._state = replace(self._state, report=report)
@@ -185,16 +186,17 @@ class Daemon:
                 self._service_manager.ready(self._state.report)
 
     def _tick(self, kind: Poll, poll: Callable[[State], State]) -> None:
-        """Poll once and hand out what was found. Whatever goes wrong is logged and counted, and the loop goes on."""
+        """Poll once and hand out the result. Every error is logged and counted, and the loop goes on."""
         cpu_before, started = time.thread_time(), self._clock()
         previous = self._state
         try:
             self._state = poll(previous)
-        except Exception as error:  # noqa: BLE001 - a defect of ours must not end a monitor; it is told with its place
-            defect = self._say_defect(error, previous.report)
+        except Exception as error:  # noqa: BLE001 - an error in ephmon must not end a monitor; the log has its traceback
+            defect = self._log_defect(error, previous.report)
             self._state = after_failed_poll(previous, defect, Reason.DEFECT, self._clock() - started, kind)
         polled = time.thread_time()
-        # Handing out is part of what a poll costs, and comes after the pace is chosen: that of the last poll counts.
+        # The cost of a poll includes handing out its result, which comes after the pace is chosen. So the pace reckons
+        # with what it cost to hand out the last one.
         self._state = with_cost(self._state, kind, polled - cpu_before + self._handing_out_cpu_seconds)
         self._hand_out(previous.report)
         now = time.thread_time()
@@ -204,26 +206,26 @@ class Daemon:
         self._state = self._state.with_report(totals=totals)
 
     def _hand_out(self, previous: Report) -> None:
-        """Deliver, publish and log what a poll found, each whatever becomes of the others.
+        """Deliver, publish and log the result of a poll; an error in one of these does not keep the others from it.
 
-        An alert that has begun is logged and delivered although a page could not be rendered. What the poll found
-        counts, but it counts as failed.
+        So an alert that has begun is logged and delivered even if the page cannot be rendered. The result stays, but
+        the poll counts as failed.
         """
         is_failed = False
         for step in (self._deliver_alerts, self._publish, lambda: self._log_changes(previous), self._keep_incident):
             try:
                 step()
             except Exception as error:  # noqa: BLE001 - as in `_tick`
-                defect = self._say_defect(error, previous)
+                defect = self._log_defect(error, previous)
                 if not is_failed:
                     self._state = after_defect(self._state, defect)
                 is_failed = True
         if is_failed:
-            with suppress(Exception):  # if the defect lies in rendering, what is served expires by itself
+            with suppress(Exception):  # if the error is in rendering, the page that is served expires
                 self._publish()
 
-    def _say_defect(self, error: Exception, previous: Report) -> str:
-        """Log a defect of ephmon's own with its traceback, unless the poll before met it too, and return what it is."""
+    def _log_defect(self, error: Exception, previous: Report) -> str:
+        """Log an error in ephmon with its traceback, unless the last poll had the same one, and return it as text."""
         defect = f"{type(error).__name__}: {error}"
         if previous.error != defect:
             _log.error("A defect of ephmon made the poll fail, please report it", exc_info=error)
@@ -236,8 +238,8 @@ class Daemon:
     def _log_changes(self, previous: Report) -> None:
         report = self._state.report
         if previous.taken_at is None and report.taken_at is not None:
-            self._say_what_is_not_seen(report)
-        self._say_which_source_ports_are_at_risk(report)
+            self._log_what_is_not_seen(report)
+        self._warn_about_source_ports(report)
         for line in changes.poll_lines(previous, report):
             log.write(_log, line)
 
@@ -258,7 +260,7 @@ class Daemon:
         )
 
     def _reload(self) -> None:
-        """Take over the configuration file as it is now, as a whole or not at all."""
+        """Read the configuration file again and take it over, completely or not at all."""
         try:
             config = self._read_config()
             if config.listen != self._config.listen:
@@ -279,15 +281,15 @@ class Daemon:
         self._poller.configure(config.poll, self._source)
         log.set_up(config.log.level, config.log.format)
         self._config = config
-        _warn(self._exhaustions.go_by(config.exhaustions))
-        self._incidents.go_by(config.incidents)
+        _warn(self._exhaustions.configure(config.exhaustions))
+        self._incidents.configure(config.incidents)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
         self._state = with_pace(self._state.with_rules(config.rules, reload))
         self._republish()
         log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
 
     def _republish(self) -> None:
-        """Publish what a reload changed; what a defect keeps from being rendered, the next poll meets and counts."""
+        """Publish what a reload changed; an error in rendering is counted by the next poll."""
         with suppress(Exception):
             self._publish()
 
@@ -297,12 +299,12 @@ class Daemon:
             clock=self._clock,
             wall_clock=self._wall_clock,
             mode=config.poll.backend,
-            wanted=signals.not_told_to_stop,
+            wanted=signals.no_stop_requested,
         )
 
     @property
     def _listen(self) -> str:
-        """Where the daemon listens, with the port that the kernel chose if it was left to it."""
+        """The address that the daemon listens on, with the port that the kernel chose if the configured one is 0."""
         return str(ListenAddress(host=self._config.listen.host, port=self._server.port))
 
     def _deliver(self, config: Config, webhook_url: str) -> None:
@@ -319,7 +321,7 @@ class Daemon:
             )
         )
 
-    def _say_where(self) -> None:
+    def _log_address(self) -> None:
         host, tls = self._config.listen.host, self._config.tls
         for line in start_lines.serving(
             __version__,
@@ -331,15 +333,15 @@ class Daemon:
         ):
             log.write(_log, line)
 
-    def _say_what_is_not_seen(self, report: Report) -> None:
+    def _log_what_is_not_seen(self, report: Report) -> None:
         log.write(_log, start_lines.not_seen(self._conntrack_count()))
         for namespace in report.namespaces:
             line = start_lines.listen_port_at_risk(self._server.port, namespace.sysctls)
             if line is not None:
                 log.write(_log, line)
 
-    def _say_which_source_ports_are_at_risk(self, report: Report) -> None:
-        """Warn once for each range of source ports that the configuration names."""
+    def _warn_about_source_ports(self, report: Report) -> None:
+        """Warn once for each value of notify.source_ports."""
         source_ports = self._config.notify.source_ports
         if source_ports == self._checked_source_ports or not self._delivery.is_running or not report.success:
             return

@@ -1,8 +1,8 @@
-"""The service manager that started ephmon, if one did: it is told of readiness, reloads, the stop, and signs of life.
+"""Notifies the service manager, if one started ephmon: ready, reloading, stopping, watchdog, status.
 
-A datagram of `NAME=value` lines goes to the socket that NOTIFY_SOCKET names (man 3 sd_notify). Without that variable
-nothing is said. Nothing is waited for either: what the socket does not take at once is lost, or said again at the next
-wake-up where it must arrive.
+Each notification is a datagram of `NAME=value` lines to the socket in NOTIFY_SOCKET (man 3 sd_notify). Without that
+variable nothing is sent. Nothing waits: a datagram that the socket does not take at once is lost, or is sent again at
+the next wake-up if it must arrive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ephmon.model.report import Report
 
 SLACK_SECONDS = 5.0
-"""What a poll may take beyond its deadline until the loop wakes again: the probe, owners, conclusions, rendering."""
+"""Seconds that a tick may take beyond poll.deadline: the probe, owners, conclusions and rendering."""
 LONGEST_SENTENCE = 300
 LONGEST_STATUS = 900
 """Characters, four bytes each at most: systemd drops a datagram of more than 4096 bytes (NOTIFY_BUFFER_MAX)."""
@@ -35,11 +35,11 @@ _log = logging.getLogger("ephmon.service_manager")
 
 
 class ServiceManager:
-    """Whoever supervises this process.
+    """The supervisor of this process.
 
     Args:
-        address: The socket to write to, None if nobody listens.
-        watchdog_seconds: The longest silence after which the process is taken for dead, None if that is not watched.
+        address: The socket to write to, None if there is no service manager.
+        watchdog_seconds: After this time without WATCHDOG=1 the process is killed; None without a watchdog.
     """
 
     def __init__(self, address: str | bytes | None, watchdog_seconds: float | None = None) -> None:
@@ -52,9 +52,9 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], pid: int) -> ServiceManager:
-        """Return the service manager of the process `pid`; of variables that make no sense none is obeyed."""
+        """Return the service manager of the process `pid`; variables with invalid values are ignored."""
         name = environ.get(_VARIABLE, "")
-        if name[:1] not in ("/", "@"):  # such as vsock:, by which only virtual machines are supervised
+        if name[:1] not in ("/", "@"):  # such as vsock:, which only supervises virtual machines
             return cls(None)
         address = b"\0" + name[1:].encode("utf-8", "surrogateescape") if name[0] == "@" else name
         is_meant = environ.get("WATCHDOG_PID", str(pid)) == str(pid)

@@ -1,7 +1,7 @@
-"""The signals that the daemon obeys: blocked, and waited for where it waits anyway.
+"""The signals that the daemon obeys: it blocks them, and its one wait between polls takes them.
 
-No handler is installed, so none can interrupt anything: a signal stays pending until the loop's one wait takes it
-(man 2 sigtimedwait). They must be blocked before any thread starts, because threads inherit the mask.
+No handler is installed, so no signal can interrupt anything: it stays pending until the wait takes it (man 2
+sigtimedwait). The signals must be blocked before any thread starts, because threads inherit the mask.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ _OBEYED = STOP | {RELOAD}
 
 
 def block() -> None:
-    """Keep the signals pending from now on, in this thread and in those that it starts."""
+    """Block the signals in this thread and in all threads that it starts later."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _OBEYED)
 
 
 def wait(seconds: float) -> int | None:
-    """Wait for a signal, at most so long, and return its number, None if there was none."""
+    """Wait for a signal for at most so many seconds and return its number, None if none came."""
     received = signal.sigtimedwait(_OBEYED, seconds)
     return received.si_signo if received else None
 
 
-def not_told_to_stop() -> bool:
-    """Tell whether no signal to stop is pending."""
+def no_stop_requested() -> bool:
+    """Tell whether neither SIGTERM nor SIGINT is pending."""
     return not signal.sigpending() & STOP

@@ -1,8 +1,8 @@
-"""Incidents: when a report of the state of things is worth keeping. A Report in, an `Incident` out, or none.
+"""When an incident is due: a Report in, an `Incident` or None out.
 
-There are two reasons. A pool, or the share of blocked ports, turns critical; or connect() fails for want of a port
-after a quiet period. What no incident has told of yet stays due while the rate limit holds it back, and after a
-failure to keep it; an alert only for as long as it is critical.
+There are two reasons. An alert on a pool or on blocked ports becomes critical; or a connect() fails because no port is
+left, after a quiet period. An incident stays due while the rate limit delays it and after it could not be written. A
+critical alert that ends before that is no longer a reason; a failed call still is.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ephmon.model.rules import DestinationPattern
 
 PAUSE_SECONDS = 600.0
-"""At most one incident for each reason in so long.
+"""Seconds from one incident to the next with the same reason, at least.
 
-A pool that goes up and down around its threshold would else push out what was kept of the hour before: with twenty
-files, the default, the last hundred minutes stay at least. Each reason counts by itself, because the failures come
-seconds after a pool turned critical, and only then is it known whose connect() failed.
+A pool that goes up and down around its threshold must not replace all older files: with the default of twenty files,
+at least the last hundred minutes stay. Each reason has its own limit, because calls fail seconds after the pool became
+critical, and only then does ephmon know which program failed.
 """
 
 
@@ -46,49 +46,56 @@ _OF_PORTS = (AlertName.POOL_NEAR_EXHAUSTION, AlertName.PORTS_BLOCKED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """What has happened that nothing was told of before."""
+    """What happened that no earlier incident has reported."""
 
     reason: Reason
     alerts: tuple[Alert, ...] = ()
-    """Those that turned critical, the most urgent first."""
+    """The alerts that became critical, the most urgent first."""
     call: ExhaustionEvent | None = None
-    """The first connect() that is known to have failed."""
+    """The first known connect() that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What incidents have told of so far."""
+class Reported:
+    """What incidents have reported so far."""
 
     critical: frozenset[AlertKey] = frozenset()
-    """The alerts that have been critical since they were told."""
+    """The alerts that have been critical ever since an incident reported them."""
     failed_at: float | None = None
-    """When the last connect() failed of a period that was told, monotonic seconds."""
+    """When the last failed connect() of the reported period failed, monotonic seconds."""
     last_at: Mapping[Reason, float] = field(default_factory=dict)
-    """When there was an incident last, monotonic seconds."""
+    """When the last incident of each reason was, monotonic seconds."""
 
-    def delayed(self, reason: Reason, now: float) -> Told:
-        """Return the same with the pause of the reason begun anew: for an incident that could not be kept."""
+    def delayed(self, reason: Reason, now: float) -> Reported:
+        """Return the same with a new pause for this reason, after an incident that could not be written."""
         return replace(self, last_at={**self.last_at, reason: now})
 
 
-def look(told: Told, report: Report, ignored: Sequence[DestinationPattern], now: float) -> tuple[Incident | None, Told]:
-    """Return the incident that is due, if one is, and what is told once that is kept.
+def due_incident(
+    reported: Reported, report: Report, ignored: Sequence[DestinationPattern], now: float
+) -> tuple[Incident | None, Reported]:
+    """Return the incident that is due, if any, and what has been reported once it is written.
 
-    Each tells of all there is, so the other reason is told of too. Failed calls toward `ignored` destinations are left
-    out. `now` are monotonic seconds.
+    An incident shows everything that is known, so it also reports what the other reason would.
+
+    Args:
+        reported: What earlier incidents have reported.
+        report: The report of the last poll.
+        ignored: Failed calls toward these destinations do not count.
+        now: Monotonic seconds.
     """
     critical = {alert.key: alert for alert in report.alerts.firing if _is_critical(alert)}
     calls = _failed_calls(report, ignored)
-    new_calls = _after_a_quiet_period(calls, told.failed_at)
-    alerts = tuple(alert for key, alert in critical.items() if key not in told.critical)
-    times = [call.at_monotonic for call in calls] + ([] if told.failed_at is None else [told.failed_at])
+    new_calls = _after_a_quiet_period(calls, reported.failed_at)
+    alerts = tuple(alert for key, alert in critical.items() if key not in reported.critical)
+    times = [call.at_monotonic for call in calls] + ([] if reported.failed_at is None else [reported.failed_at])
     failed_at = max(times, default=None)
-    wanted = {Reason.EXHAUSTION: bool(new_calls), Reason.CRITICAL: bool(alerts)}
-    reason = next((one for one, is_wanted in wanted.items() if is_wanted and _may(one, told, now)), None)
+    new = {Reason.EXHAUSTION: bool(new_calls), Reason.CRITICAL: bool(alerts)}
+    reason = next((one for one, is_new in new.items() if is_new and _may(one, reported, now)), None)
     if reason is None:
-        still = told.critical & critical.keys()
-        return None, replace(told, critical=still, failed_at=told.failed_at if new_calls else failed_at)
-    after = Told(critical=frozenset(critical), failed_at=failed_at, last_at={**told.last_at, reason: now})
+        still = reported.critical & critical.keys()
+        return None, replace(reported, critical=still, failed_at=reported.failed_at if new_calls else failed_at)
+    after = Reported(critical=frozenset(critical), failed_at=failed_at, last_at={**reported.last_at, reason: now})
     return Incident(reason=reason, alerts=alerts, call=new_calls[0] if new_calls else None), after
 
 
@@ -96,8 +103,8 @@ def _is_critical(alert: Alert) -> bool:
     return alert.severity is Severity.CRITICAL and alert.key.name in _OF_PORTS
 
 
-def _may(reason: Reason, told: Told, now: float) -> bool:
-    last_at = told.last_at.get(reason)
+def _may(reason: Reason, reported: Reported, now: float) -> bool:
+    last_at = reported.last_at.get(reason)
     return last_at is None or now - last_at >= PAUSE_SECONDS
 
 
@@ -110,18 +117,18 @@ def _failed_calls(report: Report, ignored: Sequence[DestinationPattern]) -> list
     ]
 
 
-def _after_a_quiet_period(calls: list[ExhaustionEvent], told_until: float | None) -> list[ExhaustionEvent]:
+def _after_a_quiet_period(calls: list[ExhaustionEvent], reported_until: float | None) -> list[ExhaustionEvent]:
     """Return the calls since the first that failed a quiet period after the one before it; none if there is none.
 
     Args:
         calls: All that are remembered, the oldest first.
-        told_until: When the last one failed that was told, monotonic seconds.
+        reported_until: When the last reported call failed, monotonic seconds.
     """
-    before = told_until
-    for place, call in enumerate(calls):
-        if told_until is not None and call.at_monotonic <= told_until:
+    before = reported_until
+    for index, call in enumerate(calls):
+        if reported_until is not None and call.at_monotonic <= reported_until:
             continue
         if before is None or call.at_monotonic - before >= QUIET_SECONDS:
-            return calls[place:]
+            return calls[index:]
         before = call.at_monotonic
     return []

@@ -199,9 +199,7 @@ def test_what_a_crash_left_behind_goes_and_what_is_being_written_stays(place: Pa
 
 def test_a_report_larger_than_all_may_be_is_refused_and_removes_nothing(place: Path) -> None:
     write(place)
-    with pytest.raises(
-        FolderError, match=r"The incident report has 1\.0 MiB; raise incidents\.max_mib above that\."
-    ) as e:
+    with pytest.raises(FolderError, match=r"The incident takes 1\.0 MiB; set incidents\.max_mib above that\.") as e:
         write(place, AT + 1, content=b"x" * (MIB + 1))
 
     assert (e.value.reason, listing(place)) == ("too_large", [NAME])
@@ -209,28 +207,30 @@ def test_a_report_larger_than_all_may_be_is_refused_and_removes_nothing(place: P
 
 def test_a_full_disk_is_said_and_nothing_of_the_file_stays(agent: Agent) -> None:
     assert agent.call(outcome, "/mnt/full", 100_000) == (
-        "no_space: Nothing can be written in /mnt/full (No space left on device): make room, or choose another. []"
+        "no_space: /mnt/full cannot be written (No space left on device): "
+        "free some space, or choose another directory. []"
     )
     assert agent.call(outcome, "/mnt/full", 1_000) == NAME
 
 
 def test_on_a_full_disk_what_is_there_stays(agent: Agent) -> None:
     assert agent.call(outcome, "/mnt/full", 40_000) == NAME
-    assert agent.call(outcome, "/mnt/full", 40_000).endswith(f"make room, or choose another. ['{NAME}']")
+    assert agent.call(outcome, "/mnt/full", 40_000).endswith(
+        f"free some space, or choose another directory. ['{NAME}']"
+    )
 
 
 def test_a_read_only_disk_is_said(agent: Agent) -> None:
     assert agent.call(outcome, "/srv/full", 10) == (
-        "read_only: Nothing can be written in /srv/full (Read-only file system): choose another, or allow it "
-        "(ReadWritePaths= or StateDirectory= of a systemd unit). []"
+        "read_only: /srv/full cannot be written (Read-only file system): choose another directory, or allow this one "
+        "with ReadWritePaths= or StateDirectory= in the systemd unit. []"
     )
 
 
 @pytest.mark.only_root("can give a directory away")
 def test_a_directory_of_somebody_else_is_said(agent: Agent) -> None:
     assert agent.call(outcome, "/mnt/theirs", 10) == (
-        "permission: Nothing can be written in /mnt/theirs (Permission denied): let the user that ephmon runs as write "
-        "there. []"
+        "permission: /mnt/theirs cannot be written (Permission denied): let the user that runs ephmon write there. []"
     )
 
 

@@ -37,7 +37,7 @@ class Keeper:
         self.now = 1000.0
         self.config = IncidentsConfig(directory=str(place), **changes)
         self.log = IncidentLog(lambda: self.now, lambda: TAKEN_AT + self.now)
-        self.log.go_by(self.config)
+        self.log.configure(self.config)
         self.wait()
 
     def update(self, *alerts: Alert) -> IncidentStatus:
@@ -87,7 +87,7 @@ def test_what_is_kept_is_told_for_as_long_as_it_lasts(place: Path) -> None:
 
 def test_without_a_directory_nothing_is_kept_looked_at_or_counted() -> None:
     incidents = IncidentLog(lambda: 0.0, lambda: TAKEN_AT)
-    incidents.go_by(IncidentsConfig())
+    incidents.configure(IncidentsConfig())
     incidents.update(make_report(alerts=[CRITICAL]), ())
 
     assert incidents.status() is None
@@ -108,7 +108,7 @@ def test_a_disk_that_hangs_delays_nobody(place: Path, monkeypatch: pytest.Monkey
         keeper.log.update(make_report(alerts=[CRITICAL]), ())
     keeper.now += PAUSE_SECONDS
     keeper.log.update(make_report(alerts=[CRITICAL, OTHER]), ())
-    keeper.log.go_by(replace(keeper.config, max_files=3))
+    keeper.log.configure(replace(keeper.config, max_files=3))
 
     assert list(place.iterdir()) == []
     assert [thread.name for thread in threading.enumerate()].count("incident") == 1
@@ -138,7 +138,7 @@ def test_a_disk_that_hangs_for_a_minute_is_told_and_can_be_left(
     assert status is not None
     assert (status.written, failures(status)) == (0, {"system": 1})
     assert said(caplog) == [HANGS]
-    keeper.log.go_by(replace(keeper.config, directory=str(other)))
+    keeper.log.configure(replace(keeper.config, directory=str(other)))
 
     def kept() -> list[Path]:
         keeper.log.update(make_report(alerts=[CRITICAL]), ())
@@ -154,7 +154,7 @@ def test_a_directory_that_cannot_be_used_is_said_before_it_is_needed(
     status = Keeper(tmp_path / "absent").wait()
 
     (line,) = said(caplog)
-    assert line.startswith(f"Incidents cannot be kept: Nothing can be written in {tmp_path}/absent (No such file")
+    assert line.startswith(f"Incidents cannot be written: {tmp_path}/absent cannot be written (No such file")
     assert failures(status) == {}  # nothing is lost yet
 
 
@@ -206,7 +206,7 @@ def test_a_reload_changes_the_directory_and_the_bounds(place: Path, tmp_path: Pa
     keeper.update(CRITICAL)
     other = tmp_path / "other"
     other.mkdir()
-    keeper.log.go_by(IncidentsConfig(directory=str(other), max_files=1))
+    keeper.log.configure(IncidentsConfig(directory=str(other), max_files=1))
     keeper.wait()
     for alerts in ([CRITICAL, OTHER], [], [CRITICAL]):
         keeper.now += PAUSE_SECONDS
@@ -218,11 +218,11 @@ def test_a_reload_changes_the_directory_and_the_bounds(place: Path, tmp_path: Pa
 
 def test_a_reload_can_end_it_and_begin_it(place: Path) -> None:
     keeper = Keeper(place)
-    keeper.log.go_by(IncidentsConfig())
+    keeper.log.configure(IncidentsConfig())
     keeper.log.update(make_report(alerts=[CRITICAL]), ())
     assert keeper.log.status() is None
 
-    keeper.log.go_by(keeper.config)
+    keeper.log.configure(keeper.config)
     keeper.wait()
     assert keeper.update(CRITICAL).written == 1
 
@@ -232,7 +232,7 @@ def test_a_reload_that_begins_it_again_says_again_what_is_wrong(
 ) -> None:
     keeper = Keeper(tmp_path / "absent")
     for config in (IncidentsConfig(), keeper.config):
-        keeper.log.go_by(config)
+        keeper.log.configure(config)
     keeper.wait()
 
     assert len(said(caplog)) == 2
@@ -248,7 +248,7 @@ def test_a_defect_costs_the_incident_alone_and_is_said_with_its_place(
 
     assert failures(Keeper(place).update(CRITICAL)) == {"defect": 1}
     assert said(caplog)[0].startswith(
-        "Incidents cannot be kept: a defect of ephmon, please report it: ZeroDivisionError in "
+        "Incidents cannot be written: a defect of ephmon, please report it: ZeroDivisionError in "
     )
 
 
@@ -263,7 +263,7 @@ def test_without_a_thread_to_be_had_it_has_failed(
     monkeypatch.setattr(threading.Thread, "start", fail)
 
     assert failures(keeper.update(CRITICAL)) == {"system": 1}
-    assert said(caplog) == ["Incidents cannot be kept: can't start new thread; allow ephmon more threads."]
+    assert said(caplog) == ["Incidents cannot be written: can't start new thread; allow ephmon more threads."]
 
 
 def test_closing_waits_for_what_is_being_written(place: Path) -> None:

@@ -143,12 +143,12 @@ def test_a_full_disk_costs_no_poll(ns: Namespace, config: Path, place: Path) -> 
     with mounted(ns, _FULL, place, *ephmon("run", "--config", config)) as daemon:
         daemon.wait_for(poll_success=1)
         fill(ns, 950)
-        daemon.wait_for_line("Incidents cannot be kept: ")
+        daemon.wait_for_line("Incidents cannot be written: ")
         metrics = daemon.wait_for_polls(3)
 
         assert (metrics["ephmon_poll_success"], metrics[KEPT]) == (1, 0)
         assert metrics['ephmon_incident_failures_total{reason="no_space"}'] == 1
-    assert sum("Incidents cannot be kept: " in line for line in daemon.lines) == 1
+    assert sum("Incidents cannot be written: " in line for line in daemon.lines) == 1
 
 
 def test_a_reload_names_another_directory(ns: Namespace, config: Path, tmp_path: Path, place: Path) -> None:

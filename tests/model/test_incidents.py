@@ -14,7 +14,7 @@ from ephmon.facts.namespaces import Netns
 from ephmon.model.alerting.state_machine import AlertName, Alerts, Phase
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.counters import Exhaustions
-from ephmon.model.incidents import PAUSE_SECONDS, Incident, Reason, Told, look
+from ephmon.model.incidents import PAUSE_SECONDS, Incident, Reason, Reported, due_incident
 from ephmon.model.rules import DestinationPattern
 from tests.builders import TAKEN_AT, make_alert, make_pool, make_report
 
@@ -51,10 +51,10 @@ class Looker:
     """Looks at one report after the other, and takes it that what is due is kept."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.reported = Reported()
 
     def at(self, now: float, *alerts: Alert, calls: Iterable[float] = ()) -> Incident | None:
-        incident, self.told = look(self.told, report(*alerts, calls=map(failed, calls)), (), now)
+        incident, self.reported = due_incident(self.reported, report(*alerts, calls=map(failed, calls)), (), now)
         return incident
 
 
@@ -170,20 +170,20 @@ def test_calls_that_the_pause_holds_back_are_told_after_it_even_if_they_are_over
 
 @pytest.mark.parametrize("netns", ["other", "unknown"])
 def test_calls_of_other_namespaces_are_none(netns: str) -> None:
-    assert look(Told(), report(calls=[failed(0, netns)]), (), 1)[0] is None
+    assert due_incident(Reported(), report(calls=[failed(0, netns)]), (), 1)[0] is None
 
 
 def test_calls_toward_ignored_destinations_are_none() -> None:
     ignored = (DestinationPattern(network=ip_network("10.0.0.9/32")),)
 
-    assert look(Told(), report(calls=[failed(0)]), ignored, 1)[0] is None
-    incident, _ = look(Told(), report(calls=[failed(0), failed(1, destination=8)]), ignored, 2)
+    assert due_incident(Reported(), report(calls=[failed(0)]), ignored, 1)[0] is None
+    incident, _ = due_incident(Reported(), report(calls=[failed(0), failed(1, destination=8)]), ignored, 2)
     assert incident is not None
     assert incident.call == failed(1, destination=8)
 
 
 def test_where_nobody_counts_them_alerts_are_all_there_is() -> None:
-    assert look(Told(), make_report(alerts=[CRITICAL]), (), 0)[0] == Incident(
+    assert due_incident(Reported(), make_report(alerts=[CRITICAL]), (), 0)[0] == Incident(
         reason=Reason.CRITICAL, alerts=(CRITICAL,)
     )
 
@@ -212,21 +212,21 @@ def test_failed_polls_bring_none_and_lose_none() -> None:
     assert looker.at(0, CRITICAL) is not None
     failed_poll = replace(report(CRITICAL), success=False, error="the kernel could not be read")
 
-    assert look(looker.told, failed_poll, (), PAUSE_SECONDS)[0] is None
+    assert due_incident(looker.reported, failed_poll, (), PAUSE_SECONDS)[0] is None
 
 
 def test_what_could_not_be_kept_is_due_again_after_the_pause() -> None:
-    before = Told()
-    incident, _ = look(before, report(CRITICAL, calls=[failed(0)]), (), 1)
+    before = Reported()
+    incident, _ = due_incident(before, report(CRITICAL, calls=[failed(0)]), (), 1)
     assert incident is not None
-    told = before.delayed(Reason.EXHAUSTION, 1).delayed(Reason.CRITICAL, 1)
+    reported = before.delayed(Reason.EXHAUSTION, 1).delayed(Reason.CRITICAL, 1)
 
-    assert look(told, report(CRITICAL, calls=[failed(0)]), (), PAUSE_SECONDS)[0] is None
-    assert look(told, report(CRITICAL, calls=[failed(0)]), (), PAUSE_SECONDS + 1)[0] == incident
+    assert due_incident(reported, report(CRITICAL, calls=[failed(0)]), (), PAUSE_SECONDS)[0] is None
+    assert due_incident(reported, report(CRITICAL, calls=[failed(0)]), (), PAUSE_SECONDS + 1)[0] == incident
 
 
 def test_a_look_changes_nothing_of_the_report() -> None:
     one = report(CRITICAL)
-    look(Told(), one, (), 0)
+    due_incident(Reported(), one, (), 0)
 
     assert one.alerts == Alerts(states={CRITICAL.key: CRITICAL})
