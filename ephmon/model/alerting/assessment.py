@@ -111,7 +111,7 @@ def _assess_namespace(
     one: NamespaceSurvey, thresholds: Thresholds, ignored: Sequence[DestinationPattern]
 ) -> Assessment:
     sysctls = one.namespace.sysctls
-    near = one.worst(ignored, number=MOST_JUDGED, at_least=thresholds.lowest_utilisation())
+    near = one.worst(ignored, number=MOST_JUDGED, at_least=thresholds.lowest_clear())
     is_cut = len(near) == MOST_JUDGED
     pools = [entry.pools.pool(entry.key) for entry in near or one.worst(ignored, number=1)]
     findings = [_of_pool(pool, sysctls, thresholds) for pool in pools]

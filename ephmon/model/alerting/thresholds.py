@@ -92,10 +92,6 @@ class Thresholds:
         """Return the most urgent severity whose threshold the utilisation ratio of a pool reaches, `for` ignored."""
         return severity_reached(utilisation, self.of(key))
 
-    def lowest_utilisation(self) -> float:
-        """Return the ratio below which no threshold of any pool is reached."""
-        return min(threshold.utilisation for threshold in self._every())
-
     def lowest_clear(self) -> float:
         """Return the ratio below which no alert of any pool goes on."""
         return min(threshold.clear for threshold in self._every())
