@@ -137,9 +137,9 @@ def _sentences(report: Report) -> Iterator[str]:
         yield _worst(report)
     if firing := len(report.alerts.firing):
         yield "1 alert fires." if firing == 1 else f"{firing} alerts fire."
-    if report.pace.is_stretched:
-        usual = f"{report.interval_seconds:g} s"
-        yield f"Polls come every {report.pace.full:.1f} s instead of {usual}, to keep to their CPU budget."
+    if report.pace.limited_by is not None:
+        usual, key = report.interval_seconds, report.pace.limited_by
+        yield f"Polls come every {report.pace.full:.1f} s instead of {usual:g} s, because {key} allows no more."
     yield from gaps(report)
 
 

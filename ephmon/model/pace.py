@@ -1,24 +1,28 @@
-"""How often to poll: no more than the CPU budget allows, and closer where a pool is about to run out.
+"""How often to poll: no more than the CPU budgets allow, and more often where a pool is about to run out.
 
-A *full* poll reads everything. Its cost grows with the sockets of the host, so it comes no more often than a share of
-one core permits (`poll.cpu_budget`). When a pool is above its warning threshold, up to `poll.urgent_cpu_budget` may be
-spent: half of it on full polls, half on *narrow* ones in between, which read the sockets toward the destinations in
-question alone. Where it is the blocked ports that are many, or a pool without a destination is what fills, there is no
-destination to look at, and full polls come at the urgent interval instead.
+A *full* poll reads everything. Its cost grows with the sockets of the host, so full polls come only as often as
+`poll.cpu_budget` allows, which is a share of one core. While a pool is above its warning threshold, polls may use
+`poll.urgent_cpu_budget`: half of it for full polls, half for *narrow* polls in between, which read only the sockets
+toward the destinations in question. Two conditions have no such destination: many blocked ports, and a pool without a
+destination that fills. Then full polls come at the urgent interval, and may use all of that budget.
+
+Full polls never come less often because a pool runs out. Where they would, they go on as usual, and narrow polls get
+what is left of the urgent budget.
 
 A full poll gathers evidence of how each port was chosen, or it only counts, which is cheaper. While evidence at every
-poll fits into the budget it is gathered at every poll. Where it does not, it is gathered at every fourth, unless it
-settles most ports (then it would be missed) or something needs a closer look.
+poll fits into the budget, every poll gathers it. Otherwise every fourth poll does, unless evidence settles most ports
+(then it would be missed) or a pool is about to run out.
 
-The cost that counts is the middle one of the last three polls, so that one dear poll does not blind the daemon.
+The cost that counts is the median of the last three polls, so that one expensive poll does not blind the daemon.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.model.pools.connect import destination_of
 
@@ -33,9 +37,9 @@ if TYPE_CHECKING:
 
 REMEMBERED_COSTS = 3
 POLLS_PER_EVIDENCE = 4
-"""Where evidence is dear, one poll out of so many gathers it."""
+"""Where evidence is expensive, one full poll out of so many gathers it."""
 MOST_WATCHED = 16
-"""So many destinations are watched by narrow polls at once; each costs every socket a test in the kernel."""
+"""Narrow polls read at most so many destinations, because the kernel compares every socket with each of them."""
 
 
 class Poll(StrEnum):
@@ -54,14 +58,21 @@ class Poll(StrEnum):
         return "narrow" if self is Poll.NARROW else "full"
 
 
+class BudgetKey(StrEnum):
+    """The configuration keys that bound the CPU time of polls."""
+
+    USUAL = "poll.cpu_budget"
+    URGENT = "poll.urgent_cpu_budget"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """What needs a closer look."""
+    """What needs more polls than usual."""
 
     destinations: tuple[Destination, ...] = ()
     """Where the tcp_connect pools lead to that are at or above their warning thresholds, the fullest first."""
     everything: bool = False
-    """Full polls are needed to see it: blocked ports are many, or a pool without a destination fills."""
+    """Whether it takes full polls: many ports are blocked, or a pool without a destination fills."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,18 +97,35 @@ class Pace:
     """How often to poll from now on, in seconds."""
 
     full: float
+    """From one full poll to the next."""
     narrow: float | None = None
-    """None: no narrow polls."""
+    """From one narrow poll to the next; None: no narrow polls."""
     soonest: float = 1.0
-    """No narrow poll comes sooner than this after another poll, also not one that a failed connect() asks for."""
+    """No narrow poll comes sooner than this after another poll, not even where connect() failed."""
     polls_per_evidence: int = 1
     """One full poll out of so many gathers evidence."""
-    is_stretched: bool = False
-    """The budget makes full polls rarer than the configuration asks for."""
+    limited_by: BudgetKey | None = None
+    """The budget that makes full polls rarer than `poll.interval`; None if they are not."""
+
+
+class _FullPolls(NamedTuple):
+    """One way to make full polls."""
+
+    interval: float
+    cost: float
+    """CPU seconds of one poll, on average."""
+    polls_per_evidence: int
+    budget: BudgetKey
+    """What the interval depends on if polls are expensive."""
+
+    @property
+    def cpu_share(self) -> float:
+        """The share of one core that they use."""
+        return self.cost / self.interval
 
 
 def watch(pools: Sequence[Pool], blocked: Sequence[BlockedPorts], thresholds: Thresholds) -> Watch:
-    """Return what needs a closer look.
+    """Return what needs more polls than usual.
 
     Args:
         pools: The listed pools, the fullest first.
@@ -114,29 +142,45 @@ def watch(pools: Sequence[Pool], blocked: Sequence[BlockedPorts], thresholds: Th
 
 def pace(rules: PollingRules, costs: Costs, watched: Watch, *, evidence_settles_much: bool = True) -> Pace:
     """Return how often to poll, given what polls cost, what is watched, and whether evidence settles most ports."""
-    full, narrow = _middle(costs.full), _middle(costs.narrow)
-    half = rules.urgent_cpu_budget / 2
-    soonest = max(rules.urgent_interval_seconds, narrow / half)
-    polls = 1
-    if watched.everything:
-        wanted = min(rules.interval_seconds, rules.urgent_interval_seconds)
-        interval = max(wanted, full / rules.urgent_cpu_budget)
-    elif watched.destinations:
-        interval = max(rules.interval_seconds, full / half)
-    else:
-        affordable = rules.cpu_budget * rules.interval_seconds
-        polls = 1 if evidence_settles_much or full <= affordable else POLLS_PER_EVIDENCE
-        counting = _middle(costs.counting) or full
-        interval = max(rules.interval_seconds, (full + (polls - 1) * counting) / polls / rules.cpu_budget)
-    is_narrow = bool(watched.destinations) and not watched.everything and soonest < interval
+    usual = _usual_full_polls(rules, costs, evidence_settles_much=evidence_settles_much)
+    urgent = _urgent_full_polls(rules, costs, watched)
+    # The usual polls may have the larger budget, or be cheaper because most of them only count.
+    polls = usual if urgent is None or usual.interval < urgent.interval else urgent
+    cost = _median(costs.narrow)
+    soonest = max(rules.urgent_interval_seconds, cost / (rules.urgent_cpu_budget / 2))
+    left = rules.urgent_cpu_budget - polls.cpu_share
+    narrow = max(soonest, cost / left) if left > 0 else math.inf
+    has_narrow = bool(watched.destinations) and not watched.everything and narrow < polls.interval
     return Pace(
-        full=interval,
-        narrow=soonest if is_narrow else None,
+        full=polls.interval,
+        narrow=narrow if has_narrow else None,
         soonest=soonest,
-        polls_per_evidence=polls,
-        is_stretched=interval > rules.interval_seconds,
+        polls_per_evidence=polls.polls_per_evidence,
+        limited_by=polls.budget if polls.interval > rules.interval_seconds else None,
     )
 
 
-def _middle(costs: Sequence[float]) -> float:
+def _usual_full_polls(rules: PollingRules, costs: Costs, *, evidence_settles_much: bool) -> _FullPolls:
+    """Return the full polls while nothing is urgent."""
+    full = _median(costs.full)
+    is_affordable = full <= rules.cpu_budget * rules.interval_seconds
+    every = 1 if evidence_settles_much or is_affordable else POLLS_PER_EVIDENCE
+    counting = _median(costs.counting) or full  # before the first poll that only counts, nothing better is known
+    cost = (full + (every - 1) * counting) / every
+    return _FullPolls(max(rules.interval_seconds, cost / rules.cpu_budget), cost, every, BudgetKey.USUAL)
+
+
+def _urgent_full_polls(rules: PollingRules, costs: Costs, watched: Watch) -> _FullPolls | None:
+    """Return the full polls while something is watched, None while nothing is."""
+    if watched.everything:
+        wanted, share = min(rules.interval_seconds, rules.urgent_interval_seconds), rules.urgent_cpu_budget
+    elif watched.destinations:
+        wanted, share = rules.interval_seconds, rules.urgent_cpu_budget / 2
+    else:
+        return None
+    cost = _median(costs.full)
+    return _FullPolls(max(wanted, cost / share), cost, 1, BudgetKey.URGENT)
+
+
+def _median(costs: Sequence[float]) -> float:
     return median(costs) if costs else 0.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.daemon.service_manager import LONGEST_STATUS, ServiceManager, status_line
-from ephmon.model.pace import Pace
+from ephmon.model.pace import BudgetKey, Pace
 from tests.builders import make_alert, make_pool, make_report
 
 if TYPE_CHECKING:
@@ -170,12 +170,12 @@ def test_the_status_names_the_worst_pool() -> None:
 
 
 def test_the_status_says_that_polls_are_stretched_and_how_many_alerts_fire() -> None:
-    pace = Pace(full=12.34, is_stretched=True)
+    pace = Pace(full=12.34, limited_by=BudgetKey.USUAL)
     report = replace(make_report(listed=[], alerts=[make_alert()]), pace=pace)
 
     assert status_line(report) == (
         "No pool holds enough ports to be listed. 1 alert fires. "
-        "Polls come every 12.3 s instead of 5 s, to keep to their CPU budget."
+        "Polls come every 12.3 s instead of 5 s, because poll.cpu_budget allows no more."
     )
 
 

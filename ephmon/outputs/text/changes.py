@@ -124,18 +124,20 @@ def _process_changes(previous: Health, now: Health) -> Iterator[Line]:
 
 
 def _pace_changes(previous: Report, report: Report) -> Iterator[Line]:
-    if report.pace.is_stretched and not previous.pace.is_stretched:
+    key, before = report.pace.limited_by, previous.pace.limited_by
+    # Only the first key is named: a pool that wavers around its threshold would change it at every poll.
+    if key is not None and before is None:
         yield Line(
             logging.WARNING,
-            "Polls come less often than poll.interval asks for, because one takes more CPU than poll.cpu_budget "
-            "allows; raise poll.cpu_budget for a closer watch.",
+            f"Polls come less often than poll.interval says, because they would use more CPU than {key} allows. "
+            f"Raise {key} to poll more often.",
             {
                 "interval_seconds": round(report.pace.full, 1),
                 "cpu_seconds": round(report.full_poll_cpu_seconds or 0.0, 3),
             },
         )
-    if previous.pace.is_stretched and not report.pace.is_stretched:
-        yield Line(logging.INFO, "Polls come as often as poll.interval asks for again.")
+    if key is None and before is not None:
+        yield Line(logging.INFO, "Polls come as often as poll.interval says again.")
 
 
 def _namespace_changes(known: NamespaceReport | None, namespace: NamespaceReport) -> Iterator[Line]:

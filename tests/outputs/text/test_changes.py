@@ -14,6 +14,7 @@ from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.collectors import Health
+from ephmon.model.pace import BudgetKey, Pace
 from ephmon.outputs.text import changes
 from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
 
@@ -33,6 +34,7 @@ TORN = (
 )
 LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
+STRETCHED = replace(GOOD, pace=Pace(full=8.0, limited_by=BudgetKey.URGENT), full_poll_cpu_seconds=1.0)
 LIFTED = make_pool(usable=28_232, blocked=20_001, in_use=3_001)
 IS_NEAR = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."
 SYSCTLS = make_namespace().sysctls
@@ -225,6 +227,30 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         GOOD.with_health(processes=Health(available=False, reason="1 of 1 may not be read.")),
         GOOD.with_health(processes=Health(available=False, reason="2 of 2 may not be read.")),
         [],
+    ),
+    "polls that become too expensive": (
+        GOOD,
+        STRETCHED,
+        [
+            (
+                "warning",
+                (
+                    "Polls come less often than poll.interval says, because they would use more CPU than "
+                    "poll.urgent_cpu_budget allows. Raise poll.urgent_cpu_budget to poll more often. "
+                    "interval_seconds=8.0 cpu_seconds=1.0"
+                ),
+            )
+        ],
+    ),
+    "polls that another budget limits now": (
+        STRETCHED,
+        replace(STRETCHED, pace=Pace(full=50.0, limited_by=BudgetKey.USUAL)),
+        [],
+    ),
+    "polls that become cheap enough": (
+        STRETCHED,
+        GOOD,
+        [("info", "Polls come as often as poll.interval says again.")],
     ),
     "an alert that ends": (
         make_report(alerts=[make_alert(NEAR)]),
