@@ -223,7 +223,7 @@ def test_the_table_says_which_pools_the_configuration_leaves_out(ns: Namespace, 
     write(config, f"pools: {{ignore_destinations: ['{HERE}:80']}}\n")
 
     last = pools(ns, config).stdout.splitlines()[-1]
-    assert last == f"Pools shown: {total - 1} of {total}; pools.ignore_destinations leaves out 1."
+    assert last == f"Pools shown: {total - 1} of {total}; pools.ignore_destinations excludes 1."
 
 
 def test_the_configuration_decides_what_is_left_out_and_how_it_is_read(ns: Namespace, config: Path) -> None:

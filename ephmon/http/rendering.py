@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ephmon.http.publication import Publication
@@ -32,15 +33,8 @@ def publication_of(
         process_registry: The collector of `process_*` and `python_*`.
         expires_at: When the data stops being live, in seconds of the monotonic clock.
     """
-    text, openmetrics = (
-        exposition.render(
-            report,
-            kernel_release=kernel_release,
-            process_registry=process_registry,
-            openmetrics=openmetrics,
-        )
-        for openmetrics in (False, True)
-    )
+    render = partial(exposition.render, report, kernel_release=kernel_release, process_registry=process_registry)
+    text, openmetrics = render(openmetrics=False), render(openmetrics=True)
     return Publication.of(
         expires_at=expires_at,
         metrics=text.full,

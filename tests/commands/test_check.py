@@ -98,7 +98,7 @@ def test_it_follows_a_pool_that_fills_up(ns: Namespace, config: Path) -> None:
 
     first, cause, *_ = destination.out.splitlines()
     assert first == (
-        "EPHMON CRITICAL - tcp_connect from 127.0.0.1 to 127.0.0.1:80 is at 100.0% (critical from 90.0% on), no port "
+        "EPHMON CRITICAL - tcp_connect from 127.0.0.1 to 127.0.0.1:80 is at 100.0% (critical from 90.0%), no port "
         "is left: the next allocation fails with EADDRNOTAVAIL | utilisation=1;0.7;0.9;0;1 remaining=0;;;0;1000"
     )
     assert cause == "Likely cause: Connections to 127.0.0.1:80 stay open: 1000 of 1000 sockets are ESTABLISHED."
@@ -145,7 +145,7 @@ def test_ports_that_are_blocked_are_one_finding(ns: Namespace, config: Path) -> 
 
     assert (host.status, destination.status) == (1, 1)
     assert lines[0] == (
-        "EPHMON WARNING - 750 of 1000 usable ports, 75.0%, are blocked for every connect() (warning from 70.0% on); "
+        "EPHMON WARNING - 750 of 1000 usable ports, 75.0%, are blocked for every connect() (warning from 70.0%); "
         "tcp_connect from 127.0.0.1 to 127.0.0.1:80 is at 81.0%, tcp_connect from 127.0.0.1 to 127.0.0.1:81 is at 79.0%"
         " | utilisation=0.81;0.7;0.9;0;1 remaining=190;;;0;1000 blocked=0.75;0.7;0.9;0;1"
     )
@@ -165,10 +165,10 @@ def test_the_configuration_decides_by_its_overrides_and_what_it_ignores(ns: Name
     host, ignored = ask(ns, config), ask(ns, config, f"{HERE}:81")
 
     assert (host.status, ignored.status) == (2, 2)
-    assert "127.0.0.1:80 is at 30.0% (critical from 30.0% on)" in host.out
+    assert "127.0.0.1:80 is at 30.0% (critical from 30.0%)" in host.out
     assert ":81" not in host.out
     assert "utilisation=0.3;0.2;0.3;0;1" in host.out
-    assert "127.0.0.1:81 is at 40.0% (critical from 30.0% on)" in ignored.out, "who asks for it gets it"
+    assert "127.0.0.1:81 is at 40.0% (critical from 30.0%)" in ignored.out, "who asks for it gets it"
 
 
 def test_limits_on_the_command_line_hold_for_all(ns: Namespace, config: Path) -> None:
@@ -192,7 +192,7 @@ def test_limits_on_the_command_line_hold_for_all(ns: Namespace, config: Path) ->
 def test_without_a_pool_all_is_well(ns: Namespace, config: Path) -> None:
     assert ask(ns, config) == (
         0,
-        "EPHMON OK - no pool exists, nothing draws from the port range | blocked=0;0.7;0.9;0;1\n",
+        "EPHMON OK - no pool exists, because no socket uses the port range | blocked=0;0.7;0.9;0;1\n",
         "",
     )
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_seen_is_a_remark_and_no_alarm(ns: Namespace, config: Pat
     got = ask(ns, config)
 
     assert got.status == 0
-    assert "TCP sockets that are bound but not connected cannot be seen: remaining may be less.\n" in got.out
+    assert "Bound TCP sockets without a connection are not visible: fewer ports may remain.\n" in got.out
     assert "~980 of 1000 ports are left" in got.out
 
 
@@ -380,7 +380,7 @@ def test_half_an_answer_is_not_ok(halved: tuple[Namespace, list[str]]) -> None:
 
     assert (got.status, got.err) == (3, "")
     assert re.match(
-        r"EPHMON UNKNOWN - \S+/net/udp [^|]*; of what was read, tcp_connect from 127\.0\.0\.1 to 127\.0\.0\.1:80 is at "
+        r"EPHMON UNKNOWN - \S+/net/udp [^|]*; apart from that, tcp_connect from 127\.0\.0\.1 to 127\.0\.0\.1:80 is at "
         r"2\.0%, ~980 of 1000 ports are left \| utilisation=0\.02;0\.7;0\.9;0;1 remaining=980;;;0;1000 ",
         got.out,
     )

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 LOW, HIGH = 40_000, 40_999
 HERE, OWN, V6 = "127.0.0.1", "10.8.0.1", "::1"
-FAILS = "connect() then fails with EADDRNOTAVAIL; ports blocked for it are so toward every destination.\n"
+FAILS = "Then connect() fails with EADDRNOTAVAIL. Blocked ports count for every destination.\n"
 FULL = "1000 usable ports - 0 in use = 1000.\n"
 TCP_BIND = (
-    "bind() to port 0 then fails with EADDRINUSE; each such socket also takes a port from every plain connect().\n"
+    "Then bind() to port 0 fails with EADDRINUSE. Each such socket also takes a port from every plain connect().\n"
 )
-UDP_BIND = "bind() to port 0 then fails with EADDRINUSE, whatever the destination.\n"
-UDP_CONNECT = "connect() or sendto() then fails with EAGAIN, toward every destination.\n"
+UDP_BIND = "Then bind() to port 0 fails with EADDRINUSE, for every destination.\n"
+UDP_CONNECT = "Then connect() or sendto() fails with EAGAIN, for every destination.\n"
 
 
 def headroom(*arguments: str) -> Answer:
@@ -171,7 +171,7 @@ def test_an_estimate_comes_with_its_bounds(ask: Ask) -> None:
     ask.open(Recipe(connect=(HERE, 81)), 20)
 
     assert ask(f"{HERE}:80").out.splitlines()[0] == (
-        f"1000 more connections from {HERE} to {HERE}:80 by estimate, at least 980 and at most 1000."
+        f"1000 more connections from {HERE} to {HERE}:80 (an estimate: at least 980, at most 1000)."
     )
 
 
@@ -435,7 +435,7 @@ def test_without_privilege_the_probe_says_what_it_needs_after_the_bounds_and_is_
         "ephmon: The probe needs CAP_NET_ADMIN; run it as root, or grant that capability.\n",
     )
     assert (plain.status, plain.err, plain.out.count("\n")) == (0, "", 3)
-    assert (f" by estimate, at least {1000 - clients} and at most 1000." in plain.out) is (clients > 0)
+    assert (f" (an estimate: at least {1000 - clients} and at most 1000." in plain.out) is (clients > 0)
     assert (as_json.status, as_json.err) == (1, refused.err)
     document = json.loads(as_json.out)
     assert (document["method"], document["remaining_ports_min"]) == ("inet_diag", 1000 - clients)
@@ -451,7 +451,7 @@ def test_a_probe_that_is_cut_short_says_how_far_it_came_and_is_status_1(ask: Ask
         "Raise poll.deadline for an exact number.\n"
     )
     assert answer.out.startswith(
-        f"1000 more connections from {HERE} to {HERE}:80 by estimate, at least 980 and at most 1000."
+        f"1000 more connections from {HERE} to {HERE}:80 (an estimate: at least 980, at most 1000)."
     )
 
 

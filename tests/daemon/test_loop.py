@@ -474,7 +474,7 @@ def test_a_probe_that_is_cut_is_told_and_does_not_fail_the_poll(ns: Namespace, t
     assert cut[AMBIGUOUS] >= 30
     (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ports in doubt" in line]
     assert said == (
-        'warning msg="Ports in doubt are not all probed: The probe was cut after 1 s; its answers count, and the next '
+        'warning msg="Ambiguous ports are not all probed: The probe was cut after 1 s; its answers count, and the next '
         'polls ask about the rest."'
     )
     assert answered[pool("in_use_ports")] == 30

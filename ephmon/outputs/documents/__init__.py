@@ -1,1 +1,1 @@
-"""Answers for programs: JSON documents, and incident files read back."""
+"""JSON documents for programs, and reading incident files."""

@@ -1,6 +1,6 @@
 """The JSON that `--json` prints and `/api/v1/pools` serves: a Report in, a document with a schema number out.
 
-The keys are a contract with other software. Fields may be added under the same `SCHEMA`; none may leave or change.
+Other software depends on the keys. With the same `SCHEMA`, fields may be added, but none may be removed or changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 _DECIMALS = 6
-"""Of ratios and seconds. A pool of 65,535 ports moves in steps of 0.000015, so only an exhausted one rounds to 1.0."""
+"""Of ratios and seconds. A pool of 65,535 ports changes in steps of 0.000015, so only an exhausted pool shows 1.0."""
 _FORECAST_FIELDS = (
     "opens_per_second",
     "growth_per_second",
@@ -33,9 +33,9 @@ _FORECAST_FIELDS = (
 def pools_document(report: Report, pools: Sequence[Pool]) -> dict[str, Any]:
     """Return the document that lists `pools`, in the order given.
 
-    `pools_total` counts the pools that exist and `pools_listed` those given. Before the first good poll `taken_at` is
-    null and `complete` false. What lies ahead of a pool is null where there is no forecast of it, as in every report of
-    a single poll, and who holds its ports where nobody asked.
+    `pools_total` counts the pools that exist, `pools_listed` those in the document. Before the first successful poll
+    `taken_at` is null and `complete` false. The fields of the forecast are null if there is none, as in a report of a
+    single poll. The fields of owners are null if owners were not read.
     """
     forecasts = {listed.pool.key: listed.forecast for listed in report.listed}
     return {
@@ -98,7 +98,7 @@ def _forecast_fields(forecast: Forecast | None) -> dict[str, float | None]:
 
 
 def owner_fields(owners: Owners | None) -> dict[str, Any]:
-    """Return who holds the ports of a pool, null where nobody asked; a port that two hold counts for both."""
+    """Return who holds the ports of a pool, null if owners were not read; a port with two owners counts for both."""
     return {
         "owners": None if owners is None else [_share_object(share) for share in owners.shares],
         "other_owners": None if owners is None else owners.other_owners,
@@ -108,8 +108,14 @@ def owner_fields(owners: Owners | None) -> dict[str, Any]:
 
 
 def blocked_owner_fields(owners: Owners | None) -> dict[str, Any]:
-    """Return the same of the blocked ports of a namespace."""
-    return {name.replace("owner", "blocked_owner"): value for name, value in owner_fields(owners).items()}
+    """Return who holds the blocked ports of a namespace, null if owners were not read."""
+    fields = owner_fields(owners)
+    return {
+        "blocked_owners": fields["owners"],
+        "other_blocked_owners": fields["other_owners"],
+        "other_blocked_owner_ports": fields["other_owner_ports"],
+        "unknown_blocked_owner_ports": fields["unknown_owner_ports"],
+    }
 
 
 def _share_object(share: OwnerShare) -> dict[str, Any]:
@@ -123,14 +129,15 @@ def _share_object(share: OwnerShare) -> dict[str, Any]:
 
 
 def error_document(message: str) -> dict[str, Any]:
-    """Return what stands in for a document that cannot be given; `message` is one sentence that says why."""
+    """Return the document for an error; `message` is one sentence that says why there is no other document."""
     return {"schema": SCHEMA, "error": message}
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """Return `document` as JSON in ASCII with a newline at its end.
 
-    Raises ValueError for a number that JSON does not have (NaN, infinity).
+    Raises:
+        ValueError: A number is NaN or infinite, which JSON does not allow.
     """
     return json.dumps(document, allow_nan=False).encode("ascii") + b"\n"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def exhaustions_document(report: Report) -> dict[str, Any]:
-    """Return what is known of failed calls; `available` false, and why, where they are not counted at the moment."""
+    """Return the failed calls; `available` is false if they are not counted now, and `error` says why."""
     exhaustions, health = report.exhaustions, report.health(Collector.EXHAUSTIONS)
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -38,7 +38,7 @@ def exhaustions_document(report: Report) -> dict[str, Any]:
 
 
 def event_object(event: ExhaustionEvent) -> dict[str, Any]:
-    """Return one failed call; what is not known of its caller is null."""
+    """Return one failed call; fields of the caller that are not known are null."""
     owner = owner_of(event.cgroup, event.uid)
     return {
         "at": utc_time(event.at),

@@ -1,6 +1,6 @@
-"""An incident as a document: all that is known at its moment, so that it can be understood elsewhere and much later.
+"""An incident as a document: everything known at its moment, so that people can understand it elsewhere and later.
 
-It is bounded whatever the host does, and holds nothing of the configuration, which may have secrets in it.
+Its size is bounded, whatever the host does. It contains nothing of the configuration, which may contain secrets.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 DOCUMENT = "ephmon incident"
-"""The value of `document`, by which such a file is known."""
+"""The value of `document`, which identifies such a file."""
 
-MOST_POOLS = 20
-"""The fullest ones, and those that the incident is about."""
-MOST_ALERTS = 20
-MOST_ADVISED = 5
-"""Of these alerts the first have advice, which may name every reserved port."""
-MOST_EVENTS = 50
-"""The last failed connect() calls of our own namespace."""
-MOST_DESTINATIONS = 20
+MAX_POOLS = 20
+"""The pools that the incident is about, then the fullest ones."""
+MAX_ALERTS = 20
+MAX_ADVISED = 5
+"""How many of the alerts have advice. Advice may be long, because it may list every reserved port."""
+MAX_EVENTS = 50
+"""The last failed connect() calls of ephmon's own namespace."""
+MAX_DESTINATIONS = 20
 
 
 class Origin(NamedTuple):
-    """Where a document comes from."""
+    """Which host and which versions a document comes from."""
 
     host: str
     """Its name."""
@@ -62,8 +62,8 @@ class Origin(NamedTuple):
 def document(report: Report, incident: Incident, *, at: float, origin: Origin) -> dict[str, Any]:
     """Return the document; `at` is when the incident was noticed, in seconds since the epoch.
 
-    `snapshot` and `exhaustions` are what `/api/v1/pools` and `/api/v1/exhaustions` answer, cut to what is worst and
-    latest.
+    `snapshot` and `exhaustions` have the form of `/api/v1/pools` and `/api/v1/exhaustions`, cut to the fullest pools
+    and the latest calls.
     """
     alerts = _alerts(report, incident)
     return {
@@ -103,15 +103,15 @@ def _failed_call(call: ExhaustionEvent) -> str:
 
 
 def _alerts(report: Report, incident: Incident) -> list[Alert]:
-    """Return alerts that fire, those first that the incident is about."""
+    """Return active alerts, beginning with those that the incident is about."""
     about = {alert.key: alert for alert in incident.alerts}
     others = (alert for alert in report.alerts.firing if alert.key not in about)
-    return list(islice(chain(about.values(), others), MOST_ALERTS))
+    return list(islice(chain(about.values(), others), MAX_ALERTS))
 
 
 def _alert_objects(alerts: list[Alert], report: Report) -> list[dict[str, Any]]:
     objects = alert_objects(Alerts(states={alert.key: alert for alert in alerts}))
-    advice = (advice_on(alert, report) if place < MOST_ADVISED else None for place, alert in enumerate(alerts))
+    advice = (advice_on(alert, report) if index < MAX_ADVISED else None for index, alert in enumerate(alerts))
     return [
         {**one, "advice": None if known is None else advice_object(known)}
         for one, known in zip(objects, advice, strict=True)
@@ -119,11 +119,11 @@ def _alert_objects(alerts: list[Alert], report: Report) -> list[dict[str, Any]]:
 
 
 def _pools(report: Report, incident: Incident, alerts: list[Alert]) -> list[Pool]:
-    """Return the pools to tell of, worst first."""
+    """Return the pools of the document, fullest first."""
     known = {pool.key: pool for alert in alerts for pool in alert.pools}
     known |= {listed.pool.key: listed.pool for listed in report.listed}
     about = {alert.key.pool for alert in incident.alerts} | {_pool_of(incident.call)}
-    chosen = nsmallest(MOST_POOLS, known.values(), key=lambda pool: (pool.key not in about, worst_first(pool)))
+    chosen = nsmallest(MAX_POOLS, known.values(), key=lambda pool: (pool.key not in about, worst_first(pool)))
     return sorted(chosen, key=worst_first)
 
 
@@ -135,19 +135,19 @@ def _pool_of(call: ExhaustionEvent | None) -> PoolKey | None:
 
 
 def _cut(exhaustions: Exhaustions | None) -> Exhaustions | None:
-    """Return what is known of failed calls with a few destinations, and of the calls the last of our own namespace."""
+    """Return the failed calls with the first destinations and the last calls of ephmon's own namespace only."""
     if exhaustions is None:
         return None
     own = [event for event in exhaustions.events if event.netns.label == OWN_NETNS]
     return replace(
         exhaustions,
-        events=tuple(own[-MOST_EVENTS:]),
-        destinations=dict(islice(exhaustions.destinations.items(), MOST_DESTINATIONS)),
+        events=tuple(own[-MAX_EVENTS:]),
+        destinations=dict(islice(exhaustions.destinations.items(), MAX_DESTINATIONS)),
     )
 
 
 def _sysctls(sysctls: Sysctls) -> dict[str, Any]:
-    """Return the sysctls by the names that they have below net.ipv4; the delay is a fixed one before Linux 6.14."""
+    """Return the sysctls by their names below net.ipv4; before Linux 6.14 the reuse delay is fixed."""
     low, high = sysctls.port_range
     return {
         "ip_local_port_range": f"{low} {high}",

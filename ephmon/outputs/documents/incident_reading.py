@@ -1,7 +1,7 @@
-"""Incidents read back: a file in, its document out, checked as far as it is used.
+"""Reads incident files: every member of the document is checked when it is used.
 
-The file may come from another host and another version, may be cut off, and may be made to deceive. Whatever is wrong
-with it is an `IncidentError` with one sentence; what comes out has the type that was asked for, and is printable.
+The file may come from another host or version, may be cut off, or may be crafted to deceive. Everything wrong with it
+is an `IncidentError` with one sentence. Values have the requested type, and text is printable.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ if TYPE_CHECKING:
 
 W = TypeVar("W", bound="StrEnum")
 
-MOST_BYTES = 8 << 20
-"""Far more than an incident ever has."""
-_MOST = 1 << 53
-"""Greater numbers are not the same in all programs that read JSON."""
-_FEW = 100
-"""So many entries of a list are looked at."""
+MAX_BYTES = 8 << 20
+"""Far more than the bounds of `ephmon.outputs.documents.incident` allow."""
+_MAX_NUMBER = 1 << 53
+"""Programs that read numbers as IEEE 754 doubles lose digits of larger ones (RFC 8259, section 6)."""
+_MAX_ENTRIES = 100
+"""How many entries of a list are used."""
 
 
 class IncidentError(EphmonError):
-    """A file is no incident, or a damaged one, or of a version that this one does not know."""
+    """A file is not an incident, is damaged, or comes from an unknown version."""
 
 
 class Part:
-    """An object of a document. Its members are asked for by type; what is missing or of another type is an error."""
+    """An object of a document. A member is requested by type; a missing member or another type is an error."""
 
-    def __init__(self, value: object, place: str = "") -> None:
-        self._place = place
-        self._members: dict[str, Any] = value if isinstance(value, dict) else self._refuse("", "is no object")
+    def __init__(self, value: object, path: str = "") -> None:
+        self._path = path
+        self._members: dict[str, Any] = value if isinstance(value, dict) else self._refuse("", "is not an object")
 
     def text(self, name: str) -> str:
         """Return a text, printable and on one line."""
         value = self._member(name)
-        return one_line(value) if isinstance(value, str) else self._refuse(name, "is no text")
+        return one_line(value) if isinstance(value, str) else self._refuse(name, "is not text")
 
     def number(self, name: str) -> float:
         """Return a number."""
         value = self._member(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MOST:
-            self._refuse(name, "is no number that can be")
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _MAX_NUMBER:
+            self._refuse(name, "is not a valid number")
         return value
 
     def count(self, name: str) -> int:
         """Return a whole number that is not negative."""
         value = self.number(name)
-        return value if isinstance(value, int) and value >= 0 else self._refuse(name, "is no count")
+        return value if isinstance(value, int) and value >= 0 else self._refuse(name, "is not a count")
 
     def text_or_none(self, name: str) -> str | None:
-        """Return a text, None for null and where it is missing."""
+        """Return a text, None if it is null or missing."""
         return self.text(name) if self.has(name) else None
 
     def count_or_none(self, name: str) -> int | None:
-        """Return a count, None for null and where it is missing."""
+        """Return a count, None if it is null or missing."""
         return self.count(name) if self.has(name) else None
 
     def truth(self, name: str) -> bool:
@@ -82,14 +82,14 @@ class Part:
         return Part(self._member(name), self._at(name))
 
     def parts(self, name: str) -> list[Part]:
-        """Return a list of objects, of a long one the first hundred."""
-        return [Part(value, f"{self._at(name)}[{place}]") for place, value in enumerate(self._list(name))]
+        """Return the first `_MAX_ENTRIES` objects of a list."""
+        return [Part(value, f"{self._at(name)}[{index}]") for index, value in enumerate(self._list(name))]
 
     def texts(self, name: str) -> list[str]:
-        """Return a list of texts, of a long one the first hundred."""
+        """Return the first `_MAX_ENTRIES` texts of a list."""
         values = self._list(name)
         if not all(isinstance(value, str) for value in values):
-            self._refuse(name, "is no list of texts")
+            self._refuse(name, "is not a list of texts")
         return [printable(value) for value in values]
 
     def counts(self, name: str) -> dict[str, int]:
@@ -98,52 +98,56 @@ class Part:
         return {one_line(key): part.count(key) for key in part.names()}
 
     def names(self) -> list[str]:
-        """Return the names of the members, of many the first hundred."""
-        return list(self._members)[:_FEW]
+        """Return the names of the first `_MAX_ENTRIES` members."""
+        return list(self._members)[:_MAX_ENTRIES]
 
     def json(self) -> str:
         """Return the object as JSON, in ASCII with a newline at its end."""
         return api.encode(self._members).decode()
 
     def has(self, name: str) -> bool:
-        """Tell whether a member is there and not null."""
+        """Return whether a member exists and is not null."""
         return self._members.get(name) is not None
 
     def _list(self, name: str) -> list[Any]:
         value = self._member(name)
-        return value[:_FEW] if isinstance(value, list) else self._refuse(name, "is no list")
+        return value[:_MAX_ENTRIES] if isinstance(value, list) else self._refuse(name, "is not a list")
 
     def _member(self, name: str) -> Any:
         return self._members[name] if name in self._members else self._refuse(name, "is missing")
 
     def _at(self, name: str) -> str:
         shown_name = quote(name)
-        return f"{self._place}.{shown_name}" if self._place and name else shown_name if name else self._place
+        return f"{self._path}.{shown_name}" if self._path and name else shown_name if name else self._path
 
     def _refuse(self, name: str, problem: str) -> NoReturn:
-        raise IncidentError(f"It is damaged: {self._at(name) or 'the whole'} {problem}.")
+        raise IncidentError(f"It is damaged: {self._at(name) or 'the document'} {problem}.")
 
 
 def read(path: str) -> Part:
     """Return the document of a file.
 
     Raises:
-        IncidentError: The file cannot be read, is no incident, or one that this version cannot read.
+        IncidentError: The file cannot be read, is not an incident, or has a schema that this version does not know.
     """
     return parse(_content(path))
 
 
 def parse(content: bytes) -> Part:
-    """Return the document that a file holds; raises IncidentError as `read` does."""
+    """Return the document in the content of a file.
+
+    Raises:
+        IncidentError: As `read` does.
+    """
     try:
         value = json.loads(content.decode(), parse_constant=_refuse_constant, parse_float=_finite)
-        json.dumps(value)  # what is nested nearly too deep to be read may be too deep to be written
+        json.dumps(value)  # a document that can just be read may be nested too deeply to be written
     except UnicodeDecodeError as error:
-        raise IncidentError(f"It is no text: byte {error.start} is not UTF-8.") from None
+        raise IncidentError(f"It is not text: byte {error.start} is not UTF-8.") from None
     except json.JSONDecodeError as error:
         raise IncidentError(f"It is cut off or damaged at line {error.lineno}, column {error.colno}.") from None
     except RecursionError:
-        raise IncidentError("It is damaged: it is nested too deep.") from None
+        raise IncidentError("It is damaged: it is nested too deeply.") from None
     except ValueError as error:
         raise IncidentError(f"It is damaged: {one_line(str(error))}.") from None
     if not isinstance(value, dict) or value.get("document") != DOCUMENT:
@@ -168,6 +172,6 @@ def _finite(text: str) -> float:
 
 def _content(path: str) -> bytes:
     try:
-        return read_regular_file(path, MOST_BYTES)
+        return read_regular_file(path, MAX_BYTES)
     except UnreadableFileError as error:
         raise IncidentError(f"It {error}.") from None

@@ -1,7 +1,7 @@
-"""The catalogue of metrics: one entry says all there is to say of a metric, and nothing else does.
+"""The catalogue of metrics: one entry defines everything about a metric.
 
-`ephmon.outputs.metrics.exposition` builds the exposition from `METRICS`, and the table in docs/metrics.md is held
-against it. A metric is added by adding its entry. An entry that draws no sample makes no family: what is not known is
+`ephmon.outputs.metrics.exposition` builds the exposition from `METRICS`, and a test compares the table in
+docs/metrics.md with it. To add a metric, add its entry. A metric without samples is not exposed: unknown values are
 absent, never 0.
 """
 
@@ -22,9 +22,9 @@ from ephmon.outputs.metrics.metric import (
     NAMESPACE,
     POOL,
     Metric,
+    MetricsInput,
     MetricType,
     Sample,
-    Subject,
     each_kind,
     each_namespace,
     each_pool,
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
     from ephmon.model.report import NamespaceReport
 
 
-def _build(subject: Subject) -> Iterable[Sample]:
-    yield Sample((__version__, platform.python_version(), subject.kernel_release), 1)
+def _build(source: MetricsInput) -> Iterable[Sample]:
+    yield Sample((__version__, platform.python_version(), source.kernel_release), 1)
 
 
-def _backends(subject: Subject) -> Iterable[Sample]:
-    return (Sample((protocol, backend), 1) for protocol, backend in subject.report.backends.items())
+def _backends(source: MetricsInput) -> Iterable[Sample]:
+    return (Sample((protocol, backend), 1) for protocol, backend in source.report.backends.items())
 
 
-def _collectors(subject: Subject) -> Iterable[Sample]:
-    return (Sample((collector,), health.available) for collector, health in subject.report.collectors.items())
+def _collectors(source: MetricsInput) -> Iterable[Sample]:
+    return (Sample((collector,), health.available) for collector, health in source.report.collectors.items())
 
 
-def _thresholds(subject: Subject) -> Iterable[Sample]:
-    thresholds = subject.report.thresholds
+def _thresholds(source: MetricsInput) -> Iterable[Sample]:
+    thresholds = source.report.thresholds
     yield Sample((Severity.WARNING,), thresholds.warning.utilisation)
     yield Sample((Severity.CRITICAL,), thresholds.critical.utilisation)
 
@@ -84,7 +84,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "Ports of ip_local_reserved_ports that lie inside the port range.",
+        "Ports of ip_local_reserved_ports inside the port range.",
         each_namespace(lambda namespace: namespace.reserved_ports),
     ),
     Metric(
@@ -92,7 +92,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "The port range minus its reserved ports: what an allocation may ever draw from.",
+        "The port range without its reserved ports: all ports that an allocation can get.",
         each_namespace(lambda namespace: namespace.usable_ports),
     ),
     Metric(
@@ -100,8 +100,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "Usable ports that no tcp_connect allocation can take, because a TCP socket that did not get its port from"
-        " connect() sits on them. Absent while TCP cannot be read.",
+        "Usable ports that no tcp_connect allocation can get, because a TCP socket holds them that did not get its"
+        " port from connect(). Absent while TCP cannot be read.",
         each_namespace(lambda namespace: namespace.blocked_ports),
     ),
     Metric(
@@ -109,7 +109,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "Ports held by a socket of which the kernel does not say whether connect() or bind() chose its port."
+        "Ports held by a socket for which the kernel does not show whether connect() or bind() chose the port."
         " Absent while TCP cannot be read.",
         each_namespace(lambda namespace: namespace.ambiguous_ports),
     ),
@@ -118,7 +118,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ports",
-        f"Ports of the pool on which its next allocation would conflict, those in TIME_WAIT included. {DO_NOT_SUM}",
+        f"Ports of the pool on which its next allocation would conflict, including those in TIME_WAIT. {DO_NOT_SUM}",
         each_pool(lambda listed: listed.pool.in_use),
     ),
     Metric(
@@ -126,7 +126,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ports",
-        f"The ports in use on which TIME_WAIT is all there is. {DO_NOT_SUM}",
+        f"Ports in use with nothing but TIME_WAITs. {DO_NOT_SUM}",
         each_pool(lambda listed: listed.pool.time_wait),
     ),
     Metric(
@@ -134,7 +134,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ports",
-        f"The TIME_WAIT ports that the kernel hands out again right now (tcp_tw_reuse). {DO_NOT_SUM}",
+        f"TIME_WAIT ports that the kernel gives to a new connection right now (tcp_tw_reuse). {DO_NOT_SUM}",
         each_pool(lambda listed: listed.pool.reusable),
     ),
     Metric(
@@ -142,7 +142,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ports",
-        f"How many more allocations of the pool succeed from here, best estimate. {DO_NOT_SUM}",
+        f"How many more allocations of the pool succeed, best estimate. {DO_NOT_SUM}",
         each_pool(lambda listed: listed.pool.remaining),
     ),
     Metric(
@@ -150,7 +150,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ratio",
-        "1 - remaining / usable ports, blocked ports counted as used; 1 exactly when the next allocation fails."
+        "1 - remaining / usable ports, so blocked ports count as used. It is 1 exactly when the next allocation fails."
         f" {DO_NOT_SUM}",
         each_pool(lambda listed: listed.pool.utilisation),
     ),
@@ -159,7 +159,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ratio",
-        f"Highest utilisation ratio that a poll saw in the last pools.peak_window. {DO_NOT_SUM}",
+        f"Highest utilisation ratio of the polls in the last pools.peak_window. {DO_NOT_SUM}",
         each_pool(lambda listed: listed.peak_utilisation),
     ),
     Metric(
@@ -167,8 +167,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "per second",
-        "Connections or sockets of the pool that were opened per second over the last full polls. A lower bound: what"
-        f" opens and vanishes between two polls is not seen. Absent before the third poll of the pool. {DO_NOT_SUM}",
+        "Connections or sockets of the pool opened per second over the last full polls. A lower bound: sockets that"
+        f" open and close between two polls are not seen. Absent before the third poll of the pool. {DO_NOT_SUM}",
         each_pool(lambda listed: listed.forecast.opens_per_second if listed.forecast else None),
     ),
     Metric(
@@ -176,8 +176,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "seconds",
-        "Forecast, as of the last full poll, of when the next allocation fails if the load goes on; 0 where it does"
-        f" now. Absent where the pool is not heading there. {DO_NOT_SUM}",
+        "Forecast of the last full poll: seconds until the next allocation fails if the load continues, 0 if it"
+        f" fails now. Absent if the pool is not heading for exhaustion. {DO_NOT_SUM}",
         each_pool(lambda listed: listed.forecast.seconds_to_exhaustion if listed.forecast else None),
     ),
     Metric(
@@ -193,7 +193,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         KIND,
         "pools",
-        "Pools of a kind that exist.",
+        "Pools that exist, by kind.",
         each_kind(lambda namespace: namespace.pools),
     ),
     Metric(
@@ -201,7 +201,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         KIND,
         "pools",
-        "Pools of a kind that exist and have no ephmon_pool_* series, because of pools.top, pools.min_in_use or"
+        "Pools that exist but have no ephmon_pool_* series, because of pools.top, pools.min_in_use or"
         " pools.ignore_destinations.",
         each_kind(_unlisted),
     ),
@@ -219,7 +219,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         ("protocol", "backend"),
         "",
-        "1, labelled with the interface that the last successful poll read the protocol through.",
+        "1, labelled with the interface through which the last successful poll read the protocol.",
         _backends,
         expires=False,
     ),
@@ -237,7 +237,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         ("severity",),
         "ratio",
-        "Utilisation ratio from which a pool without an override counts as in this severity, for drawing lines.",
+        "Utilisation ratio from which a pool without an override has this severity, for drawing lines.",
         _thresholds,
         expires=False,
     ),
@@ -253,7 +253,7 @@ METRICS: tuple[Metric, ...] = (
         "",
         "1 if the last full poll succeeded and is recent, 0 if it failed or is older than three poll intervals."
         " Polls run in the background, not when scraped.",
-        single(lambda subject: subject.report.success and not subject.expired),
+        single(lambda source: source.report.success and not source.expired),
         expires=False,
     ),
     Metric(
@@ -262,7 +262,7 @@ METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
         "How long the last full poll took.",
-        single(lambda subject: subject.report.duration_seconds),
+        single(lambda source: source.report.duration_seconds),
         expires=False,
     ),
     Metric(
@@ -270,8 +270,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (),
         "seconds",
-        "When the last full poll that succeeded read the kernel, as seconds since the epoch.",
-        single(lambda subject: subject.report.taken_at),
+        "When the last successful full poll read the kernel, in seconds since the epoch.",
+        single(lambda source: source.report.taken_at),
         expires=False,
     ),
     Metric(
@@ -279,8 +279,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (),
         "seconds",
-        "The interval between full polls that is in force.",
-        single(lambda subject: subject.report.pace.full),
+        "The interval between full polls, in force now.",
+        single(lambda source: source.report.pace.full),
         expires=False,
     ),
     Metric(
@@ -288,7 +288,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         ("scope",),
         "polls",
-        "Polls since the start, successful or not, by how much they read.",
+        "Polls since the start, successful or not: full polls, and narrow polls of some destinations only.",
         each_total(lambda totals: totals.polls),
         expires=False,
     ),
@@ -297,7 +297,7 @@ METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         ("reason",),
         "polls",
-        "Polls that failed since the start, by reason.",
+        "Failed polls since the start, by reason.",
         each_total(lambda totals: totals.failures),
         expires=False,
     ),
@@ -307,7 +307,7 @@ METRICS: tuple[Metric, ...] = (
         (),
         "seconds",
         "Processor time spent in polls since the start.",
-        single(lambda subject: subject.report.totals.cpu_seconds),
+        single(lambda source: source.report.totals.cpu_seconds),
         expires=False,
     ),
     Metric(
@@ -315,8 +315,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (),
         "",
-        "1 if the last reading of the configuration succeeded, 0 if it failed and the one before is in force.",
-        single(lambda subject: subject.report.reload.successful),
+        "1 if the last load of the configuration succeeded, 0 if it failed and the previous one is in force.",
+        single(lambda source: source.report.reload.successful),
         expires=False,
     ),
     Metric(
@@ -324,8 +324,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (),
         "seconds",
-        "When the configuration in force was taken over, as seconds since the epoch.",
-        single(lambda subject: subject.report.reload.succeeded_at),
+        "When the configuration in force was loaded, in seconds since the epoch.",
+        single(lambda source: source.report.reload.succeeded_at),
         expires=False,
     ),
 )

@@ -1,10 +1,10 @@
-"""The metrics of deliveries, a part of `ephmon.outputs.metrics.catalogue`; absent where nothing is delivered."""
+"""The metrics of deliveries, a part of `ephmon.outputs.metrics.catalogue`; absent if nothing is delivered."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.metrics.metric import Metric, MetricType, Sample, Subject
+from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -16,18 +16,18 @@ RECEIVER = ("receiver",)
 
 
 def _each_kind(values: Callable[[DeliveryStatus], Mapping[ReceiverKind, float]]) -> Samples:
-    def samples(subject: Subject) -> Iterable[Sample]:
-        if subject.report.delivery is None:
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        if source.report.delivery is None:
             return ()
-        return (Sample((kind,), number) for kind, number in values(subject.report.delivery).items())
+        return (Sample((kind,), number) for kind, number in values(source.report.delivery).items())
 
     return samples
 
 
-def _failures(subject: Subject) -> Iterable[Sample]:
-    if subject.report.delivery is None:
+def _failures(source: MetricsInput) -> Iterable[Sample]:
+    if source.report.delivery is None:
         return
-    for kind, failures in subject.report.delivery.failures.items():
+    for kind, failures in source.report.delivery.failures.items():
         for reason, number in failures.items():
             yield Sample((kind, reason), number)
 
@@ -38,7 +38,7 @@ DELIVERY_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         RECEIVER,
         "messages",
-        "Attempts to send a message with alerts since the start, by kind of receiver, whatever became of them.",
+        "Attempts to send a message with alerts since the start, successful or not, by kind of receiver.",
         _each_kind(lambda status: status.attempts),
         expires=False,
     ),
@@ -47,7 +47,7 @@ DELIVERY_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         (*RECEIVER, "reason"),
         "messages",
-        "Those of the attempts that failed, by reason.",
+        "Attempts to send a message that failed, by reason.",
         _failures,
         expires=False,
     ),
@@ -56,7 +56,7 @@ DELIVERY_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         RECEIVER,
         "alerts",
-        "Alerts whose end was forgotten before a receiver came back to be told of it.",
+        "Alerts whose end a receiver never learned, because it was away for too long.",
         _each_kind(lambda status: status.dropped),
         expires=False,
     ),
@@ -65,7 +65,8 @@ DELIVERY_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         RECEIVER,
         "alerts",
-        "Alerts whose present state, active or over, has not reached the receiver; of the worst one of its kind.",
+        "Alerts whose present state, active or over, has not reached the receiver; the highest number of all"
+        " receivers of the kind.",
         _each_kind(lambda status: status.pending),
         expires=False,
     ),
@@ -74,7 +75,8 @@ DELIVERY_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         RECEIVER,
         "seconds",
-        "When a receiver of the kind last took a message, as seconds since the epoch. Absent before the first one.",
+        "When a receiver of the kind last accepted a message, in seconds since the epoch. Absent before the first"
+        " message.",
         _each_kind(lambda status: status.succeeded_at),
         expires=False,
     ),

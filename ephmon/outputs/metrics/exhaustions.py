@@ -1,6 +1,7 @@
 """The metrics of failed connect() calls, a part of `ephmon.outputs.metrics.catalogue`.
 
-They are absent while nobody counts, so that silence is not taken for none. They do not expire: they are counters.
+They are absent while failed calls are not counted, because 0 would mean that none failed. As counters they do not
+expire.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from ephmon.model.collectors import Collector
-from ephmon.outputs.metrics.metric import Metric, MetricType, Sample, Subject
+from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
     from ephmon.model.failures.counters import Exhaustions
 
 
-def _counted(subject: Subject) -> Exhaustions | None:
-    report = subject.report
+def _counted(source: MetricsInput) -> Exhaustions | None:
+    report = source.report
     return report.exhaustions if report.health(Collector.EXHAUSTIONS).available else None
 
 
-def _totals(subject: Subject) -> Iterable[Sample]:
-    exhaustions = _counted(subject)
+def _totals(source: MetricsInput) -> Iterable[Sample]:
+    exhaustions = _counted(source)
     return () if exhaustions is None else (Sample((label,), number) for label, number in exhaustions.totals.items())
 
 
-def _destinations(subject: Subject) -> Iterable[Sample]:
-    exhaustions = _counted(subject)
+def _destinations(source: MetricsInput) -> Iterable[Sample]:
+    exhaustions = _counted(source)
     if exhaustions is None:
         return
     for destination, count in exhaustions.destinations.items():
@@ -36,8 +37,8 @@ def _destinations(subject: Subject) -> Iterable[Sample]:
         yield Sample((netns, str(ip_address(address)), str(port)), count.events)
 
 
-def _lost(subject: Subject) -> Iterable[Sample]:
-    exhaustions = _counted(subject)
+def _lost(source: MetricsInput) -> Iterable[Sample]:
+    exhaustions = _counted(source)
     return () if exhaustions is None else (Sample((), exhaustions.lost),)
 
 
@@ -48,7 +49,7 @@ EXHAUSTION_METRICS: tuple[Metric, ...] = (
         ("netns",),
         "calls",
         "connect() calls that failed because no port was left, by network namespace of the caller: own, other, or"
-        " unknown where the caller was gone. Absent while they cannot be counted.",
+        " unknown if the caller had ended. Absent while they cannot be counted.",
         _totals,
         expires=False,
     ),
@@ -57,8 +58,8 @@ EXHAUSTION_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         ("netns", "destination", "destination_port"),
         "calls",
-        "The same by destination: of listed pools from 0 on, of others from their first failure on; at most"
-        " exhaustions.top of them.",
+        "Failed connect() calls by destination, at most exhaustions.top of them. Listed pools start at 0, other"
+        " destinations appear with their first failure.",
         _destinations,
         expires=False,
     ),
@@ -67,8 +68,8 @@ EXHAUSTION_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         (),
         "calls",
-        "Failed connect() calls that the kernel recorded and that were overwritten before they were read. With the"
-        " others they add up to all there were.",
+        "Failed connect() calls that the kernel recorded but overwrote before ephmon read them. No other counter"
+        " includes them.",
         _lost,
         expires=False,
     ),

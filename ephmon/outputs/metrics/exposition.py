@@ -1,6 +1,6 @@
-"""The exposition that `/metrics` serves: a Report in, bytes in Prometheus text or OpenMetrics out.
+"""The exposition of `/metrics`: a Report goes in, bytes in Prometheus text or OpenMetrics come out.
 
-Rendered once per poll and then only sent. Which metrics there are stands in `ephmon.outputs.metrics.catalogue`.
+It is rendered once after each poll. `ephmon.outputs.metrics.catalogue` lists the metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from ephmon.outputs.metrics.catalogue import METRICS
-from ephmon.outputs.metrics.metric import Metric, MetricType, Subject
+from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType
 from ephmon.outputs.text.wording import printable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LABEL_VALUE_LENGTH = 128
 """In characters. Prometheus fails a whole scrape over one value longer than its `label_value_length_limit`."""
 
 _OPENMETRICS_UNITS = ("seconds", "ratio")
-"""The base units among those of the catalogue: what is counted (ports, pools) is no unit in OpenMetrics."""
+"""The base units in the catalogue; counted things such as ports are not units in OpenMetrics."""
 
 _FAMILY_OF: dict[MetricType, type[GaugeMetricFamily | CounterMetricFamily]] = {
     MetricType.GAUGE: GaugeMetricFamily,
@@ -42,15 +42,15 @@ _generate_openmetrics: Callable[[Collector], bytes] = openmetrics_text.generate_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposition:
-    """What to answer to a scrape, in one format."""
+    """The bodies for a scrape, in one format."""
 
     full: bytes
     expired: bytes
-    """To send once the facts of the report are too old: ephmon's own metrics only, with `ephmon_poll_success` 0."""
+    """For when the facts of the report are too old: only metrics about ephmon, with `ephmon_poll_success` 0."""
 
 
 class _Families(Collector):
-    """Finished families, in the shape that the library's functions take."""
+    """Finished families in the form that the library needs."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = tuple(families)
@@ -60,7 +60,7 @@ class _Families(Collector):
 
 
 def process_registry() -> CollectorRegistry:
-    """Return the source of `process_*` and `python_*`: what this very process uses, read when it is rendered."""
+    """Return the collector of `process_*` and `python_*`, which reads this process when it is rendered."""
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -77,31 +77,31 @@ def render(
 ) -> Exposition:
     """Return both bodies of a report in Prometheus text 0.0.4 or OpenMetrics 1.0.
 
-    `kernel_release` is what `uname -r` prints; without a `process_registry` there are no `process_*` and `python_*`.
+    `kernel_release` is as `uname -r` prints it. Without `process_registry` there are no `process_*` and `python_*`.
     """
     generate = _generate_openmetrics if openmetrics else prometheus_text.generate_latest
     process = () if process_registry is None else tuple(process_registry.collect())
 
     def body(*, expired: bool) -> bytes:
-        subject = Subject(report, kernel_release, expired)
-        return generate(_Families((*_families(subject), *process)))
+        source = MetricsInput(report, kernel_release, expired)
+        return generate(_Families((*_families(source), *process)))
 
     return Exposition(full=body(expired=False), expired=body(expired=True))
 
 
-def _families(subject: Subject) -> Iterable[Family]:
-    families = (_family(metric, subject) for metric in METRICS if not (metric.expires and subject.expired))
+def _families(source: MetricsInput) -> Iterable[Family]:
+    families = (_family(metric, source) for metric in METRICS if not (metric.expires and source.expired))
     return (family for family in families if family.samples)
 
 
-def _family(metric: Metric, subject: Subject) -> Family:
+def _family(metric: Metric, source: MetricsInput) -> Family:
     family = _FAMILY_OF[metric.type](metric.name, metric.help, labels=metric.labels, unit=_openmetrics_unit(metric))
-    for labels, value in metric.samples(subject):
+    for labels, value in metric.samples(source):
         family.add_metric([printable(label)[:LABEL_VALUE_LENGTH] for label in labels], float(value))
     return family
 
 
 def _openmetrics_unit(metric: Metric) -> str:
-    """Return the unit if the name ends in it, as OpenMetrics demands: the library would put it at the end."""
+    """Return the unit if the name ends in it, as OpenMetrics requires; otherwise the library would append it."""
     ends_in_it = metric.name.removesuffix("_total").endswith(f"_{metric.unit}")
     return metric.unit if metric.unit in _OPENMETRICS_UNITS and ends_in_it else ""

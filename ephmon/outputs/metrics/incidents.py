@@ -1,19 +1,19 @@
-"""The metrics of incidents, a part of `ephmon.outputs.metrics.catalogue`; absent where none are kept."""
+"""The metrics of incidents, a part of `ephmon.outputs.metrics.catalogue`; absent if none are written."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.metrics.metric import Metric, MetricType, Sample, Subject, single
+from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType, Sample, single
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def _failures(subject: Subject) -> Iterable[Sample]:
-    if subject.report.incidents is None:
+def _failures(source: MetricsInput) -> Iterable[Sample]:
+    if source.report.incidents is None:
         return ()
-    return (Sample((reason,), number) for reason, number in subject.report.incidents.failures.items())
+    return (Sample((reason,), number) for reason, number in source.report.incidents.failures.items())
 
 
 INCIDENT_METRICS: tuple[Metric, ...] = (
@@ -22,8 +22,8 @@ INCIDENT_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         (),
         "incidents",
-        "Incidents that were written to incidents.directory since the start. Absent where that is not set.",
-        single(lambda subject: subject.report.incidents.written if subject.report.incidents else None),
+        "Incidents written to incidents.directory since the start. Absent if it is not set.",
+        single(lambda source: source.report.incidents.written if source.report.incidents else None),
         expires=False,
     ),
     Metric(
@@ -31,7 +31,7 @@ INCIDENT_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         ("reason",),
         "incidents",
-        "Attempts to write an incident that failed, by reason.",
+        "Failed attempts to write an incident, by reason.",
         _failures,
         expires=False,
     ),

@@ -1,6 +1,6 @@
-"""What a metric is: its description, and the ways to draw samples from a Report.
+"""The type of a metric: its description, and how its samples are taken from a Report.
 
-`ephmon.outputs.metrics.catalogue` says which metrics there are.
+`ephmon.outputs.metrics.catalogue` lists the metrics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMESPACE = ("netns",)
 KIND = ("netns", "kind")
 POOL = ("netns", "kind", "source", "destination", "destination_port")
-"""Destination and port are empty where a pool has none. A source port is never a label."""
+"""Destination and port are empty if a pool has none. A source port is never a label, or series would be countless."""
 DO_NOT_SUM = "Do not sum over kind or destination: one port may be in many pools."
 """The end of the HELP of every `ephmon_pool_*` metric."""
 
@@ -31,57 +31,57 @@ class MetricType(StrEnum):
     COUNTER = "counter"
 
 
-class Subject(NamedTuple):
-    """What samples are drawn from."""
+class MetricsInput(NamedTuple):
+    """What samples are taken from."""
 
     report: Report
     kernel_release: str
     """As `uname -r` prints it."""
     expired: bool
-    """The facts of the report are too old to be shown."""
+    """Whether the facts of the report are too old to be shown."""
 
 
 class Sample(NamedTuple):
-    """One value under the values of the metric's labels, in the order of the labels."""
+    """One value with the values of the metric's labels, in the order of the labels."""
 
     labels: tuple[str, ...]
     value: float
 
 
 Word = TypeVar("Word", bound=str)
-Samples = Callable[[Subject], Iterable[Sample]]
+Samples = Callable[[MetricsInput], Iterable[Sample]]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric and where its samples come from."""
+    """One metric and the function that takes its samples."""
 
     name: str
     type: MetricType
     labels: tuple[str, ...]
     unit: str
-    """What one stands for, in the plural; empty where the value is 0 or 1 and has none."""
+    """What is counted, in the plural; empty if the value is 0 or 1."""
     help: str
     samples: Samples
     expires: bool = True
-    """Its samples are facts about the host, to be dropped when they are too old; those about ephmon itself stay."""
+    """Whether the samples are facts about the host, which are dropped when they are too old."""
 
 
-def single(value: Callable[[Subject], float | None]) -> Samples:
-    """Return what makes one sample without labels; none where the value is None."""
+def single(value: Callable[[MetricsInput], float | None]) -> Samples:
+    """Return a function that takes one sample without labels, or none if the value is None."""
 
-    def samples(subject: Subject) -> Iterable[Sample]:
-        number = value(subject)
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        number = value(source)
         return () if number is None else (Sample((), number),)
 
     return samples
 
 
 def each_namespace(value: Callable[[NamespaceReport], float | None]) -> Samples:
-    """Return what makes one sample for each namespace, labelled `NAMESPACE`; none where the value is None."""
+    """Return a function that takes one sample for each namespace, labelled `NAMESPACE`, unless the value is None."""
 
-    def samples(subject: Subject) -> Iterable[Sample]:
-        for namespace in subject.report.namespaces:
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        for namespace in source.report.namespaces:
             number = value(namespace)
             if number is not None:
                 yield Sample((namespace.netns,), number)
@@ -90,10 +90,10 @@ def each_namespace(value: Callable[[NamespaceReport], float | None]) -> Samples:
 
 
 def each_kind(values: Callable[[NamespaceReport], Mapping[PoolKind, float]]) -> Samples:
-    """Return what makes one sample for each namespace and kind of pool, labelled `KIND`."""
+    """Return a function that takes one sample for each namespace and kind of pool, labelled `KIND`."""
 
-    def samples(subject: Subject) -> Iterable[Sample]:
-        for namespace in subject.report.namespaces:
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        for namespace in source.report.namespaces:
             for kind, number in values(namespace).items():
                 yield Sample((namespace.netns, kind), number)
 
@@ -101,10 +101,10 @@ def each_kind(values: Callable[[NamespaceReport], Mapping[PoolKind, float]]) -> 
 
 
 def each_pool(value: Callable[[ListedPool], float | None]) -> Samples:
-    """Return what makes one sample for each listed pool, labelled `POOL`; none where the value is None."""
+    """Return a function that takes one sample for each listed pool, labelled `POOL`, unless the value is None."""
 
-    def samples(subject: Subject) -> Iterable[Sample]:
-        for listed in subject.report.listed:
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        for listed in source.report.listed:
             number = value(listed)
             if number is not None:
                 yield Sample(pool_labels(listed.pool.key), number)
@@ -119,9 +119,9 @@ def pool_labels(key: PoolKey) -> tuple[str, ...]:
 
 
 def each_total(totals: Callable[[PollTotals], Mapping[Word, int]]) -> Samples:
-    """Return what makes one sample for each word of a mapping of counters."""
+    """Return a function that takes one sample for each word of a mapping of counters."""
 
-    def samples(subject: Subject) -> Iterable[Sample]:
-        return (Sample((word,), number) for word, number in totals(subject.report.totals).items())
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        return (Sample((word,), number) for word, number in totals(source.report.totals).items())
 
     return samples

@@ -9,28 +9,39 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ephmon.outputs.metrics.metric import DO_NOT_SUM, NAMESPACE, POOL, Metric, MetricType, Sample, Subject, pool_labels
+from ephmon.outputs.metrics.metric import (
+    DO_NOT_SUM,
+    NAMESPACE,
+    POOL,
+    Metric,
+    MetricsInput,
+    MetricType,
+    Sample,
+    pool_labels,
+)
 
 if TYPE_CHECKING:
     from ephmon.model.owners.shares import Owners
     from ephmon.outputs.metrics.metric import Samples
 
-_Answers = Callable[[Subject], "Iterable[tuple[tuple[str, ...], Owners]]"]
-"""What draws owners from a report, each under the labels of what they hold."""
+_Answers = Callable[[MetricsInput], "Iterable[tuple[tuple[str, ...], Owners]]"]
+"""Takes owners from a report, each with the labels of the pool or the namespace."""
 
 
-def _of_pools(subject: Subject) -> Iterable[tuple[tuple[str, ...], Owners]]:
-    return ((pool_labels(key), owners) for key, owners in subject.report.owners.items())
+def _of_pools(source: MetricsInput) -> Iterable[tuple[tuple[str, ...], Owners]]:
+    return ((pool_labels(key), owners) for key, owners in source.report.owners.items())
 
 
-def _of_blocked(subject: Subject) -> Iterable[tuple[tuple[str, ...], Owners]]:
-    return (((netns,), owners) for netns, owners in subject.report.blocked_owners.items())
+def _of_blocked(source: MetricsInput) -> Iterable[tuple[tuple[str, ...], Owners]]:
+    return (((netns,), owners) for netns, owners in source.report.blocked_owners.items())
 
 
 def _each_owner(answers: _Answers) -> Samples:
-    def samples(subject: Subject) -> Iterable[Sample]:
-        for labels, owners in answers(subject):
-            ports: Counter[str] = Counter()  # a unit and a container may bear one name, and a series comes once
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        for labels, owners in answers(source):
+            ports: Counter[str] = (
+                Counter()
+            )  # a unit and a container may have the same name, but a series must be unique
             for share in owners.shares:
                 ports[share.owner.name] += share.ports
             yield from (Sample((*labels, name), number) for name, number in ports.items())
@@ -39,8 +50,8 @@ def _each_owner(answers: _Answers) -> Samples:
 
 
 def _each(answers: _Answers, number: Callable[[Owners], int]) -> Samples:
-    def samples(subject: Subject) -> Iterable[Sample]:
-        return (Sample(labels, number(owners)) for labels, owners in answers(subject))
+    def samples(source: MetricsInput) -> Iterable[Sample]:
+        return (Sample(labels, number(owners)) for labels, owners in answers(source))
 
     return samples
 
@@ -51,8 +62,8 @@ OWNER_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (*POOL, "owner"),
         "ports",
-        "Ports of the pool that a systemd unit, container, slice or user holds, the five who hold most, as of the last"
-        " full poll; whose the TIME_WAITs are is estimated. Of at most 16 pools with an alert that is pending or fires."
+        "Ports of the pool held by a systemd unit, container, slice or user: the top five at the last full poll."
+        " Owners of TIME_WAITs are estimated. Present for at most 16 pools with a pending or active alert."
         f" {DO_NOT_SUM}",
         _each_owner(_of_pools),
     ),
@@ -61,7 +72,7 @@ OWNER_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ports",
-        f"Ports of those pools that others hold than the owners who are named. {DO_NOT_SUM}",
+        f"Ports held by owners outside the top five. {DO_NOT_SUM}",
         _each(_of_pools, lambda owners: owners.other_ports),
     ),
     Metric(
@@ -69,7 +80,7 @@ OWNER_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         POOL,
         "ports",
-        f"Ports of those pools of which nothing tells who held them: TIME_WAITs of an earlier time. {DO_NOT_SUM}",
+        f"Ports whose owner is not known: TIME_WAITs from before ephmon looked for owners. {DO_NOT_SUM}",
         _each(_of_pools, lambda owners: owners.unknown_ports),
     ),
     Metric(
@@ -77,8 +88,8 @@ OWNER_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (*NAMESPACE, "owner"),
         "ports",
-        "Blocked ports that a systemd unit, container, slice or user holds, the five who hold most, as of the last full"
-        " poll; whose the TIME_WAITs are is estimated. While EphmonPortsBlocked is pending or fires.",
+        "Blocked ports held by a systemd unit, container, slice or user: the top five at the last full poll. Owners"
+        " of TIME_WAITs are estimated. Present while EphmonPortsBlocked is pending or active.",
         _each_owner(_of_blocked),
     ),
     Metric(
@@ -86,7 +97,7 @@ OWNER_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "Blocked ports that others hold than the owners who are named.",
+        "Blocked ports held by owners outside the top five.",
         _each(_of_blocked, lambda owners: owners.other_ports),
     ),
     Metric(
@@ -94,7 +105,7 @@ OWNER_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "Blocked ports of which nothing tells who held them.",
+        "Blocked ports whose owner is not known.",
         _each(_of_blocked, lambda owners: owners.unknown_ports),
     ),
 )

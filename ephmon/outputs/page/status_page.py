@@ -1,7 +1,7 @@
-"""The status page `/`: a Report in, one self-contained HTML document out, without script.
+"""The status page `/`: a Report goes in, one self-contained HTML document without scripts comes out.
 
-Every value passes `_text`, which escapes it; nothing else puts values into the markup. That they are valid UTF-8 is the
-work of `ephmon.outputs.text.wording`, which worded them.
+Every value is escaped by `_text`, and nothing else puts values into the markup. `ephmon.outputs.text.wording` has made
+them valid UTF-8.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ _HEAD = (
 _FIGURES = frozenset({"UTIL%", "PEAK%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "FULL-IN"})
 _MINUTES_FROM_SECONDS = 120
 _NOT_SEEN = (
-    "Not seen from here: pods and containers with a network namespace of their own, connections that this host only"
-    " forwards or translates (NAT), and sockets with a port range of their own, which may fail earlier."
+    "Not visible here: pods and containers with their own network namespace, forwarded or translated (NAT)"
+    " connections, and sockets with their own port range."
 )
 
 
 def render(report: Report, *, expired: bool) -> bytes:
     """Return the page in UTF-8, with the listed pools.
 
-    If `expired`, the facts are too old to be shown: the page says so and from when they are, and leaves them out.
+    If `expired`, the facts are too old: the page leaves them out, and says how old they are.
     """
     body = (
         f"<h1>ephmon {_text(__version__)}</h1>",
@@ -103,12 +103,12 @@ def _troubles(report: Report, *, expired: bool) -> tuple[str, ...]:
 
 
 def _alerts(report: Report, *, expired: bool) -> list[str]:
-    """Say what fires, without live figures too: alerts are held while polls fail."""
+    """Return the active alerts, also if the figures have expired, because alerts are kept while polls fail."""
     seen = ", last seen" if expired else ""
     lines = []
     for alert in report.alerts.firing:
-        told = f"{alert.severity} since {utc_time(alert.severity_since.wall)}{seen}: {sentence(alert)}"
-        lines += _paragraphs([told if expired else told + _holders(alert, report)], alert.severity)
+        text = f"{alert.severity} since {utc_time(alert.severity_since.wall)}{seen}: {sentence(alert)}"
+        lines += _paragraphs([text if expired else text + _holders(alert, report)], alert.severity)
     return lines
 
 
@@ -118,7 +118,7 @@ def _holders(alert: Alert, report: Report) -> str:
 
 
 def _facts(report: Report) -> list[str]:
-    listing = f"Pools listed, the worst first: {len(report.listed)} of {existing_pools(report)}."
+    listing = f"Pools listed, fullest first: {len(report.listed)} of {existing_pools(report)}."
     sentences = (*facts(report), (listing, None))
     paragraphs = [line for sentence, severity in sentences for line in _paragraphs([sentence], severity)]
     return [*paragraphs, *_table(report)]
@@ -138,7 +138,7 @@ def _table(report: Report) -> list[str]:
 
 
 def _with_history(headings: tuple[str, ...], row: tuple[str, ...], peak: str, time_left: str) -> tuple[str, ...]:
-    """Put what one poll alone does not tell beside the utilisation and behind the ports that remain."""
+    """Insert the peak after the utilisation, and the time left after the remaining ports."""
     peaks, ends = headings.index("UTIL%") + 1, headings.index("REMAINING") + 1
     return (*row[:peaks], peak, *row[peaks:ends], time_left, *row[ends:])
 

@@ -1,4 +1,4 @@
-"""Advice as lines for a terminal, and as an object for JSON."""
+"""Advice as lines of text, and as an object for JSON."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def advice_lines(advice: Advice) -> list[str]:
 
 
 def advice_object(advice: Advice) -> dict[str, object]:
-    """Return the parts under the names that they have in JSON."""
+    """Return the parts by their names in JSON."""
     return {"cause": advice.cause, "steps": list(advice.steps), "avoid": advice.avoid}

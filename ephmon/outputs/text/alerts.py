@@ -1,4 +1,4 @@
-"""Alerts in words, alike in the log, on the page, in JSON and wherever they are delivered."""
+"""Alerts as sentences, the same in the log, on the page, in JSON and in deliveries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _DECIMALS = 6
 
 
 def sentence(alert: Alert) -> str:
-    """Return what an alert says, with the figures of the poll that looked last."""
+    """Return the sentence of an alert, with the figures of the last poll that read its pool."""
     return _SENTENCES[alert.key.name](alert)
 
 
 def figures(alert: Alert) -> dict[str, object]:
-    """Return the figures of an alert by name, as they stand in a line of the log; None where there is none."""
+    """Return the figures of an alert by name, as in a line of the log; None if it has no such figure."""
     key = alert.key
     return {
         "alert": key.name,
@@ -56,7 +56,7 @@ def _quantities(pool: Pool) -> dict[str, object]:
 
 
 def alert_objects(alerts: Alerts) -> list[dict[str, Any]]:
-    """Return the alerts that fire as JSON objects, the most urgent first."""
+    """Return the active alerts as JSON objects, most urgent first."""
     return [
         {
             "alertname": alert.key.name,
@@ -125,8 +125,8 @@ def _last_caller(call: ExhaustionEvent | None) -> str:
 
 
 def _too_many(alert: Alert) -> str:
-    number = "1 more alert finds" if alert.value == 1 else f"{alert.value:.0f} more alerts find"
-    return f"{number} no place among the alerts.max_active that are told one by one."
+    number = "1 more alert is" if alert.value == 1 else f"{alert.value:.0f} more alerts are"
+    return f"{number} active than alerts.max_active shows."
 
 
 _SENTENCES: Mapping[AlertName, Callable[[Alert], str]] = {

@@ -1,4 +1,4 @@
-"""What the log says when one report follows another: each change of state once, nothing while nothing changes."""
+"""The log lines of a poll: one for each change between two reports, none while nothing changes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def poll_lines(previous: Report, report: Report) -> Iterator[Line]:
-    """Yield what to say of a poll: each change of state once, and nothing while nothing changes."""
+    """Yield a line for each change from the previous report to this one."""
     yield from _poll_changes(previous, report)
     if report.narrow_poll_error != previous.narrow_poll_error:
         yield _narrow_poll_line(report.narrow_poll_error)
-    # A failed poll holds the alerts, but a narrow one may change them while full ones fail.
+    # Also after a failed poll: while full polls fail, a narrow poll may still change alerts.
     for transition in transitions(previous.alerts, report.alerts):
         yield from _alert_changes(transition, report)
 
@@ -52,7 +52,7 @@ def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
         parts = [sentence(alert), largest_owner_sentence(owners) if owners else "", advice.in_short if advice else ""]
         yield Line(level, f"{name} fires as {alert.severity}: {' '.join(filter(None, parts))}", said)
     elif before is not None and before.is_told and alert.phase is Phase.FIRING:
-        yield Line(logging.INFO, f"{name} goes on, but has lost its place among alerts.max_active.", said)
+        yield Line(logging.INFO, f"{name} is still active, but alerts.max_active keeps it from being shown.", said)
     elif alert.phase is Phase.PENDING:
         yield Line(logging.DEBUG, f"{name} is pending: {sentence(alert)}", said)
 
@@ -92,13 +92,13 @@ def _backend_changes(previous: NamespaceReport | None, now: NamespaceReport) -> 
 def _probe_changes(previous: Health, now: Health) -> Iterator[Line]:
     if now.reason is not None and now.reason != previous.reason:
         probed = "not all probed" if now.available else "not probed"
-        yield Line(logging.WARNING, f"Ports in doubt are {probed}: {now.reason}")
+        yield Line(logging.WARNING, f"Ambiguous ports are {probed}: {now.reason}")
 
 
 def exhaustion_lines(previous: Report, report: Report, *, required: bool) -> Iterator[Line]:
-    """Yield what is to be said of the collector of failed connect() calls, which is asked between polls too.
+    """Yield the changes of the collector of failed connect() calls, which is read between polls too.
 
-    That it cannot be had is a warning only where it is `required`.
+    A warning says that it is not available only if it is `required`.
     """
     before, now = previous.health(Collector.EXHAUSTIONS), report.health(Collector.EXHAUSTIONS)
     if now.reason is not None and now.reason != before.reason:
@@ -109,7 +109,7 @@ def exhaustion_lines(previous: Report, report: Report, *, required: bool) -> Ite
 
 
 def _owner_changes(previous: Health, now: Health) -> Iterator[Line]:
-    """Say why owners are not known, or not all; what differs in no more than its figures is no news."""
+    """Yield why owners are not known, or not all; a reason that differs only in its figures is not repeated."""
     if now.reason is None:
         return
     if not now.available and now.reason != previous.reason:
@@ -155,13 +155,13 @@ def _namespace_changes(known: NamespaceReport | None, namespace: NamespaceReport
     if namespace.blind_to and not (known and known.blind_to == namespace.blind_to):
         yield Line(
             logging.WARNING,
-            "What this kernel or backend does not show may make headroom look larger.",
+            "This kernel or backend does not show every socket, so fewer ports may remain than reported.",
             {"netns": namespace.netns, "blind_to": ",".join(namespace.blind_to)},
         )
     if namespace.torn_pools and not (known and known.torn_pools):
         yield Line(
             logging.WARNING,
-            "Pools seem to hold more ports than there are, because sockets moved while they were read; "
-            "their remaining ports are given as 0.",
+            "Sockets changed while they were read, so pools seem to use more ports than exist; their remaining ports"
+            " are reported as 0.",
             {"netns": namespace.netns, "pools": namespace.torn_pools},
         )

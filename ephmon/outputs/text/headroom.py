@@ -1,4 +1,4 @@
-"""One pool in three lines, for a person: the number, what makes it up, and what fails once it is used up."""
+"""One pool as three lines of text: the number, how it is calculated, and what fails when it reaches 0."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from ephmon.model.pools.kinds import Pool
 
 _WHAT_FAILS = {
-    PoolKind.TCP_CONNECT: "connect() then fails with {errno}; ports blocked for it are so toward every destination.",
+    PoolKind.TCP_CONNECT: "Then connect() fails with {errno}. Blocked ports count for every destination.",
     PoolKind.TCP_BIND: (
-        "bind() to port 0 then fails with {errno}; each such socket also takes a port from every plain connect()."
+        "Then bind() to port 0 fails with {errno}. Each such socket also takes a port from every plain connect()."
     ),
-    PoolKind.UDP_CONNECT: "connect() or sendto() then fails with {errno}, toward every destination.",
-    PoolKind.UDP_BIND: "bind() to port 0 then fails with {errno}, whatever the destination.",
+    PoolKind.UDP_CONNECT: "Then connect() or sendto() fails with {errno}, for every destination.",
+    PoolKind.UDP_BIND: "Then bind() to port 0 fails with {errno}, for every destination.",
 }
 
 
 _DUAL_STACK = "::"
-"""The source that takes IPv4 too, unless the socket is IPV6_V6ONLY."""
+"""The source of sockets that also use IPv4, unless they set IPV6_V6ONLY (man 7 ipv6)."""
 
 
 def render(pool: Pool) -> str:
-    """Return the three lines, each ended by a newline."""
+    """Return the three lines, each with a newline at its end."""
     return "\n".join([_number(pool), _sum(pool), _WHAT_FAILS[pool.key.kind].format(errno=pool.failure_errno)]) + "\n"
 
 
@@ -46,8 +46,8 @@ def _certainty(pool: Pool) -> str:
     if pool.exact:
         return ""
     if pool.remaining_min == pool.remaining_max:
-        return " by estimate, because this kernel or backend does not show every socket"
-    return f" by estimate, at least {pool.remaining_min} and at most {pool.remaining_max}"
+        return " (an estimate, because this kernel or backend does not show every socket)"
+    return f" (an estimate: at least {pool.remaining_min}, at most {pool.remaining_max})"
 
 
 def _sum(pool: Pool) -> str:

@@ -1,6 +1,6 @@
-"""An incident for people: what happened and when, the pools, who held their ports, whose connect() failed, what to do.
+"""An incident as text: what happened and when, the pools, their owners, the failed calls, and advice.
 
-In comes a document as it was read, out comes text; an `IncidentError` says what of it is damaged.
+A document that was read goes in, text comes out. An `IncidentError` names the part of it that is damaged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def render(incident: Part, *, width: int | None) -> str:
     """Return the incident as text with a newline at its end; the table of pools is cut to `width` columns.
 
     Raises:
-        IncidentError: Something is missing or not what it must be.
+        IncidentError: A member is missing or has the wrong type.
     """
     snapshot = incident.part("snapshot")
     sections = (
@@ -56,7 +56,7 @@ def _head(incident: Part) -> Iterator[str]:
         f" {versions.text('kernel')}, with Python {versions.text('python')}."
     )
     if incident.has("poll_error"):
-        yield f"The poll before it had failed, so the figures are older: {incident.text('poll_error')}"
+        yield f"The last poll had failed, so the figures are older: {incident.text('poll_error')}"
     missing = incident.part("missing")
     yield from (f"{one_line(name)} is missing: {missing.text(name)}" for name in missing.names())
 
@@ -102,15 +102,15 @@ def _sysctls(part: Part) -> Iterator[str]:
 def _pools(snapshot: Part, width: int | None) -> Iterator[str]:
     pools = [_pool(part) for part in snapshot.parts("pools")]
     if not pools:
-        yield "No pool is in it."
+        yield "The incident has no pools."
         return
     headings, rows = grid(pools)
     yield from aligned(headings, rows, width)
     if not all(pool.exact for pool in pools):
-        yield "~ is an estimate."
+        yield "~ marks an estimate."
     total = snapshot.count("pools_total")
     if total > len(pools):
-        yield f"Pools in it: {len(pools)} of {total}."
+        yield f"Pools shown: {len(pools)} of {total}."
 
 
 def _key(part: Part) -> PoolKey:
@@ -126,7 +126,7 @@ def _key(part: Part) -> PoolKey:
 def _pool(part: Part) -> Pool:
     return Pool(
         key=_key(part),
-        taken_at=0.0,  # stands in the document for programs
+        taken_at=0.0,  # not printed
         usable=part.count("usable_ports"),
         blocked=part.count("blocked_ports"),
         capacity=part.count("capacity_ports"),
@@ -149,7 +149,7 @@ def _forecasts(snapshot: Part) -> Iterator[str]:
             continue
         rate = f"{pool_name(_key(part))}: {part.number('opens_per_second'):.1f} opens a second"
         if part.has("seconds_to_exhaustion"):
-            yield f"{rate}, exhausted in about {part.number('seconds_to_exhaustion'):.0f} s if that goes on."
+            yield f"{rate}, exhausted in about {part.number('seconds_to_exhaustion'):.0f} s at this rate."
         elif part.number("opens_per_second"):
             yield f"{rate}."
 
@@ -185,7 +185,7 @@ def _failed_calls(part: Part) -> Iterator[str]:
         yield "Failed connect() calls were not counted."
         return
     totals = ", ".join(f"{name} {number}" for name, number in part.counts("totals").items())
-    yield f"Failed connect() calls since the start, by network namespace: {totals}; not read: {part.count('lost')}."
+    yield f"Failed connect() calls since the start, by network namespace: {totals}; lost: {part.count('lost')}."
     for event in part.parts("events"):
         toward = endpoint(event.text("destination"), event.count("destination_port"))
         yield f"  {event.text('at')}  {event.text('source')} to {toward}{_caller(event)}"
@@ -207,7 +207,7 @@ def _alerts(incident: Part) -> Iterator[str]:
             yield from (f"  {line}" for line in advice_lines(_advice(alert.part("advice"))))
     more = incident.count("alerts_total") - len(alerts)
     if more > 0:
-        yield f"Alerts that fire besides: {more}."
+        yield f"More active alerts: {more}."
 
 
 def _advice(part: Part) -> Advice:

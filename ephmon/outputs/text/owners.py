@@ -1,4 +1,4 @@
-"""Owners in words: who holds ports, alike in the log, in deliveries and below the table."""
+"""Owners of ports as text, the same in the log, in deliveries and below the table."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from ephmon.model.pools.kinds import PoolKey
     from ephmon.model.report import Report
 
-MOST_PROCESSES = 5
-"""So many processes are named, the others are counted."""
+MAX_PROCESSES = 5
+"""How many processes are named; the others are counted."""
 
 
 def owners_behind(alert: Alert, report: Report) -> Owners | None:
-    """Return who holds the ports that an alert is about, None where nobody looked."""
+    """Return the owners of the ports that an alert is about, None if they were not read."""
     if alert.key.name is AlertName.PORTS_BLOCKED:
         return report.blocked_owners.get(alert.key.netns)
     return None if alert.key.pool is None else report.owners.get(alert.key.pool)
 
 
 def owners_line(owners: Owners) -> str:
-    """Return `haproxy.service 812 ports, uid 33 12 (estimated), 3 others 40, unknown 5`; "" where there is nobody."""
+    """Return `haproxy.service 812 ports, uid 33 12 (estimated), 3 others 40, unknown 5`; "" if there are no owners."""
     parts = [(share.owner.name, share.ports, _mark(share)) for share in owners.shares]
     if owners.other_owners:
         others = "1 other" if owners.other_owners == 1 else f"{owners.other_owners} others"
@@ -36,13 +36,13 @@ def owners_line(owners: Owners) -> str:
     if owners.unknown_ports:
         parts.append(("unknown", owners.unknown_ports, ""))
     return ", ".join(
-        f"{printable(name)} {number if place else ports(number)}{mark}"
-        for place, (name, number, mark) in enumerate(parts)
+        f"{printable(name)} {number if index else ports(number)}{mark}"
+        for index, (name, number, mark) in enumerate(parts)
     )
 
 
 def largest_owner_sentence(owners: Owners) -> str:
-    """Return who holds most ports, "" where nobody is known."""
+    """Return a sentence about the owner with the most ports, "" if no owner is known."""
     if not owners.shares:
         return ""
     share = owners.shares[0]
@@ -68,27 +68,27 @@ def processes_line(found: Sequence[tuple[int, str, int]], *, is_complete: bool) 
 
     Args:
         found: Process id, name and number of sockets of each, most sockets first.
-        is_complete: Whether all descriptors of all processes were looked at.
+        is_complete: Whether all descriptors of all processes were checked.
     """
     named = [
         f"{printable(comm)} (pid {pid}, {sockets} {'socket' if sockets == 1 else 'sockets'})"
-        for pid, comm, sockets in found[:MOST_PROCESSES]
+        for pid, comm, sockets in found[:MAX_PROCESSES]
     ]
     more = len(found) - len(named)
     rest = f" and {more} more" if more else ""
-    return f"{', '.join(named)}{rest}{'' if is_complete else '; not all descriptors were looked at'}"
+    return f"{', '.join(named)}{rest}{'' if is_complete else '; not all descriptors were checked'}"
 
 
 def owner_lines(
     report: Report, asked: Sequence[PoolKey], processes: Mapping[PoolKey | None, str], left_out: int
 ) -> Iterator[str]:
-    """Yield what stands below a table: who holds the ports of each pool asked about, then the blocked ones.
+    """Yield the lines below a table: the owners of each pool in `asked`, then those of the blocked ports.
 
     Args:
-        report: Has the owners, and why some are not known.
-        asked: The pools that were asked about.
-        processes: A line on the processes that hold the ports, where any were found.
-        left_out: How many pools of the table were not asked about.
+        report: Contains the owners, and why some are not known.
+        asked: The pools whose owners were read.
+        processes: A line about the processes that hold the ports, if any were found.
+        left_out: How many pools of the table are not in `asked`.
     """
     yield ""
     yield "Who holds the ports:"
@@ -100,7 +100,7 @@ def owner_lines(
             yield f"  {line}"
     if left_out:
         more = "1 more pool" if left_out == 1 else f"{left_out} more pools"
-        yield f"The owners of {more} were not asked for; --top and --destination choose what is shown."
+        yield f"The owners of {more} were not read; choose pools with --top or --destination."
     health = (report.health(collector) for collector in (Collector.OWNERS, Collector.PROCESSES))
     yield from (one.reason for one in health if one.reason)
 

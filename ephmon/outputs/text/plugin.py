@@ -1,7 +1,7 @@
-"""The answer of a monitoring plugin: one line with a status, a bar and figures, more lines, and an exit status.
+"""The answer of a monitoring plugin: one line with status and figures, more lines, and an exit status.
 
 Source: the Monitoring Plugins Development Guidelines (https://www.monitoring-plugins.org/doc/guidelines.html), sections
-"Plugin Output for Nagios" and "Performance data". The first bar ends the text, so there is none in it.
+"Plugin Output for Nagios" and "Performance data". The first vertical bar ends the text, so the text contains none.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ephmon.model.alerting.assessment import Assessment, Finding
     from ephmon.model.pools.kinds import Pool
 
-MOST_LISTED = 5
-"""Findings that are told beside the worst."""
+MAX_LISTED = 5
+"""How many findings are listed besides the worst."""
 _DECIMALS = 6
 
 
 class Status(IntEnum):
-    """The exit statuses that a monitoring system knows, by the words that stand in the line."""
+    """The exit statuses of a plugin, with the names that the first line shows."""
 
     OK = 0
     WARNING = 1
@@ -46,21 +46,28 @@ class Answer(NamedTuple):
 def answer(
     assessment: Assessment, *, advice: Advice | None, missing: Sequence[str] = (), remarks: Iterable[str] = ()
 ) -> Answer:
-    """Return the answer to an assessment, with the advice on what is worst.
+    """Return the answer to an assessment.
 
-    What is `missing`, one sentence each, makes UNKNOWN of OK, since nobody looked there; what is bad stays as bad.
-    `remarks` stand below and change nothing.
+    Args:
+        assessment: The findings.
+        advice: On the worst finding.
+        missing: One sentence for each protocol that could not be read. The answer is then UNKNOWN instead of OK.
+        remarks: Sentences below the first line, without an effect on the status.
     """
     status = _STATUS_OF[assessment.worst.severity if assessment.worst else None]
-    headline = _headline(assessment.worst) if assessment.worst else "no pool exists, nothing draws from the port range"
+    headline = (
+        _headline(assessment.worst) if assessment.worst else "no pool exists, because no socket uses the port range"
+    )
+    below = list(missing)
     if missing and status is Status.OK:
-        status, headline = Status.UNKNOWN, f"{missing[0].rstrip('.')}; of what was read, {headline}"
-    more, rest = assessment.urgent[1 : 1 + MOST_LISTED], len(assessment.urgent) - 1 - MOST_LISTED
+        # The first line must say why the status is UNKNOWN.
+        status, headline = Status.UNKNOWN, f"{below.pop(0).rstrip('.')}; apart from that, {headline}"
+    more, rest = assessment.urgent[1 : 1 + MAX_LISTED], len(assessment.urgent) - 1 - MAX_LISTED
     figures = " ".join(_figures(assessment))
     lines = [
         *(f"{_STATUS_OF[finding.severity].name}: {_headline(finding)}." for finding in more),
         *([f"{'At least ' if assessment.is_cut else ''}{rest} more reached a threshold."] if rest > 0 else []),
-        *missing[status is Status.UNKNOWN :],
+        *below,
         *remarks,
         *(advice_lines(advice) if advice else []),
     ]
@@ -69,7 +76,7 @@ def answer(
 
 
 def failure(message: str) -> Answer:
-    """Return the answer where there is none: why, the first line of the message first."""
+    """Return the UNKNOWN answer, with the lines of `message`, which says why there is no other answer."""
     first, *more = message.splitlines() or ["it failed"]
     lines = [f"EPHMON {Status.UNKNOWN.name} - {first}", *more]
     return Answer(Status.UNKNOWN, "".join(f"{_without_bar(printable(line))}\n" for line in lines))
@@ -80,7 +87,7 @@ _STATUS_OF = {Severity.CRITICAL: Status.CRITICAL, Severity.WARNING: Status.WARNI
 
 def _headline(finding: Finding) -> str:
     subject, threshold = finding.subject, finding.reached
-    limit = f" ({finding.severity} from {percent(threshold.utilisation)}% on)" if threshold else ""
+    limit = f" ({finding.severity} from {percent(threshold.utilisation)}%)" if threshold else ""
     if not isinstance(subject, BlockedPorts):
         return f"{pool_name(subject.key)} is at {percent(subject.utilisation)}%{limit}, {_rest(subject)}"
     where = "" if subject.netns == OWN_NETNS else f" in {printable(subject.netns)}"
@@ -98,7 +105,7 @@ def _rest(pool: Pool) -> str:
 
 
 def _figures(assessment: Assessment) -> Iterator[str]:
-    """Yield the figures, which are the same whatever is worst: label=value;warn;crit;min;max."""
+    """Yield the performance data, label=value;warn;crit;min;max, with the same labels whatever the worst finding is."""
     for label, finding in (("utilisation", assessment.fullest), ("blocked", assessment.blocked)):
         if finding:
             limits = ";".join(_number(finding.thresholds[severity].utilisation) for severity in Severity)

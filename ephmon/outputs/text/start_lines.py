@@ -1,4 +1,4 @@
-"""What the daemon says in the log when it starts, and once after its first poll: values in, lines out."""
+"""The log lines of the start and of the first poll: values in, lines out."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ def url_of(listen: str, *, is_tls: bool) -> str:
 
 
 def external_url(host: str, listen: str, *, is_tls: bool) -> str:
-    """Return where people on other hosts find the status page, "" where they do not: on loopback or any address."""
+    """Return the URL of the status page for other hosts, "" if ephmon listens on loopback or on any address."""
     address = ip_address(host)
     return "" if address.is_loopback or address.is_unspecified else url_of(listen, is_tls=is_tls)
 
 
 def serving(version: str, host: str, listen: str, pid: int, *, is_tls: bool, asks_for_certificate: bool) -> list[Line]:
-    """Return what is served where, and who may read it."""
+    """Return where ephmon serves, and a warning if everybody may read it."""
     url = url_of(listen, is_tls=is_tls)
     lines = [Line(logging.INFO, f"ephmon {version} serves {url}metrics.", {"pid": pid})]
     if not ip_address(host).is_loopback and not asks_for_certificate:
         lines.append(
             Line(
                 logging.WARNING,
-                "Everybody who reaches this address can read which destinations this host talks to; listen on "
-                "127.0.0.1, or set tls.certificate, tls.key and tls.client_ca.",
+                "Everybody who reaches this address can read the destinations of this host. Listen on 127.0.0.1, or"
+                " set "
+                "tls.certificate, tls.key and tls.client_ca.",
                 {"listen": listen},
             )
         )
@@ -41,39 +42,39 @@ def serving(version: str, host: str, listen: str, pid: int, *, is_tls: bool, ask
 
 
 def not_seen(conntrack_entries: int | None) -> Line:
-    """Return what ephmon does not see; `conntrack_entries` are connections of which some may be forwarded ones."""
+    """Return what ephmon does not see; some of the `conntrack_entries` may be forwarded connections."""
     return Line(
         logging.INFO,
-        "ephmon sees the sockets of its own network namespace; it does not see pods and containers that have "
-        "one of their own, forwarded or NATed connections, and port ranges of single sockets "
-        "(IP_LOCAL_PORT_RANGE).",
+        "ephmon sees the sockets of its own network namespace. It does not see pods and containers with their own, "
+        "forwarded or NATed connections, or port ranges of single sockets (IP_LOCAL_PORT_RANGE).",
         {"conntrack_entries": conntrack_entries or None},
     )
 
 
 def listen_port_at_risk(port: int, sysctls: Sysctls) -> Line | None:
-    """Return a warning if the port that is listened on is not safe from connections."""
+    """Return a warning if a connection may take the port that ephmon listens on."""
     low, high = sysctls.port_range
     if not low <= port <= high or port in sysctls.reserved_ports:
         return None
     return Line(
         logging.WARNING,
-        "The port that ephmon listens on lies inside the port range, so a connection may hold it when "
-        "ephmon restarts; reserve it: "
+        "The port that ephmon listens on lies inside the port range, so a connection may take it when ephmon restarts. "
+        "Reserve it: "
         f"sysctl -w net.ipv4.ip_local_reserved_ports={format_ports(sysctls.reserved_ports | {port})}",
         {"port": port, "port_range": f"{low}-{high}"},
     )
 
 
 def source_ports_at_risk(source_ports: PortRange, sysctls: Sysctls) -> Line | None:
-    """Return a warning if ports of `notify.source_ports` are not safe from other connections."""
+    """Return a warning if other connections may take ports of `notify.source_ports`."""
     low, high = max(source_ports.low, sysctls.port_range.low), min(source_ports.high, sysctls.port_range.high)
     exposed = set(range(low, high + 1)) - sysctls.reserved_ports
     if not exposed:
         return None
     return Line(
         logging.WARNING,
-        f"Ports {format_ports(exposed)} of notify.source_ports lie inside the port range, so connections may hold them "
-        "when an alert must be sent; choose ports outside it, or reserve them: "
+        f"Ports {format_ports(exposed)} of notify.source_ports lie inside the port range, so other connections may"
+        " take them. "
+        "Choose ports outside it, or reserve them: "
         f"sysctl -w net.ipv4.ip_local_reserved_ports={format_ports(exposed | sysctls.reserved_ports)}",
     )

@@ -1,4 +1,4 @@
-"""The pools as a table for a terminal: what is wrong first, then the port range, then one line a pool."""
+"""The pools as a table for a terminal: first what is wrong, then the port range, then one line for each pool."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _LEFT_ALIGNED = frozenset(
 )
 _GAP = "  "
 _ELLIPSIS = "..."
-"""In ASCII, as a terminal need not know more."""
+"""In ASCII, because a terminal may not support more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What the pools of a table were chosen from."""
+    """The pools that a table was chosen from."""
 
     matching: int
-    """How many pools there would be to show without a limit."""
+    """How many pools the table would have without a limit."""
     toward: str | None = None
-    """The destination that was asked for."""
+    """The destination of --destination."""
 
 
 NO_ADVICE: Mapping[PoolKey, Advice] = MappingProxyType({})
@@ -126,7 +126,7 @@ def _no_pools(report: Report) -> str:
     if report.taken_at is None:
         return "No pool is known yet."
     if not existing_pools(report):
-        return "There are no pools: nothing that could be read draws from the port range."
+        return "There are no pools: no socket that could be read uses the port range."
     return "No pool is shown."
 
 
@@ -139,7 +139,7 @@ def _hidden(existing: int, shown: int, chosen_from: Selection) -> list[str]:
     if toward is not None:
         parts = [f"Pools shown: {shown} of {matching} toward {toward} ({existing} in all)"]
     elif matching < existing:
-        parts.append(f"pools.ignore_destinations leaves out {existing - matching}")
+        parts.append(f"pools.ignore_destinations excludes {existing - matching}")
     if shown < matching:
         parts.append("--top N shows more")
     return ["; ".join(parts) + "."]

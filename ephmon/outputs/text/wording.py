@@ -1,4 +1,4 @@
-"""Words and figures as people read them, alike in the table and on the page, and safe whatever a name contains."""
+"""Words and figures for people, the same in the table and on the page, and safe whatever a name contains."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.report import NamespaceReport, Report
 
-_WHO_BLOCKS = "As root, `ss -tlnp` lists who listens, and `ss -tanp state all` who else holds a port."
-_ESTIMATE = "~ is an estimate: not all that decides can be seen."
-_PROBE = " `ephmon headroom DESTINATION:PORT --probe` asks the kernel, which settles most doubts."
+_WHO_BLOCKS = "As root, `ss -tlnp` shows who listens, and `ss -tanp state all` shows who else holds a port."
+_ESTIMATE = "~ marks an estimate: some socket properties are not visible."
+_PROBE = " `ephmon headroom DESTINATION:PORT --probe` asks the kernel and settles most cases."
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 _BLINDNESS: dict[str, str] = {
-    Blindness.BOUND_UNCONNECTED: "TCP sockets that are bound but not connected cannot be seen: remaining may be less.",
-    Blindness.BOUND_DEVICE: "The device a socket is bound to cannot be seen: sockets of all devices count alike.",
-    Blindness.V6ONLY: "Whether a wildcard IPv6 socket takes IPv4 too cannot be seen: each is taken to.",
+    Blindness.BOUND_UNCONNECTED: "Bound TCP sockets without a connection are not visible: fewer ports may remain.",
+    Blindness.BOUND_DEVICE: "The device of a socket is not visible: sockets of all devices are counted together.",
+    Blindness.V6ONLY: "It is not visible whether a wildcard IPv6 socket also takes IPv4: each one counts for both.",
 }
 
 COLUMNS = ("KIND", "SOURCE", "DESTINATION", "UTIL%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "STATES")
@@ -33,10 +33,10 @@ COLUMNS = ("KIND", "SOURCE", "DESTINATION", "UTIL%", "IN-USE", "TIME-WAIT", "REU
 
 
 def printable(text: str) -> str:
-    """Return `text` with every character that is not for display replaced by U+FFFD.
+    """Return `text` with every character that cannot be displayed replaced by U+FFFD.
 
-    What a process or namespace calls itself may hold control characters, which a terminal obeys, and lone surrogates,
-    which are no valid UTF-8: `str.isprintable` is false for both.
+    Names of processes and namespaces may contain control characters, which a terminal obeys, and lone surrogates, which
+    are not valid UTF-8. `str.isprintable` is false for both.
     """
     if text.isprintable():
         return text
@@ -44,14 +44,15 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return `text` printable and on one line, each run of white space one blank."""
+    """Return `text` printable and on one line, with each run of white space replaced by one space."""
     return printable(" ".join(text.split()))
 
 
 def utc_time(seconds: float) -> str:
     """Return seconds since the epoch as RFC 3339 in UTC, with milliseconds and `Z`.
 
-    Raises OverflowError, ValueError or OSError outside the years 1 to 9999, as `datetime.fromtimestamp` does.
+    Raises:
+        OverflowError, ValueError, OSError: The time is outside the years 1 to 9999 (`datetime.fromtimestamp`).
     """
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -74,24 +75,26 @@ def pool_name(key: PoolKey) -> str:
 
 
 def percent(ratio: float) -> str:
-    """Return a ratio as a percentage with one decimal; `100.0` only from 1.0 on, where allocations fail."""
+    """Return a ratio as a percentage with one decimal; `100.0` only from 1.0 on, when allocations fail."""
     rounded = f"{ratio * 100:.1f}"
     return "99.9" if rounded == "100.0" and ratio < 1.0 else rounded
 
 
 def remaining(pool: Pool) -> str:
-    """Return the ports that remain, marked as an estimate unless the figure is exact."""
+    """Return the remaining ports, marked with ~ unless the number is exact."""
     return str(pool.remaining) if pool.exact else f"~{pool.remaining}"
 
 
 def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
-    """Return what a reader of a table of the pools may need to know, one sentence each."""
+    """Return the sentences that explain a table of the pools."""
     sentences = []
     inexact = {pool.key.kind for pool in pools if not pool.exact}
     if inexact:
         sentences.append(_ESTIMATE + (_PROBE if PoolKind.TCP_CONNECT in inexact else ""))
     if any(pool.reusable for pool in pools):
-        sentences.append("REUSABLE ports are TIME_WAITs that the kernel hands out again right now: they remain.")
+        sentences.append(
+            "REUSABLE ports are in TIME_WAIT, but the kernel gives them out again right now: they count as remaining."
+        )
     exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
     sentences += [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
     return tuple(sentences)
@@ -114,7 +117,7 @@ def cells(pool: Pool) -> tuple[str, ...]:
 
 
 def grid(pools: Sequence[Pool]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return headings and rows; the namespace is a column only where there is another than ephmon's own."""
+    """Return headings and rows; the namespace is a column only if there is another one than ephmon's own."""
     rows = [cells(pool) for pool in pools]
     if all(pool.key.netns == OWN_NETNS for pool in pools):
         return COLUMNS, rows
@@ -128,7 +131,7 @@ def existing_pools(report: Report) -> int:
 
 
 def failures(report: Report) -> tuple[str, ...]:
-    """Return what went wrong, one sentence each, the failed poll first; empty if nothing did."""
+    """Return a sentence for each failure, the failed poll first."""
     sentences = []
     if report.error is not None:
         sentences.append(f"The last poll failed: {one_line(report.error)}")
@@ -154,20 +157,20 @@ def exhaustion(report: Report) -> tuple[str, ...]:
 
 
 def gaps(report: Report) -> tuple[str, ...]:
-    """Return what the figures lack, one sentence each: what could not be read, then what cannot be seen."""
+    """Return a sentence for each protocol that could not be read, then for each socket property that is not visible."""
     missing = (f"{one_line(protocol)} is missing: {one_line(reason)}" for protocol, reason in report.missing.items())
     return (*missing, *blindness(word for namespace in report.namespaces for word in namespace.blind_to))
 
 
 def blindness(words: Iterable[str]) -> tuple[str, ...]:
-    """Return what cannot be seen, one sentence for each word of `blind_to`."""
-    return tuple(_BLINDNESS.get(word, f"Not seen: {one_line(word)}.") for word in dict.fromkeys(words))
+    """Return a sentence for each word of `blind_to`."""
+    return tuple(_BLINDNESS.get(word, f"Not visible: {one_line(word)}.") for word in dict.fromkeys(words))
 
 
 def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
-    """Return the port range of each namespace, then when and through what it was read, one sentence each.
+    """Return a sentence for the port range of each namespace, then one with the time and the backends of the poll.
 
-    With the sentence on a range goes the severity that its blocked ports have reached.
+    The sentence of a range comes with the severity that its blocked ports have reached.
     """
     ranges = [(range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
     if any(_severity(report, namespace) and namespace.blocked_ports for namespace in report.namespaces):
@@ -179,7 +182,7 @@ def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
 
 
 def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:
-    """Return how urgent it is that ports are blocked, None where TCP could not be read."""
+    """Return the severity of the blocked ports, None if TCP could not be read."""
     return namespace.blocked.severity(report.thresholds) if namespace.blocked else None
 
 

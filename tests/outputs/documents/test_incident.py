@@ -23,8 +23,8 @@ from ephmon.model.rules import Rules
 from ephmon.model.state import initial_state
 from ephmon.model.step import conclude
 from ephmon.outputs.documents import api
-from ephmon.outputs.documents.incident import MOST_ADVISED, MOST_ALERTS, MOST_EVENTS, MOST_POOLS, Origin, document
-from ephmon.outputs.documents.incident_reading import MOST_BYTES, IncidentError, parse, read
+from ephmon.outputs.documents.incident import MAX_ADVISED, MAX_ALERTS, MAX_EVENTS, MAX_POOLS, Origin, document
+from ephmon.outputs.documents.incident_reading import MAX_BYTES, IncidentError, parse, read
 from ephmon.outputs.text.incident import render, worst_pool
 from tests.builders import TAKEN_AT, make_alert, make_forecast, make_owners, make_pool, make_report
 from tests.model.facts import LOW, connected, make_namespace, make_snapshot, make_sysctls, make_tcp
@@ -190,7 +190,7 @@ def test_a_report_before_the_first_good_poll_makes_a_document_too() -> None:
     incident = Incident(reason=Reason.EXHAUSTION, call=call())
     text = render(parse(api.encode(document(empty, incident, at=TAKEN_AT, origin=ORIGIN))), width=None)
 
-    assert "No pool is in it." in text
+    assert "The incident has no pools." in text
     assert "Failed connect() calls were not counted." in text
 
 
@@ -200,13 +200,13 @@ def test_the_document_is_bounded_and_what_it_is_about_has_a_place() -> None:
     one = document(report, Incident(reason=Reason.CRITICAL, alerts=(last,)), at=TAKEN_AT, origin=ORIGIN)
 
     assert len(api.encode(one)) < 200_000
-    assert len(one["alerts"]) == MOST_ALERTS
-    assert [alert["advice"] is None for alert in one["alerts"]].index(True) == MOST_ADVISED
-    assert (one["alerts_total"], len(one["snapshot"]["pools"])) == (1000, MOST_POOLS)
+    assert len(one["alerts"]) == MAX_ALERTS
+    assert [alert["advice"] is None for alert in one["alerts"]].index(True) == MAX_ADVISED
+    assert (one["alerts_total"], len(one["snapshot"]["pools"])) == (1000, MAX_POOLS)
     assert last.key.pool is not None
     assert one["alerts"][0]["pool"]["destination"] == last.key.pool.destination
     assert last.key.pool.destination in [pool["destination"] for pool in one["snapshot"]["pools"]]
-    assert len(one["exhaustions"]["events"]) == MOST_EVENTS
+    assert len(one["exhaustions"]["events"]) == MAX_EVENTS
     assert len(one["exhaustions"]["destinations"]) == 20
 
 
@@ -217,7 +217,7 @@ def test_pools_come_worst_first_and_the_one_that_failed_is_among_them() -> None:
     incident = Incident(reason=Reason.EXHAUSTION, call=call())
     pools = document(report, incident, at=TAKEN_AT, origin=ORIGIN)["snapshot"]["pools"]
 
-    assert len(pools) == MOST_POOLS
+    assert len(pools) == MAX_POOLS
     assert pools[-1]["destination"] == "10.0.0.9"
     assert {pool["in_use_ports"] for pool in pools[:-1]} == {20000}
 
@@ -239,18 +239,18 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
     [
         (lambda one: one.pop("at"), "It is damaged: at is missing."),
         (lambda one: one.update(schema=2), "It has the schema 2, but this version of ephmon reads only 1."),
-        (lambda one: one.update(schema="1"), "It is damaged: schema is no number that can be."),
+        (lambda one: one.update(schema="1"), "It is damaged: schema is not a valid number."),
         (lambda one: one.update(document="x"), "It is not an incident of ephmon."),
-        (lambda one: one.update(snapshot=[]), "It is damaged: snapshot is no object."),
-        (lambda one: one["snapshot"].update(pools={}), "It is damaged: snapshot.pools is no list."),
-        (lambda one: one["snapshot"].update(pools=[1]), "It is damaged: snapshot.pools[0] is no object."),
+        (lambda one: one.update(snapshot=[]), "It is damaged: snapshot is not an object."),
+        (lambda one: one["snapshot"].update(pools={}), "It is damaged: snapshot.pools is not a list."),
+        (lambda one: one["snapshot"].update(pools=[1]), "It is damaged: snapshot.pools[0] is not an object."),
         (
             lambda one: one["snapshot"]["pools"][0].update(in_use_ports=-1),
-            "It is damaged: snapshot.pools[0].in_use_ports is no count.",
+            "It is damaged: snapshot.pools[0].in_use_ports is not a count.",
         ),
         (
             lambda one: one["snapshot"]["pools"][0].update(in_use_ports=10**400),
-            "It is damaged: snapshot.pools[0].in_use_ports is no number that can be.",
+            "It is damaged: snapshot.pools[0].in_use_ports is not a valid number.",
         ),
         (
             lambda one: one["snapshot"]["pools"][0].update(kind="snat\x1b[2J"),
@@ -258,11 +258,11 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         ),
         (
             lambda one: one["alerts"][0]["advice"].update(steps=[1]),
-            "It is damaged: alerts[0].advice.steps is no list of texts.",
+            "It is damaged: alerts[0].advice.steps is not a list of texts.",
         ),
         (
             lambda one: one["exhaustions"]["totals"].update(own=True),
-            "It is damaged: exhaustions.totals.own is no number that can be.",
+            "It is damaged: exhaustions.totals.own is not a valid number.",
         ),
     ],
 )
@@ -275,8 +275,8 @@ def test_what_is_damaged_is_said_with_its_place(change: Callable[[dict[str, Any]
     [
         (b"", "It is cut off or damaged at line 1, column 1."),
         (b"{", "It is cut off or damaged at line 1, column 2."),
-        (b"\xff", "It is no text: byte 0 is not UTF-8."),
-        (b"[" * 200_000, "It is damaged: it is nested too deep."),
+        (b"\xff", "It is not text: byte 0 is not UTF-8."),
+        (b"[" * 200_000, "It is damaged: it is nested too deeply."),
         (b"[]", "It is not an incident of ephmon."),
         (b'{"document": "ephmon incident"}', "It is damaged: schema is missing."),
         (b'{"a": NaN}', "It is damaged: NaN is not a JSON number."),
@@ -369,7 +369,7 @@ def test_the_worst_pool_is_the_first() -> None:
 
 def test_a_file_that_is_none_is_said_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "large").write_bytes(b" " * (MOST_BYTES + 1))
+    (tmp_path / "large").write_bytes(b" " * (MAX_BYTES + 1))
     said = {}
     for name in ("absent", "fifo", "large", ".", "nul\0"):
         with pytest.raises(IncidentError) as caught:

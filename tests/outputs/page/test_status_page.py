@@ -128,7 +128,7 @@ def test_with_every_port_blocked_the_page_says_so_and_marks_the_range() -> None:
 
     assert '<p class="trouble">No port is left for any connect(): all 1000 usable ports are blocked.</p>' in page
     assert '<p class="critical">Ports 32768-60999: 1000 usable' in page
-    assert "<p>As root, `ss -tlnp` lists who listens" in page
+    assert "<p>As root, `ss -tlnp` shows who listens" in page
     assert "No port is left" not in expired
 
 
@@ -205,7 +205,7 @@ def test_report_without_listed_pools_has_no_table() -> None:
     outline = Outline(render(make_report(listed=[]), expired=False))
 
     assert "table" not in outline.tags
-    assert "Pools listed, the worst first: 0 of 1." in outline.texts
+    assert "Pools listed, fullest first: 0 of 1." in outline.texts
 
 
 def test_markup_in_any_string_is_shown_as_text() -> None:

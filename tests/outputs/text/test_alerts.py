@@ -77,11 +77,11 @@ ELSEWHERE = make_pool(
         ),
         (
             make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", value=1),
-            "1 more alert finds no place among the alerts.max_active that are told one by one.",
+            "1 more alert is active than alerts.max_active shows.",
         ),
         (
             make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", value=7),
-            "7 more alerts find no place among the alerts.max_active that are told one by one.",
+            "7 more alerts are active than alerts.max_active shows.",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_the_json_holds_the_alerts_that_fire_the_most_urgent_first() -> None:
             "pool": None,
             "since": "2026-01-02T03:04:05.006Z",
             "value": 1,
-            "summary": "1 more alert finds no place among the alerts.max_active that are told one by one.",
+            "summary": "1 more alert is active than alerts.max_active shows.",
         },
     ]
 

@@ -29,8 +29,8 @@ FALLEN_BACK = make_report(namespaces=[make_namespace(backends=PROCFS, fallbacks=
 BLIND = make_namespace(blind_to=("bound_unconnected", "v6only"))
 BLIND_TO = "netns=own blind_to=bound_unconnected,v6only"
 TORN = (
-    "Pools seem to hold more ports than there are, because sockets moved while they were read; their remaining ports "
-    "are given as 0."
+    "Sockets changed while they were read, so pools seem to use more ports than exist; "
+    "their remaining ports are reported as 0."
 )
 LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
@@ -108,12 +108,12 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     "a probe that is refused": (
         GOOD,
         GOOD.with_health(probe=Health(available=False, reason="No capability.")),
-        [("warning", "Ports in doubt are not probed: No capability.")],
+        [("warning", "Ambiguous ports are not probed: No capability.")],
     ),
     "a probe that was cut": (
         GOOD,
         GOOD.with_health(probe=Health(available=True, reason="It was cut.")),
-        [("warning", "Ports in doubt are not all probed: It was cut.")],
+        [("warning", "Ambiguous ports are not all probed: It was cut.")],
     ),
     "a protocol that is missing": (
         GOOD,
@@ -154,7 +154,11 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         GOOD,
         make_report(namespaces=[BLIND]),
         [
-            ("warning", "What this kernel or backend does not show may make headroom look larger. " + BLIND_TO),
+            (
+                "warning",
+                "This kernel or backend does not show every socket, so fewer ports may remain than reported. "
+                + BLIND_TO,
+            ),
         ],
     ),
     "all is seen again": (make_report(namespaces=[BLIND]), GOOD, []),
@@ -276,7 +280,7 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
         [
             (
                 "info",
-                "EphmonPoolNearExhaustion goes on, but has lost its place among alerts.max_active. "
+                "EphmonPoolNearExhaustion is still active, but alerts.max_active keeps it from being shown. "
                 + of_alert("warning"),
             )
         ],

@@ -60,7 +60,7 @@ def test_five_processes_are_named_and_the_others_counted() -> None:
     assert processes_line([(7, "nginx", 1)], is_complete=True) == "nginx (pid 7, 1 socket)"
     assert processes_line(found, is_complete=False) == (
         "worker0 (pid 100, 10 sockets), worker1 (pid 101, 9 sockets), worker2 (pid 102, 8 sockets), "
-        "worker3 (pid 103, 7 sockets), worker4 (pid 104, 6 sockets) and 5 more; not all descriptors were looked at"
+        "worker3 (pid 103, 7 sockets), worker4 (pid 104, 6 sockets) and 5 more; not all descriptors were checked"
     )
     assert processes_line([(7, "\x1b[2J", 2)], is_complete=True) == "\ufffd[2J (pid 7, 2 sockets)"
 
@@ -83,6 +83,6 @@ def test_below_a_table_stands_who_holds_what_and_what_is_left_out() -> None:
         "tcp_connect from 10.0.0.1 to 10.0.0.9:80: nobody",
         "blocked ports: nginx.service 2 ports",
         "  nginx (pid 8, 2 sockets)",
-        "The owners of 3 more pools were not asked for; --top and --destination choose what is shown.",
+        "The owners of 3 more pools were not read; choose pools with --top or --destination.",
         "Not permitted.",
     ]

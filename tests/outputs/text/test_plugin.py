@@ -41,15 +41,15 @@ def test_the_worst_is_told_first_and_some_of_the_rest_below() -> None:
     first, *rest = got.text.splitlines()
     assert got.status is Status.CRITICAL
     assert first == (
-        f"EPHMON CRITICAL - {TOWARD} 10.0.0.0:443 is at 95.0% (critical from 90.0% on), 5 of 100 ports are left"
+        f"EPHMON CRITICAL - {TOWARD} 10.0.0.0:443 is at 95.0% (critical from 90.0%), 5 of 100 ports are left"
         " | utilisation=0.95;0.7;0.9;0;1 remaining=5;;;0;100"
     )
     assert rest == [
-        f"CRITICAL: {TOWARD} 10.0.0.1:443 is at 94.0% (critical from 90.0% on), 6 of 100 ports are left.",
-        f"CRITICAL: {TOWARD} 10.0.0.2:443 is at 93.0% (critical from 90.0% on), 7 of 100 ports are left.",
-        f"CRITICAL: {TOWARD} 10.0.0.3:443 is at 92.0% (critical from 90.0% on), 8 of 100 ports are left.",
-        f"CRITICAL: {TOWARD} 10.0.0.4:443 is at 91.0% (critical from 90.0% on), 9 of 100 ports are left.",
-        f"CRITICAL: {TOWARD} 10.0.0.5:443 is at 90.0% (critical from 90.0% on), 10 of 100 ports are left.",
+        f"CRITICAL: {TOWARD} 10.0.0.1:443 is at 94.0% (critical from 90.0%), 6 of 100 ports are left.",
+        f"CRITICAL: {TOWARD} 10.0.0.2:443 is at 93.0% (critical from 90.0%), 7 of 100 ports are left.",
+        f"CRITICAL: {TOWARD} 10.0.0.3:443 is at 92.0% (critical from 90.0%), 8 of 100 ports are left.",
+        f"CRITICAL: {TOWARD} 10.0.0.4:443 is at 91.0% (critical from 90.0%), 9 of 100 ports are left.",
+        f"CRITICAL: {TOWARD} 10.0.0.5:443 is at 90.0% (critical from 90.0%), 10 of 100 ports are left.",
         "2 more reached a threshold.",
     ]
 
@@ -76,12 +76,12 @@ def test_what_is_missing_makes_unknown_of_ok_and_of_nothing_else() -> None:
 
     assert (fine.status, bad.status) == (Status.UNKNOWN, Status.CRITICAL)
     assert fine.text == (
-        f"EPHMON UNKNOWN - UDP cannot be read; of what was read, {TOWARD} 10.0.0.9:443 is at 5.0%, 95 of 100 ports are "
+        f"EPHMON UNKNOWN - UDP cannot be read; apart from that, {TOWARD} 10.0.0.9:443 is at 5.0%, 95 of 100 ports are "
         "left | utilisation=0.05;0.7;0.9;0;1 remaining=95;;;0;100\nTCP neither.\n"
     )
     assert bad.text.splitlines()[1:] == missing
     assert answer(Assessment(urgent=(), fullest=None), advice=None, missing=missing[:1]).text == (
-        "EPHMON UNKNOWN - UDP cannot be read; of what was read, no pool exists, nothing draws from the port range\n"
+        "EPHMON UNKNOWN - UDP cannot be read; apart from that, no pool exists, because no socket uses the port range\n"
     )
 
 

@@ -144,7 +144,7 @@ def test_the_range_has_the_colour_of_its_blocked_share(blocked: int, colour: str
     (place,) = [place for place, line in enumerate(lines) if " usable (" in line]
 
     assert lines[place].startswith(f"{colour}Ports 32768-60999: 1000 usable")
-    assert lines[place + 1].startswith("As root, `ss -tlnp` lists who listens") is bool(colour)
+    assert lines[place + 1].startswith("As root, `ss -tlnp` shows who listens") is bool(colour)
 
 
 def test_with_every_port_blocked_the_first_line_says_in_red_that_no_connect_gets_one() -> None:
@@ -170,9 +170,9 @@ def test_the_last_line_says_what_the_pools_were_chosen_from() -> None:
     assert last(7).startswith("tcp_connect")
     assert last(7, Selection(matching=7)).startswith("tcp_connect")
     assert last(2) == "Pools shown: 2 of 7; --top N shows more."
-    assert last(6, Selection(matching=6)) == "Pools shown: 6 of 7; pools.ignore_destinations leaves out 1."
+    assert last(6, Selection(matching=6)) == "Pools shown: 6 of 7; pools.ignore_destinations excludes 1."
     assert last(2, Selection(matching=6)) == (
-        "Pools shown: 2 of 7; pools.ignore_destinations leaves out 1; --top N shows more."
+        "Pools shown: 2 of 7; pools.ignore_destinations excludes 1; --top N shows more."
     )
     assert last(1, Selection(matching=1, toward="10.8.0.1")) == "Pools shown: 1 of 1 toward 10.8.0.1 (7 in all)."
     assert last(1, Selection(matching=2, toward="10.8.0.1")) == (
@@ -184,7 +184,7 @@ def test_the_probe_is_named_where_it_can_help() -> None:
     inexact = make_pool(exact=False), make_pool(kind=PoolKind.UDP_BIND, destination=None, exact=False)
     texts = [render(make_report(), [pool], colour=False, width=None) for pool in (*inexact, make_pool())]
 
-    assert ["~ is an estimate" in text for text in texts] == [True, True, False]
+    assert ["~ marks an estimate" in text for text in texts] == [True, True, False]
     assert ["--probe" in text for text in texts] == [True, False, False]
     assert not any("exact" in text for text in texts)
 
@@ -224,7 +224,7 @@ def test_empty_table_is_one_sentence() -> None:
     nobody = make_report(namespaces=[make_namespace(pools={PoolKind.TCP_CONNECT: 0}, listed={})], listed=[])
 
     assert render(nobody, [], colour=False, width=80).endswith(
-        "\n\nThere are no pools: nothing that could be read draws from the port range.\n"
+        "\n\nThere are no pools: no socket that could be read uses the port range.\n"
     )
     assert render(make_report(), [], colour=False, width=80).endswith(
         "\n\nNo pool is shown.\nPools shown: 0 of 1; --top N shows more.\n"

@@ -110,7 +110,7 @@ def test_every_blindness_is_put_into_words_once() -> None:
 
 
 def test_blindness_without_words_is_named() -> None:
-    assert gaps(make_report(namespaces=[make_namespace(blind_to=("x_rays",))])) == ("Not seen: x_rays.",)
+    assert gaps(make_report(namespaces=[make_namespace(blind_to=("x_rays",))])) == ("Not visible: x_rays.",)
 
 
 def test_all_well_means_no_failures_and_no_gaps() -> None:
@@ -137,7 +137,7 @@ def test_the_blocked_share_is_held_against_the_general_thresholds(
     report = make_report(namespaces=[make_namespace(usable_ports=usable, blocked_ports=blocked)])
 
     assert facts(report)[0][1] is severity
-    assert (facts(report)[1][0].startswith("As root, `ss -tlnp` lists")) is (severity is not None and usable > 0)
+    assert (facts(report)[1][0].startswith("As root, `ss -tlnp` shows")) is (severity is not None and usable > 0)
     assert (exhaustion(report) != ()) is (usable == 0 or blocked == 1000)
 
 
