@@ -114,7 +114,7 @@ def test_a_warning_comes_with_its_figures_and_what_to_do(ns: Namespace, config: 
     lines = ask(ns, config, f"{HERE}:80").out.splitlines()
 
     assert re.fullmatch(
-        r"EPHMON WARNING - tcp_connect from 127\.0\.0\.1 to 127\.0\.0\.1:80 is at 75\.0% \(warning from 70\.0% on\), "
+        r"EPHMON WARNING - tcp_connect from 127\.0\.0\.1 to 127\.0\.0\.1:80 is at 75\.0% \(warning from 70\.0%\), "
         r"~?250 of 1000 ports are left \| utilisation=0\.75;0\.7;0\.9;0;1 remaining=250;;;0;1000",
         lines[0],
     )

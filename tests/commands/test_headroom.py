@@ -435,7 +435,7 @@ def test_without_privilege_the_probe_says_what_it_needs_after_the_bounds_and_is_
         "ephmon: The probe needs CAP_NET_ADMIN; run it as root, or grant that capability.\n",
     )
     assert (plain.status, plain.err, plain.out.count("\n")) == (0, "", 3)
-    assert (f" (an estimate: at least {1000 - clients} and at most 1000." in plain.out) is (clients > 0)
+    assert (f" (an estimate: at least {1000 - clients}, at most 1000)." in plain.out) is (clients > 0)
     assert (as_json.status, as_json.err) == (1, refused.err)
     document = json.loads(as_json.out)
     assert (document["method"], document["remaining_ports_min"]) == ("inet_diag", 1000 - clients)

@@ -105,7 +105,7 @@ def test_the_fullest_pools_are_asked_about_and_it_is_said_how_many_are_not(ns: N
     one_less = ns.call(answer_about_one_pool, "pools", "--config", config, "--owners", "--top", "2")
     document = json.loads(ns.call(answer_about_one_pool, "pools", "--config", config, "--owners", "--json").out)
 
-    told = "The owners of {} were not asked for; --top and --destination choose what is shown.\n"
+    told = "The owners of {} were not read; choose pools with --top or --destination.\n"
     assert (table.status, one_less.status) == (0, 0)
     assert told.format("2 more pools") in table.out
     assert told.format("1 more pool") in one_less.out
