@@ -69,6 +69,7 @@ def _rank(item: pytest.Item) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only_root(what): a test that does what only root may do")
     config.addinivalue_line("markers", "host_pids(why): a test that needs process ids as the kernel numbers them")
+    config.addinivalue_line("markers", "host_cgroups(why): a test that needs to see the whole hierarchy of cgroups")
     try:
         permit_descriptors()
     except PermissionError as error:

@@ -8,13 +8,21 @@ from pathlib import Path
 
 NEEDED_DESCRIPTORS = 8192
 """More than any agent opens; the largest opens some 4,000 sockets."""
-_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
+_INITIAL_CGROUP_NAMESPACE = 0xEFFFFFFB  # PROC_CGROUP_INIT_INO in include/linux/proc_ns.h, as the next
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 IS_ROOT = os.geteuid() == 0
 HAS_HOST_PIDS = Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
 """Whether process ids are those that the kernel gives in traces; in a container they are others."""
 
-NEEDS = {"only_root": (IS_ROOT, "root"), "host_pids": (HAS_HOST_PIDS, "the host's pid namespace")}
+HAS_HOST_CGROUPS = Path("/proc/self/ns/cgroup").stat().st_ino == _INITIAL_CGROUP_NAMESPACE
+"""Whether the whole hierarchy of cgroups can be seen; a container sees a part."""
+
+NEEDS = {
+    "only_root": (IS_ROOT, "root"),
+    "host_pids": (HAS_HOST_PIDS, "the host's pid namespace"),
+    "host_cgroups": (HAS_HOST_CGROUPS, "the host's cgroup namespace"),
+}
 """By the marker of a test: whether its need is met, and what it needs."""
 
 

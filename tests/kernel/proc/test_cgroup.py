@@ -259,19 +259,29 @@ ISOLATED = "umount --all --types cgroup2 && mount -t cgroup2 none"
 """What a container runtime does for a container with a cgroup namespace of its own."""
 
 
+INTO_NAMESPACES = ("unshare", "--cgroup", "--mount", "--")
+
+
 @pytest.mark.only_root("makes cgroups")
-def test_a_container_sees_its_own_part_alone_unless_it_has_the_hosts_mount() -> None:
+def test_a_container_sees_its_own_part_alone() -> None:
     with Namespace() as ns, Cgroups(ns) as cgroups:
         inner, outer = cgroups.make("pod/inner"), cgroups.make("outer")
-        into_namespaces = ("unshare", "--cgroup", "--mount", "--")
         isolate = ("sh", "-c", f'{ISOLATED} "$0" && exec "$@"', str(cgroups.mounted))
-        with cgroups.agent("pod", *into_namespaces, *isolate) as agent:
+        with cgroups.agent("pod", *INTO_NAMESPACES, *isolate) as agent:
             isolated, _, problem = agent.call(resolve, [inner, outer])
-        with cgroups.agent("pod", *into_namespaces) as agent:
-            with_mount, _, no_problem = agent.call(resolve, [inner, outer, 1 << 60])
 
         assert isolated == {inner: "/inner"}
         assert problem is not None
         assert "Only a part" in problem
-        assert no_problem is None
-        assert with_mount == {inner: f"/{cgroups.top}/pod/inner", outer: f"/{cgroups.top}/outer"}
+
+
+@pytest.mark.only_root("makes cgroups")
+@pytest.mark.host_cgroups("mounts all of them for a container")
+def test_a_container_that_has_the_hosts_mount_sees_all() -> None:
+    with Namespace() as ns, Cgroups(ns) as cgroups:
+        inner, outer = cgroups.make("pod/inner"), cgroups.make("outer")
+        with cgroups.agent("pod", *INTO_NAMESPACES) as agent:
+            paths, _, problem = agent.call(resolve, [inner, outer, 1 << 60])
+
+        assert problem is None
+        assert paths == {inner: f"/{cgroups.top}/pod/inner", outer: f"/{cgroups.top}/outer"}
