@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import TYPE_CHECKING
 
 from ephmon.errors import quote
+from ephmon.facts.addresses import HIGHEST_PORT, host_and_port
 
 if TYPE_CHECKING:
     from ephmon.model.rules import Network
@@ -118,17 +119,15 @@ def parse_port(text: str, *, lowest: int = 1) -> int:
         mistake = "there is no port after the colon"
     elif not _DIGITS.fullmatch(text):
         mistake = f"{quote(text)} is not a port number"
-    elif lowest <= int(text) <= 65535:
+    elif lowest <= int(text) <= HIGHEST_PORT:
         return int(text)
     else:
         mistake = f"{quote(text)} is out of range"
-    raise ValueError(f"{mistake}; use a number from {lowest} to 65535")
+    raise ValueError(f"{mistake}; use a number from {lowest} to {HIGHEST_PORT}")
 
 
 def _join(host: str, port: int | None) -> str:
-    if port is None:
-        return host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host if port is None else host_and_port(host, port)
 
 
 def _split(text: str) -> tuple[str, str | None]:

@@ -31,6 +31,7 @@ from ephmon.config.scalars import (
 from ephmon.config.schema import MAX_PROBLEMS, ListOf, ReadState, Section, Single, TextMapping
 from ephmon.config.thresholds import ThresholdsShape
 from ephmon.errors import ConfigError
+from ephmon.facts.addresses import HIGHEST_PORT
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.alerting.thresholds import Thresholds
 from ephmon.model.rules import ListingRules, PollingRules, Rules
@@ -281,7 +282,7 @@ _POOLS = Section(
     ListingRules(),
     {
         "top": ("top", _COUNT),
-        "min_in_use": ("min_in_use", Single(whole_number(0, 65_535))),
+        "min_in_use": ("min_in_use", Single(whole_number(0, HIGHEST_PORT))),
         "peak_window": ("peak_window_seconds", Single(duration_seconds("1s", "24h"))),
         "ignore_destinations": ("ignore_destinations", ListOf(Single(DESTINATION))),
     },

@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from ephmon import __version__
 from ephmon.delivery.source_ports import SourcePortError
+from ephmon.facts.addresses import host_and_port
 from ephmon.model.delivery_status import FailureReason
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Target:
     """The Authorization header (RFC 7617) for a user and password in the URL; "" for none."""
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 class PostError(Exception):

@@ -17,6 +17,8 @@ V4_BYTES, V6_BYTES = 4, 16
 """The length of a packed address."""
 ANY_V4, ANY_V6 = bytes(V4_BYTES), bytes(V6_BYTES)
 """The wildcards 0.0.0.0 and ::, also called unspecified addresses."""
+ANY_OF_LENGTH = {V4_BYTES: ANY_V4, V6_BYTES: ANY_V6}
+"""The wildcard of the family whose packed addresses have this length."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
 """What an IPv4-mapped IPv6 address starts with."""
 _LOOPBACK_V6 = bytes(15) + b"\x01"
@@ -45,6 +47,15 @@ def is_loopback(address: bytes) -> bool:
     return address == _LOOPBACK_V6 or (len(address) == V4_BYTES and address[0] == 127)
 
 
+def packed_address(text: str) -> bytes:
+    """Return the 4 or 16 bytes of an address that is written as text.
+
+    Raises:
+        ValueError: It is not an address.
+    """
+    return ip_address(text).packed
+
+
 def address_text(address: bytes) -> str:
     """Return an address as people write it: `192.0.2.1`, `2001:db8::1` (RFC 5952)."""
     return str(ip_address(address))
@@ -58,10 +69,11 @@ def host_and_port(host: str, port: int | str) -> str:
 def covers(bound: bytes, address: bytes, *, dual_stack: bool) -> bool:
     """Tell whether a socket bound to the address `bound` also has the local address `address`.
 
-    It does if they are equal, or if `bound` is the wildcard of a family that `address` is of. With `dual_stack`, :: is
-    of both families: so is an AF_INET6 socket without IPV6_V6ONLY (man 7 ipv6).
+    It does if they are equal, or if `bound` is the wildcard of the family of `address`. With `dual_stack`, which is an
+    AF_INET6 socket without IPV6_V6ONLY (man 7 ipv6), :: is the wildcard of both families. 0.0.0.0 never is: it may be
+    the address ::ffff:0.0.0.0 of an AF_INET6 socket, which takes IPv4 alone.
     """
-    return bound == address or (is_wildcard(bound) and (dual_stack or len(bound) == len(address)))
+    return bound in (address, ANY_OF_LENGTH[len(address)]) or (dual_stack and bound == ANY_V6)
 
 
 def overlap(held: bytes, newcomer: bytes, *, dual_stack: bool) -> bool:
@@ -69,7 +81,7 @@ def overlap(held: bytes, newcomer: bytes, *, dual_stack: bool) -> bool:
 
     `dual_stack` says whether the socket is AF_INET6 without IPV6_V6ONLY; the newcomer at :: is taken to be.
 
-    Source: inet_rcv_saddr_equal(), net/ipv4/inet_connection_sock.c.
+    Source: inet_rcv_saddr_equal() and ipv6_rcv_saddr_equal(), net/ipv4/inet_connection_sock.c.
     """
     return (
         covers(held, newcomer, dual_stack=dual_stack)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ephmon import log
 from ephmon.errors import EphmonError
+from ephmon.facts.addresses import host_and_port
 from ephmon.http.guard import Connection, ConnectionGuard, ConnectionLimits, RateLimitedWarning
 from ephmon.http.reply import ServerState, parse_request, reply_to
 
@@ -170,7 +171,7 @@ def open_listener(address: tuple[str, int]) -> socket.socket:
 
 
 def _listen_problem(host: str, port: int, error: OSError) -> str:
-    written = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    written = host_and_port(host, port)
     reason = {
         errno.EADDRINUSE: (
             f"the port is in use; stop the program that `ss -tanp 'sport = :{port}'` shows, or choose another port"

@@ -9,6 +9,7 @@ import random
 import socket
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import PORTS
 from ephmon.kernel.loopback import unlikely_address
 from ephmon.kernel.netlink import dumps
 
@@ -21,7 +22,6 @@ _FIRST_WITH_BOUND_UNCONNECTED = (6, 8)
 _FIRST_WITH_RECOVERING_PORTS = (6, 18)
 _TRIES = 16
 _LOWEST_UNPRIVILEGED = 1024
-_HIGHEST = 65535
 
 
 def shows_bound_unconnected(
@@ -53,7 +53,7 @@ def ports_recover(release: tuple[int, int]) -> bool:
 
 def _bind_outside(ours: socket.socket, port_range: PortRange) -> int | None:
     """Bind to some port outside the range and return it, None if there is none to be had."""
-    outside = [*range(_LOWEST_UNPRIVILEGED, port_range.low), *range(port_range.high + 1, _HIGHEST + 1)]
+    outside = [*range(_LOWEST_UNPRIVILEGED, port_range.low), *range(port_range.high + 1, PORTS)]
     # Which port it is does not matter, only that two daemons do not always meet at the same one.
     candidates: list[int] = random.sample(outside, min(_TRIES, len(outside)))
     for port in candidates:

@@ -28,6 +28,7 @@ from secrets import randbelow
 from typing import TYPE_CHECKING
 
 from ephmon.errors import KernelError, Reason
+from ephmon.facts.addresses import PORTS
 from ephmon.kernel.loopback import unlikely_address
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
 _TCP_REPAIR = 19  # include/uapi/linux/tcp.h
 _RANGE = struct.Struct("=I")
-_LOWEST_OF_DUMMIES, _PORTS = 1_024, 65_536
+_LOWEST_OF_DUMMIES = 1_024
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 
 
@@ -50,7 +51,7 @@ class ProbeUnavailableError(KernelError):
 
 def unlikely_destination() -> tuple[str, int]:
     """Return an address and port that no socket of this namespace leads to, as likely as can be."""
-    return unlikely_address(), _LOWEST_OF_DUMMIES + randbelow(_PORTS - _LOWEST_OF_DUMMIES)
+    return unlikely_address(), _LOWEST_OF_DUMMIES + randbelow(PORTS - _LOWEST_OF_DUMMIES)
 
 
 def probe(

@@ -10,6 +10,7 @@ from array import array
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import ANY_V6, PORTS, is_wildcard
 from ephmon.facts.sockets import Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.netlink import inet_diag
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ephmon.kernel.netlink.inet_diag import Condition
     from ephmon.kernel.netlink.sock_diag import Request, SockDiag
 
-_V4_BYTES = 4
-_PORTS = 1 << 16
 MOST_LISTENERS_LEFT_OUT = 64
 """So many listeners inside the range have what they accepted dropped in the kernel; each costs every socket a test."""
 
@@ -48,7 +47,7 @@ def read_tcp(
         KernelError: inet_diag is not available, or its reply cannot be trusted.
     """
     inside = _inside(port_range)
-    fingerprints = array("Q", bytes(8 * _PORTS)) if evidence else None
+    fingerprints = array("Q", bytes(8 * PORTS)) if evidence else None
     states = inet_diag.BOUND_STATES if evidence else 1 << TcpState.LISTEN
     bound = _table(diag, [inet_diag.tcp_request(states, inside)], deadline, fingerprints=fingerprints)
     named = inet_diag.tcp_request(inet_diag.FULL_SOCKET_STATES, [*inside, inet_diag.port_named_in_bind()])
@@ -78,10 +77,7 @@ def read_connections(
     Raises:
         KernelError: inet_diag is not available, or its reply cannot be trusted.
     """
-    peers = [
-        inet_diag.remote(port, socket.AF_INET if len(address) == _V4_BYTES else socket.AF_INET6, address)
-        for address, port in destinations
-    ]
+    peers = [inet_diag.remote(port, address) for address, port in destinations]
     request = inet_diag.tcp_request(inet_diag.CONNECTION_STATES, _inside(port_range), peers)
     return _table(diag, [request], deadline)
 
@@ -95,10 +91,10 @@ def read_udp(diag: SockDiag, port_range: PortRange, deadline: Deadline) -> UdpSo
     inside = _inside(port_range)
     sockets = _table(diag, _udp_requests(inet_diag.ALL_STATES, inside), deadline, with_peer=False)
     bound_to_any_port: frozenset[bytes] = frozenset()
-    if any(group.state == TcpState.CLOSE and any(group.source) for group in sockets.groups):
+    if any(group.state == TcpState.CLOSE and not is_wildcard(group.source) for group in sockets.groups):
         unnamed = _udp_requests(1 << TcpState.CLOSE, [*inside, inet_diag.port_left_to_bind()])
         groups = _table(diag, unnamed, deadline, with_peer=False).groups
-        bound_to_any_port = frozenset(group.source for group in groups if any(group.source))
+        bound_to_any_port = frozenset(group.source for group in groups if not is_wildcard(group.source))
     return UdpSockets(sockets=sockets, bound_to_any_port=bound_to_any_port)
 
 
@@ -147,17 +143,15 @@ def _table(
 def _not_accepted(bound: SocketTable) -> Iterator[Condition]:
     """Yield, for each listening socket, the condition that leaves out what it accepted.
 
-    An accepted socket has its listener's port and an address that the listener covers. A listener at the IPv6 wildcard
-    that takes no IPv4 is passed over: its family cannot be told from IPv4-mapped sockets in bytecode.
+    An accepted socket has its listener's port and an address that the listener covers (`addresses.covers`).
     """
     for port, index in zip(bound.port_of, bound.group_of, strict=True):
         group = bound.groups[index]
-        is_v4 = len(group.source) == _V4_BYTES
         if group.state != TcpState.LISTEN:
             continue
-        if is_v4:
-            yield inet_diag.not_local(port, socket.AF_INET, group.source)
-        elif any(group.source):
-            yield inet_diag.not_local(port, socket.AF_INET6, group.source)
+        if group.source != ANY_V6:
+            yield inet_diag.not_local(port, group.source)
         elif group.dual_stack:
-            yield inet_diag.not_local(port, socket.AF_UNSPEC, b"")
+            yield inet_diag.not_local(port, b"")
+        # A listener at :: with IPV6_V6ONLY gets no condition: in bytecode AF_INET6 is true of IPv4-mapped sockets too,
+        # which are not its own.

@@ -20,8 +20,10 @@ from collections import defaultdict
 from itertools import chain, compress, count, starmap
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.facts.addresses import V4_BYTES, V4_MAPPED, V6_BYTES, is_wildcard
 from ephmon.facts.socket_groups import SocketGroups
 from ephmon.facts.sockets import Protocol, SocketTable, TcpState
+from ephmon.kernel.netlink.attributes import attributes, have_all, packed_attribute
 from ephmon.kernel.netlink.sock_diag import MalformedReplyError, Request
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ class Condition(NamedTuple):
 
 _JMP, _S_GE, _S_LE, _AUTO, _S_COND, _D_COND = 1, 2, 3, 6, 7, 8
 _OP = struct.Struct("=BBH")  # code, yes, no
-_HOST_CONDITION = struct.Struct("=BBxxi")  # family, prefix length, port
+_HOST_CONDITION = struct.Struct("=BBxxi")  # family, prefix length in bits, port
+_FAMILY_OF_LENGTH = {0: socket.AF_UNSPEC, V4_BYTES: socket.AF_INET, V6_BYTES: socket.AF_INET6}
 
 
 def local_port_at_least(port: int) -> Condition:
@@ -79,19 +82,21 @@ def port_left_to_bind() -> Condition:
     return Condition(bytes([_AUTO]), wanted=True)
 
 
-def not_local(port: int, family: int, address: bytes) -> Condition:
-    """Hold for all sockets but those at `address`:`port`; a wildcard address stands for every one of its family.
+def not_local(port: int, address: bytes) -> Condition:
+    """Hold for all sockets but those at the packed `address` and the local port `port`.
 
-    `address` has the length that `family` has: 4, 16, or 0 for AF_UNSPEC, which is every family. AF_INET holds for
-    IPv4-mapped sockets too.
+    An IPv4 address stands for the IPv4-mapped one too, a wildcard for every address of its family, and b"" for every
+    address of both families.
     """
-    prefix = 8 * len(address) if any(address) else 0
-    return Condition(bytes([_S_COND]) + _HOST_CONDITION.pack(family, prefix, port) + address, wanted=False)
+    prefix_bits = 0 if is_wildcard(address) else 8 * len(address)
+    condition = _HOST_CONDITION.pack(_FAMILY_OF_LENGTH[len(address)], prefix_bits, port)
+    return Condition(bytes([_S_COND]) + condition + address, wanted=False)
 
 
-def remote(port: int, family: int, address: bytes) -> Condition:
-    """Hold for sockets whose peer is `address`:`port`; AF_INET holds for IPv4-mapped sockets too."""
-    return Condition(bytes([_D_COND]) + _HOST_CONDITION.pack(family, 8 * len(address), port) + address, wanted=True)
+def remote(port: int, address: bytes) -> Condition:
+    """Hold for sockets whose peer is the packed `address`, IPv4-mapped or not, and `port`; b"" is every address."""
+    condition = _HOST_CONDITION.pack(_FAMILY_OF_LENGTH[len(address)], 8 * len(address), port)
+    return Condition(bytes([_D_COND]) + condition + address, wanted=True)
 
 
 def assemble(conditions: Iterable[Condition], any_of: Sequence[Condition] = ()) -> bytes:
@@ -142,7 +147,7 @@ def protocol_number(protocol: Protocol) -> int:
 
 def _bytecode_attribute(conditions: Iterable[Condition], any_of: Sequence[Condition] = ()) -> bytes:
     program = assemble(conditions, any_of)
-    return struct.pack("=HH", 4 + len(program), INET_DIAG_REQ_BYTECODE) + program if program else b""
+    return packed_attribute(INET_DIAG_REQ_BYTECODE, program) if program else b""
 
 
 # --- replies ------------------------------------------------------------------------------------------------------
@@ -170,10 +175,8 @@ _LONGEST_LEFT = 0xFFFF
 # Knuth's multiplicative hash: 2**64 divided by the golden ratio.
 _MIXER, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
-_V4_BYTES, _V6_BYTES = 4, 16
-_LENGTH_OF_FAMILY = bytes(_V6_BYTES if family == socket.AF_INET6 else _V4_BYTES for family in range(256))
+_LENGTH_OF_FAMILY = bytes(V6_BYTES if family == socket.AF_INET6 else V4_BYTES for family in range(256))
 _IS_V6 = bytes(family == socket.AF_INET6 for family in range(256))
-_V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Tabulator:
@@ -206,13 +209,13 @@ class Tabulator:
         """
         if length < _ATTRIBUTES or length % 4 or len(block) % length:
             raise MalformedReplyError(f"An inet_diag record of {length} bytes is too short, or not whole words.")
-        offsets = _attributes(block, 0, length) if self._with_options else {}
-        if _share_layout(block, length, offsets):
+        offsets = _value_offsets(block, length) if self._with_options else {}
+        if all(have_all(block, length, offset) for offset in offsets.values()):
             self._add_columns(length, block, offsets)
             return
         for start in range(0, len(block), length):
             record = block[start : start + length]
-            self._add_columns(length, record, _attributes(record, 0, length))
+            self._add_columns(length, record, _value_offsets(record, length))
 
     def table(self) -> SocketTable:
         """Return what was collected."""
@@ -248,29 +251,9 @@ class Tabulator:
         return layout
 
 
-def _attributes(block: bytearray, start: int, length: int) -> dict[int, int]:
-    """Return the offset of each attribute of one record by type, relative to the record (man 7 netlink, rtattr)."""
-    offsets = {}
-    offset = _ATTRIBUTES
-    while offset + 4 <= length:
-        size, kind = struct.unpack_from("=HH", block, start + offset)
-        if size < 4 or offset + size > length:
-            raise MalformedReplyError(f"An attribute of an inet_diag record claims {size} of {length - offset} bytes.")
-        offsets[kind] = offset
-        offset += (size + 3) & ~3
-    return offsets
-
-
-def _share_layout(block: bytearray, length: int, offsets: dict[int, int]) -> bool:
-    """Tell whether all records of the block have the attributes that are read where the first has them."""
-    rows = len(block) // length
-    words = memoryview(block).cast("I")
-    stride = length // 4
-    return rows == 1 or all(
-        words[offset // 4 :: stride].tobytes() == block[offset : offset + 4] * rows
-        for kind, offset in offsets.items()
-        if kind in _READ_ATTRIBUTES
-    )
+def _value_offsets(block: bytearray, length: int) -> dict[int, int]:
+    """Return where the first record has the values of the attributes that are read, by their type."""
+    return {kind: start for kind, start, _ in attributes(block, _ATTRIBUTES, length) if kind in _READ_ATTRIBUTES}
 
 
 def _cookies(block: bytearray, length: int) -> list[int]:
@@ -307,9 +290,9 @@ def _time_wait_left(block: bytearray, length: int, minisocks: bytearray) -> arra
 def _flags(block: bytearray, length: int, offsets: dict[int, int]) -> bytes | bytearray:
     """Return the byte of flags that the groups of each record get, from its attributes."""
     if _INET_DIAG_SKV6ONLY in offsets:
-        return block[offsets[_INET_DIAG_SKV6ONLY] + 4 :: length].translate(_V6ONLY_OF_BYTE)
+        return block[offsets[_INET_DIAG_SKV6ONLY] :: length].translate(_V6ONLY_OF_BYTE)
     if _INET_DIAG_SOCKOPT in offsets:
-        return block[offsets[_INET_DIAG_SOCKOPT] + 5 :: length].translate(_NO_PORT_OF_SOCKOPT)
+        return block[offsets[_INET_DIAG_SOCKOPT] + 1 :: length].translate(_NO_PORT_OF_SOCKOPT)
     return bytes(len(block) // length)
 
 
@@ -338,8 +321,8 @@ def _fit_v6(packed: bytearray, start: int) -> None:
     flags = packed[start + 3]
     packed[start + 3] = flags & _NO_PORT | (0 if flags & _V6ONLY else SocketGroups.DUAL_STACK)
     source, destination = start + 8, start + 24
-    if packed.startswith(_V4_MAPPED, source):
-        packed[start + 4] = _V4_BYTES
+    if packed.startswith(V4_MAPPED, source):
+        packed[start + 4] = V4_BYTES
         # A socket without a peer has the address :: there, which ends in zeros too.
         for address in (source, destination):
             packed[address : address + 16] = packed[address + 12 : address + 16] + bytes(12)

@@ -16,9 +16,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import PORTS, V4_BYTES, is_wildcard, unmapped
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
 from ephmon.facts.sockets import Protocol
 from ephmon.kernel.netlink import inet_diag
+from ephmon.kernel.netlink.attributes import attributes, have_all
 from ephmon.kernel.netlink.sock_diag import MalformedReplyError
 
 if TYPE_CHECKING:
@@ -34,15 +36,11 @@ MOST_SOCKETS = 1 << 18
 DESTINATIONS_IN_A_DUMP = 64
 """So many destinations are asked for at once, at a test each for every socket of the namespace."""
 
-_V4_BYTES = 4
-_ALL_PORTS = 1 << 16
-_V4_MAPPED = bytes(10) + b"\xff\xff"
 
 # struct nlmsghdr, struct inet_diag_msg: see `ephmon.kernel.netlink.inet_diag`.
 _ATTRIBUTES = 88
 _INET_DIAG_CGROUP_ID = 21
-_ATTRIBUTE = struct.Struct("=HH")
-_CGROUP_ID_BYTES = 12
+_CGROUP_ID_BYTES = 8
 
 
 def read_owners_toward(
@@ -56,7 +54,7 @@ def read_owners_toward(
     inside = _inside(port_range.low, port_range.high)
     peers = iter(sorted(set(destinations)))
     collector = _Collector(with_peer=True)
-    while batch := [_peer(*destination) for destination in islice(peers, DESTINATIONS_IN_A_DUMP)]:
+    while batch := [inet_diag.remote(port, address) for address, port in islice(peers, DESTINATIONS_IN_A_DUMP)]:
         diag.dump(inet_diag.tcp_request(inet_diag.CONNECTION_STATES, inside, batch), collector.add, deadline)
     return collector.table()
 
@@ -71,10 +69,6 @@ def read_owners_of_ports(diag: SockDiag, protocol: Protocol, ports: Collection[i
     for request in _requests(protocol, _inside(min(ports), max(ports))) if ports else ():
         diag.dump(request, collector.add, deadline)
     return collector.table()
-
-
-def _peer(address: bytes, port: int) -> Condition:
-    return inet_diag.remote(port, socket.AF_INET if len(address) == _V4_BYTES else socket.AF_INET6, address)
 
 
 def _requests(protocol: Protocol, conditions: Iterable[Condition]) -> list[Request]:
@@ -102,7 +96,7 @@ class _Collector:
         self, *, with_peer: bool = False, ports: Collection[int] | None = None, most: int = MOST_SOCKETS
     ) -> None:
         self._with_peer = with_peer
-        self._wanted = bytearray(_ALL_PORTS) if ports is not None else bytearray(b"\1" * _ALL_PORTS)
+        self._wanted = bytearray(PORTS) if ports is not None else bytearray(b"\1" * PORTS)
         for port in ports or ():
             self._wanted[port] = 1
         self._places = most
@@ -164,52 +158,37 @@ def _layout(length: int, offset: int | None) -> struct.Struct:
     head = "=16x2s2xBB2s16s16s24xII"
     if offset is None:
         return struct.Struct(f"{head}{length - _ATTRIBUTES}x")
-    before = offset + _ATTRIBUTE.size - _ATTRIBUTES
-    return struct.Struct(f"{head}{before}xQ{length - offset - _CGROUP_ID_BYTES}x")
+    return struct.Struct(f"{head}{offset - _ATTRIBUTES}xQ{length - offset - _CGROUP_ID_BYTES}x")
 
 
-def _cgroup_id_offset(block: bytearray, length: int) -> int | None:
-    """Return where the first record has its cgroup id as an attribute, relative to the record; None if it has none."""
-    offset = _ATTRIBUTES
-    while offset + _ATTRIBUTE.size <= length:
-        size, kind = _ATTRIBUTE.unpack_from(block, offset)
-        if size < _ATTRIBUTE.size or offset + size > length:
-            raise MalformedReplyError(f"An attribute of an inet_diag record claims {size} of {length - offset} bytes.")
+def _cgroup_id_offset(record: bytearray, length: int) -> int | None:
+    """Return where a record has its cgroup id, None if it has none. It may be the first of several."""
+    for kind, start, end in attributes(record, _ATTRIBUTES, length):
         if kind == _INET_DIAG_CGROUP_ID:
-            if size != _CGROUP_ID_BYTES:
-                raise MalformedReplyError(f"A cgroup id of an inet_diag record has {size - _ATTRIBUTE.size} bytes.")
-            return offset
-        offset += (size + 3) & ~3
+            if end - start != _CGROUP_ID_BYTES:
+                raise MalformedReplyError(f"A cgroup id of an inet_diag record has {end - start} bytes.")
+            return start
     return None
 
 
 def _share_layout(block: bytearray, length: int, offset: int | None) -> bool:
-    """Tell whether all records of the block have their cgroup id where the first has it."""
-    rows = len(block) // length
-    if rows == 1 or length - _ATTRIBUTES < _CGROUP_ID_BYTES:
+    """Tell whether all records of the block have their cgroup id where the first has it, or have no room for one."""
+    if len(block) == length or length - _ATTRIBUTES < _CGROUP_ID_BYTES:
         return True
-    if offset is None:
-        return False
-    words = memoryview(block).cast("I")
-    return words[offset // 4 :: length // 4].tobytes() == block[offset : offset + 4] * rows
+    return offset is not None and have_all(block, length, offset)
 
 
 def _group(key: _Key) -> OwnerGroup:
     (family, state), source, peer, uid, cgroup_id = key
     is_v6 = family == socket.AF_INET6
-    source = _address(source) if is_v6 else source[:4]
+    source = unmapped(source) if is_v6 else source[:V4_BYTES]
     # A socket without a peer has the address :: there, also one that is bound to an IPv4-mapped address.
-    destination = peer[2:] if any(peer[2:]) else bytes(len(source))
+    destination = bytes(len(source)) if is_wildcard(peer[2:]) else peer[2:]
     return OwnerGroup(
         state=state,
         source=source,
-        destination=_address(destination) if is_v6 else destination[:4],
+        destination=unmapped(destination) if is_v6 else destination[:V4_BYTES],
         destination_port=int.from_bytes(peer[:2], "big"),
         uid=uid,
         cgroup_id=cgroup_id,
     )
-
-
-def _address(packed: bytes) -> bytes:
-    """Return the 16 bytes of an IPv6 address, or the 4 that an IPv4-mapped one stands for."""
-    return packed[12:] if packed.startswith(_V4_MAPPED) else packed

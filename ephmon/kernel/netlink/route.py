@@ -16,10 +16,12 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ephmon.errors import KernelError, Reason
-from ephmon.kernel.netlink.sock_diag import HEADER, NLM_F_REQUEST, NLMSG_ERROR
+from ephmon.kernel.netlink.attributes import attributes, packed_attribute
+from ephmon.kernel.netlink.sock_diag import HEADER, NLM_F_REQUEST, NLMSG_ERROR, MalformedReplyError
 
 Address = IPv4Address | IPv6Address
 
@@ -30,7 +32,6 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pr
 _TYPE = 7  # where the type stands in it
 _RTN_BROADCAST = 3
 _LIMITED_BROADCAST = IPv4Address("255.255.255.255")
-_ATTRIBUTE = struct.Struct("=HH")
 _ERRNO = struct.Struct("=i")
 _REPLY_BYTES = 1 << 15
 _TIMEOUT = struct.pack("@ll", 5, 0)
@@ -83,7 +84,7 @@ def parse_reply(reply: bytes, destination: Address) -> Address:
             (number,) = _ERRNO.unpack_from(reply, HEADER.size)
             raise _no_route(destination, -number)
         if kind == _RTM_NEWROUTE and length <= len(reply):
-            packed = _attribute(reply[HEADER.size + _RTMSG.size : length], _RTA_PREFSRC)
+            packed = _preferred_source(reply[:length])
             if packed is not None and len(packed) == len(destination.packed):
                 return ip_address(packed)
     raise KernelError(
@@ -102,15 +103,11 @@ def _request(destination: Address, port: int | None = None) -> bytes:
     """Return the question for the route to a destination: that of TCP to a port, or that of no protocol."""
     packed = destination.packed
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    payload = _RTMSG.pack(family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0) + _packed_attribute(_RTA_DST, packed)
+    payload = _RTMSG.pack(family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0) + packed_attribute(_RTA_DST, packed)
     if port is not None:
-        payload += _packed_attribute(_RTA_IP_PROTO, bytes([socket.IPPROTO_TCP]))
-        payload += _packed_attribute(_RTA_DPORT, port.to_bytes(2, "big"))
+        payload += packed_attribute(_RTA_IP_PROTO, bytes([socket.IPPROTO_TCP]))
+        payload += packed_attribute(_RTA_DPORT, port.to_bytes(2, "big"))
     return HEADER.pack(HEADER.size + len(payload), _RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + payload
-
-
-def _packed_attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _ask(request: bytes) -> bytes:
@@ -128,15 +125,12 @@ def _ask(request: bytes) -> bytes:
         ) from error
 
 
-def _attribute(attributes: bytes, wanted: int) -> bytes | None:
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(attributes):
-        size, kind = _ATTRIBUTE.unpack_from(attributes, offset)
-        if size < _ATTRIBUTE.size or offset + size > len(attributes):
-            return None
-        if kind == wanted:
-            return attributes[offset + _ATTRIBUTE.size : offset + size]
-        offset += (size + 3) & ~3
+def _preferred_source(message: bytes) -> bytes | None:
+    """Return the value of RTA_PREFSRC, None if the message has none, or is malformed before it."""
+    with suppress(MalformedReplyError):
+        for kind, start, end in attributes(message, HEADER.size + _RTMSG.size, len(message)):
+            if kind == _RTA_PREFSRC:
+                return message[start:end]
     return None
 
 

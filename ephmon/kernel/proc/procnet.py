@@ -36,6 +36,7 @@ from socket import AF_INET, AF_INET6
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from ephmon.errors import KernelError, Reason
+from ephmon.facts.addresses import V6_BYTES, is_wildcard, unmapped
 from ephmon.facts.socket_groups import SocketGroup, SocketGroups
 from ephmon.facts.sockets import Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.proc.file import quoted, unreadable
@@ -52,8 +53,6 @@ _CHUNK_BYTES = 1 << 18
 _LONGEST_LEFT_MS = 0xFFFF
 _MINISOCK_TIMER = b"03"
 _MINISOCK_STATES = (TcpState.FIN_WAIT2, TcpState.TIME_WAIT)
-_ANY_IPV6 = bytes(16)
-_V4_MAPPED = bytes(10) + b"\xff\xff"
 _HEADINGS = re.compile(rb" *sl +local_address(?: +[!-~]+){10,20} *\n")
 _BLIND = frozenset({Blindness.BOUND_DEVICE, Blindness.V6ONLY})
 
@@ -160,7 +159,7 @@ def decode_address(text: bytes, byteorder: Literal["little", "big"] = sys.byteor
     packed = a2b_hex(text)
     if byteorder == "little":
         packed = b"".join(packed[start : start + 4][::-1] for start in range(0, len(packed), 4))
-    return packed.removeprefix(_V4_MAPPED)
+    return unmapped(packed)
 
 
 class _Collector:
@@ -201,7 +200,7 @@ def _group_without_peer(row: Row) -> SocketGroup:
     """Return the group of a listener or of a UDP socket, whose peer does not count."""
     # __inet6_bind() (net/ipv6/af_inet6.c) sets IPV6_V6ONLY with every address that is neither :: nor IPv4-mapped. The
     # address of a connected UDP socket may come from connect(), which does not.
-    bound_to_ipv6 = row.state != TcpState.ESTABLISHED and len(row.source) == len(_ANY_IPV6) and row.source != _ANY_IPV6
+    bound_to_ipv6 = row.state != TcpState.ESTABLISHED and len(row.source) == V6_BYTES and not is_wildcard(row.source)
     return SocketGroup(
         state=row.state,
         source=row.source,

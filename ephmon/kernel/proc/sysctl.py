@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.errors import KernelError, Reason
+from ephmon.facts.addresses import HIGHEST_PORT
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.kernel.proc.file import quoted, read_file, read_file_if_present, unreadable
 
@@ -25,7 +26,6 @@ _PORT_RANGE = re.compile(rb"([0-9]{1,5})\t([0-9]{1,5})\n")
 _PORTS = re.compile(rb"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _RELEASE = re.compile(rb"([0-9]{1,5})\.([0-9]{1,5})[^\n]*\n")
 _INT_MAX = (1 << 31) - 1
-_HIGHEST_PORT = 65535
 
 # Each number is followed by what the kernel writes after it, so that one that was cut short is not taken for a number.
 _TCP_COUNTS = re.compile(rb"^TCP: inuse ([0-9]{1,10}) orphan [0-9]+ tw ([0-9]{1,10}) ", re.MULTILINE)
@@ -152,7 +152,7 @@ def parse_port_range(content: bytes, where: Path) -> PortRange:
     """
     match = _PORT_RANGE.fullmatch(content)
     low, high = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= low <= high <= _HIGHEST_PORT:
+    if not 1 <= low <= high <= HIGHEST_PORT:
         raise _malformed(where, content, "two ports, the lower one first")
     return PortRange(low, high)
 
@@ -170,7 +170,7 @@ def parse_ports(content: bytes, where: Path) -> frozenset[int]:
     for item in line.split(b",") if line else ():
         match = _PORTS.fullmatch(item)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last <= _HIGHEST_PORT:
+        if not first <= last <= HIGHEST_PORT:
             raise _malformed(where, item or line, "a port or a range of ports")
         ports.update(range(first, last + 1))
     return frozenset(ports)

@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ephmon.errors import KernelError, Reason
+from ephmon.facts.addresses import unmapped
 from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
 from ephmon.facts.namespaces import OWN_NETNS, Netns
 from ephmon.kernel.loopback import is_dummy
@@ -50,7 +51,6 @@ MOST_NAMESPACES = 64
 MOST_SKIPPED_PAGES = 4096
 """A buffer that is found is emptied first; one that is filled faster than that is left as it is."""
 
-_MAPPED = bytes(10) + b"\xff\xff"
 _TO_MILLISECONDS, _FROM_NANOSECONDS = 1000, 1e-9
 
 
@@ -106,7 +106,7 @@ class _Tally:
         netns, number = calls.caller.netns, len(calls.times)
         is_known = netns in self._totals or len(self._totals) < MOST_NAMESPACES
         self._totals[netns if is_known else Netns(netns.label)] += number
-        destination = Destination(netns.label, _unmapped(calls.call.destination), calls.call.destination_port)
+        destination = Destination(netns.label, unmapped(calls.call.destination), calls.call.destination_port)
         counts = self._destinations.setdefault(netns.label, Counter())
         if destination in counts or len(counts) < MOST_DESTINATIONS:
             counts[destination] += number
@@ -181,7 +181,7 @@ class ExhaustionCollector:
             times = tuple(at * _FROM_NANOSECONDS for at in nanoseconds)
             caller = self._caller(call.thread_id, times[0])
             # A probe asks for failures: ours, or that of `ephmon headroom --probe`.
-            if caller.pid != self._callers.own_pid and not is_dummy(_unmapped(call.destination)):
+            if caller.pid != self._callers.own_pid and not is_dummy(unmapped(call.destination)):
                 with self._lock:
                     self._tally.add(_Calls(call, caller, times))
 
@@ -314,8 +314,8 @@ def _event(calls: _Calls, at: float, epoch: float) -> ExhaustionEvent:
         at=epoch + at,
         at_monotonic=at,
         netns=caller.netns,
-        source=_unmapped(call.source),
-        destination=_unmapped(call.destination),
+        source=unmapped(call.source),
+        destination=unmapped(call.destination),
         destination_port=call.destination_port,
         family=call.family,
         thread_id=call.thread_id,
@@ -324,7 +324,3 @@ def _event(calls: _Calls, at: float, epoch: float) -> ExhaustionEvent:
         uid=caller.uid,
         cgroup=caller.cgroup,
     )
-
-
-def _unmapped(address: bytes) -> bytes:
-    return address.removeprefix(_MAPPED)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import HIGHEST_PORT, host_and_port, is_wildcard, packed_address
 from ephmon.facts.port_list import format_ports
 from ephmon.facts.snapshot import PortRange
 from ephmon.facts.sockets import Protocol
 from ephmon.model.advice.proxies import Setting, how_to
+from ephmon.model.pools.time_wait import REUSE_ALL, REUSE_LOOPBACK, on_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ephmon.facts.snapshot import Sysctls
     from ephmon.model.pools.kinds import PoolKind
 
-WIDER_RANGES = (PortRange(10_240, 65_535), PortRange(1_024, 65_535))
+WIDER_RANGES = (PortRange(10_240, HIGHEST_PORT), PortRange(1_024, HIGHEST_PORT))
 """What to widen the range to, the more careful one first; below 1024 are the privileged ports. The ends of each are of
 different parity, so that a search by parity loses no port."""
 
@@ -33,7 +34,6 @@ _LONGEST_WRITE = 3_500
 """Characters of ports that surely go into one write to a sysctl, of which the kernel takes less than a page
 (proc_do_large_bitmap() in kernel/sysctl.c), whatever is still filled in."""
 _PLACEHOLDER = re.compile(r"\b(?:DESTINATION|ADDRESS|SOURCE2?)\b")
-_REUSE_ALL, _REUSE_LOOPBACK = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +61,9 @@ class Case:
     @property
     def toward(self) -> str:
         """The destination as a configuration takes it, and `ss` too."""
-        if self.destination is None:
+        if self.destination is None or self.destination_port is None:
             return "DESTINATION"
-        address = f"[{self.destination}]" if ":" in self.destination else self.destination
-        return f"{address}:{self.destination_port}"
+        return host_and_port(self.destination, self.destination_port)
 
     @property
     def port_range(self) -> str:
@@ -84,7 +83,7 @@ class Case:
     @property
     def is_wildcard(self) -> bool:
         """Whether the source stands for every address."""
-        return self.source in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+        return is_wildcard(packed_address(self.source))
 
     @property
     def whose(self) -> str:
@@ -94,7 +93,7 @@ class Case:
     @property
     def is_loopback(self) -> bool:
         """Whether the kernel takes the connection for one on loopback, as `ephmon.model.pools.time_wait` says."""
-        return any(address and ip_address(address).is_loopback for address in (self.source, self.destination))
+        return on_loopback(*(packed_address(address) for address in (self.source, self.destination) if address))
 
     @property
     def stays_on_host(self) -> bool:
@@ -164,8 +163,8 @@ def _reserve(reserved: frozenset[int], services: frozenset[int] | None) -> str |
 
 def reuse_time_wait(case: Case) -> str | None:
     """Say which tcp_tw_reuse helps: on loopback 2, the kernel's default, is enough; without timestamps none does."""
-    now, wanted = case.sysctls.tcp_tw_reuse, _REUSE_LOOPBACK if case.is_loopback else _REUSE_ALL
-    if not case.sysctls.tcp_timestamps or now in (_REUSE_ALL, wanted):
+    now, wanted = case.sysctls.tcp_tw_reuse, REUSE_LOOPBACK if case.is_loopback else REUSE_ALL
+    if not case.sysctls.tcp_timestamps or now in (REUSE_ALL, wanted):
         return None
     where = "on loopback" if case.is_loopback else "toward other hosts too, if they speak TCP timestamps"
     age = f"{case.sysctls.tcp_tw_reuse_delay_ms / 1000:g} s"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import address_text
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.pools.kinds import PoolKey, PoolKind
@@ -51,8 +51,8 @@ def recent_failures(
         key = PoolKey(
             netns=OWN_NETNS,
             kind=PoolKind.TCP_CONNECT,
-            source=str(ip_address(event.source)),
-            destination=str(ip_address(event.destination)),
+            source=address_text(event.source),
+            destination=address_text(event.destination),
             destination_port=event.destination_port,
         )
         seen = exhaustions.destinations.get(Destination(OWN_NETNS, event.destination, event.destination_port))

@@ -5,9 +5,9 @@ Narrow polls add nothing to a history: they come at other distances, and what bl
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.facts.addresses import packed_address
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import NO_SOCKETS, TcpState
 from ephmon.model.forecast.forecast import Forecast, History, Reading, forecast
@@ -55,7 +55,7 @@ def follow(
 def _readings(one: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iterator[tuple[Pool, Reading]]:
     table = one.namespace.tcp.connections if one.namespace.tcp else NO_SOCKETS
     connect_keys = {pool.key: own for pool in pools if (own := connect_key(pool.key)) is not None}
-    sources = {pool.key: ip_address(pool.key.source).packed for pool in pools if pool.key.kind == PoolKind.TCP_BIND}
+    sources = {pool.key: packed_address(pool.key.source) for pool in pools if pool.key.kind == PoolKind.TCP_BIND}
     toward, bound = schedules_toward(table, connect_keys.values()), schedules_from(table, frozenset(sources.values()))
     for pool in pools:
         schedule, reusable_after = NOTHING, None

@@ -11,12 +11,12 @@ to 2 seconds where the kernel ticks 250 times a second, and by up to 4 at 1000. 
 from __future__ import annotations
 
 from collections import Counter
-from itertools import compress
+from itertools import compress, count
 from operator import add, and_
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import overlap
 from ephmon.facts.sockets import TcpState
-from ephmon.model.pools.address import ANY_V4, ANY_V6
 from ephmon.model.pools.time_wait import TIME_WAIT_MS
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def schedules_from(table: SocketTable, sources: Collection[bytes]) -> dict[bytes
         return {}
     is_time_wait = table.groups.states.translate(_IS_TIME_WAIT)
     met_by = {
-        group: [one for one in sources if _meets(one, table.groups[group].source)]
-        for group in compress(range(len(is_time_wait)), is_time_wait)
+        index: [source for source in sources if overlap(group.source, source, dual_stack=group.dual_stack)]
+        for index, group in ((index, table.groups[index]) for index in compress(count(), is_time_wait))
     }
     chosen = bytes(bool(met_by.get(group)) for group in range(len(is_time_wait)))
     counted: dict[bytes, list[float]] = {}
@@ -90,8 +90,3 @@ def _count(table: SocketTable, chosen: bytes) -> Iterator[tuple[tuple[int, int],
     seconds = map(_SECOND_OF.__getitem__, compress(table.time_wait_left_ms_of, mask))
     for code, number in Counter(map(add, groups, seconds)).items():
         yield divmod(code, _PLACES), number
-
-
-def _meets(newcomer: bytes, source: bytes) -> bool:
-    """Tell whether a TIME_WAIT of `source` keeps its port from a newcomer; see `ephmon.model.pools.address`."""
-    return newcomer in (source, ANY_V6) or (newcomer == ANY_V4 and len(source) == len(ANY_V4))

@@ -11,6 +11,7 @@ from itertools import chain, compress, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.facts.addresses import PORTS
 from ephmon.facts.owned_sockets import OwnerTable
 from ephmon.facts.sockets import Protocol
 from ephmon.model.owners.shares import (
@@ -23,7 +24,7 @@ from ephmon.model.owners.shares import (
 )
 from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.kinds import PoolKey, PoolKind
-from ephmon.model.pools.port_classes import OPEN_CLASSES, PORTS, PortClass, usable_ports
+from ephmon.model.pools.port_classes import OPEN_CLASSES, PortClass, usable_ports
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -26,11 +26,11 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import reduce
-from ipaddress import ip_address
 from itertools import compress, count
 from operator import or_
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.facts.addresses import PORTS, V6_BYTES, overlap, packed_address
 from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def sockets_of_blocked(table: OwnerTable) -> list[int]:
 
 def port_bits(ports: Iterable[int]) -> int:
     """Return a set of ports as a number with a bit for each: what this module counts and compares in one step."""
-    flags = bytearray(_PORTS // 8)
+    flags = bytearray(PORTS // 8)
     for port in ports:
         flags[port >> 3] |= 1 << (port & 7)
     return int.from_bytes(flags, "little")
@@ -255,7 +255,6 @@ def _label(name: str) -> str:
 # --- ports --------------------------------------------------------------------------------------------------------
 
 _BOUND_STATES = (TcpState.LISTEN, TcpState.CLOSE)
-_PORTS = 1 << 16
 
 
 class _Held(NamedTuple):
@@ -348,18 +347,9 @@ def apportion(number: int, weights: Mapping[Owner, int]) -> dict[Owner, int]:
 
 def _of_pool(groups: Iterable[OwnerGroup], key: PoolKey) -> list[bool]:
     """Tell of each group whether its sockets hold their ports against the pool."""
-    source = ip_address(key.source).packed
+    source = packed_address(key.source)
     if key.destination is None:
-        return [_overlap(group.source, source) for group in groups]
-    own = (source, ip_address(key.destination).packed, key.destination_port)
+        # Whether a socket is IPV6_V6ONLY is not read here; few are.
+        return [overlap(group.source, source, dual_stack=len(group.source) == V6_BYTES) for group in groups]
+    own = (source, packed_address(key.destination), key.destination_port)
     return [(group.source, group.destination, group.destination_port) == own for group in groups]
-
-
-def _overlap(address: bytes, source: bytes) -> bool:
-    """Tell whether a socket at `address` keeps its port from a newcomer at `source`: they are one, or a wildcard.
-
-    IPv6 sockets are taken to be of both families, as they are unless IPV6_V6ONLY is set.
-    """
-    if address == source or not any(source):
-        return True
-    return not any(address) and len(address) >= len(source)

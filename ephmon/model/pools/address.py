@@ -19,7 +19,7 @@ A port is in use for a newcomer if any socket of the protocol on it has a local 
 
 - the same address (IPv4-mapped IPv6 counts as IPv4), or
 - either is the wildcard of a family that the other is of. The IPv6 wildcard without IPV6_V6ONLY is of both; so is, for
-  an IPv4 newcomer at the wildcard, every IPv6 socket without IPV6_V6ONLY.
+  an IPv4 newcomer at the wildcard, every IPv6 socket without IPV6_V6ONLY (`ephmon.facts.addresses.overlap`).
 
 State, peer and TIME_WAIT do not matter, nor do devices as long as the newcomer is bound to none. SO_REUSEADDR and
 SO_REUSEPORT on both sides let UDP sockets share ports; they are not shown, so those who use them have more ports left
@@ -43,10 +43,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from itertools import compress
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import (
+    ANY_V4,
+    ANY_V6,
+    V4_BYTES,
+    V6_BYTES,
+    address_text,
+    covers,
+    is_wildcard,
+    overlap,
+    packed_address,
+)
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.pools.port_classes import usable_ports
@@ -63,7 +73,6 @@ FAILURE_ERRNO = {
     PoolKind.UDP_CONNECT: "EAGAIN",
     PoolKind.UDP_BIND: "EADDRINUSE",
 }
-ANY_V4, ANY_V6 = bytes(4), bytes(16)
 
 # Of sockets in these states the kernel tells whether they are IPV6_V6ONLY.
 _STATES_WITH_V6ONLY = (TcpState.LISTEN, TcpState.CLOSE)
@@ -142,7 +151,7 @@ class AddressPools:
         """Return the source of a pool that exists, None for others."""
         if (key.netns, key.kind) != (self.netns, self.kind):
             return None
-        source = ip_address(key.source).packed
+        source = packed_address(key.source)
         return source if source in self._pools else None
 
     def destination(self, source: bytes) -> None:  # noqa: ARG002 - the same question as of pools that have one
@@ -168,7 +177,7 @@ class AddressPools:
             key=PoolKey(
                 netns=self.netns,
                 kind=self.kind,
-                source=str(ip_address(source)),
+                source=address_text(source),
                 destination=None,
                 destination_port=None,
             ),
@@ -194,7 +203,7 @@ class AddressPools:
         One pass, however many sources there are: anybody on the host can bind to thousands of addresses.
         """
         own = {source: _Holders() for source in sources}
-        wildcards = {len(ANY_V4): _Holders(), len(ANY_V6): _Holders()}
+        wildcards = {V4_BYTES: _Holders(), V6_BYTES: _Holders()}
         for table in self._tables if own else ():
             holders = [_holders_of(group, own, wildcards) for group in table.groups]
             rows = zip(table.group_of, table.port_of, strict=True)
@@ -220,22 +229,12 @@ def _holders_of(
 ) -> list[tuple[_Holders, bool]]:
     """Return against whom a socket of the group holds its port, and whether that is certain."""
     found = []
-    is_wildcard = not any(group.source)
-    if is_wildcard:
-        found += [
-            (holders, True) for length, holders in wildcards.items() if length == len(group.source) or group.dual_stack
-        ]
-    elif group.source in own:
+    for wildcard in (ANY_V4, ANY_V6):
+        if covers(group.source, wildcard, dual_stack=group.dual_stack):  # it is at a wildcard itself
+            found.append((wildcards[len(wildcard)], True))
+        elif wildcard in own and overlap(group.source, wildcard, dual_stack=group.dual_stack):
+            is_v6only_unknown = len(group.source) == V6_BYTES and group.state not in _STATES_WITH_V6ONLY
+            found.append((own[wildcard], wildcard == ANY_V6 or not is_v6only_unknown))
+    if group.source in own and not is_wildcard(group.source):
         found.append((own[group.source], True))
-    # A newcomer at a wildcard meets the sockets of every address of the families that it is of.
-    if ANY_V4 in own and not is_wildcard and _overlaps_any_v4(group):
-        assumed = len(group.source) == len(ANY_V6) and group.state not in _STATES_WITH_V6ONLY
-        found.append((own[ANY_V4], not assumed))
-    if ANY_V6 in own and (not is_wildcard or len(group.source) == len(ANY_V4)):
-        found.append((own[ANY_V6], True))
     return found
-
-
-def _overlaps_any_v4(group: SocketGroup) -> bool:
-    """Tell whether a socket of the group keeps its port from a newcomer at the IPv4 wildcard."""
-    return len(group.source) == len(ANY_V4) or group.dual_stack

@@ -24,17 +24,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from ipaddress import ip_address
 from itertools import chain, compress, count, takewhile
 from operator import and_
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import PORTS, address_text, packed_address
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import Rows, TcpState
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
-from ephmon.model.pools.port_classes import OPEN_CLASSES, PORTS, Listeners, PortClass, TcpPorts
-from ephmon.model.pools.time_wait import may_be_reused, on_loopback, reusable_below_ms
+from ephmon.model.pools.port_classes import OPEN_CLASSES, Listeners, PortClass, TcpPorts
+from ephmon.model.pools.time_wait import is_group_on_loopback, may_be_reused, reusable_below_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -52,7 +52,7 @@ def connect_key(key: PoolKey) -> ConnectKey | None:
     """Return the key within the namespace of a tcp_connect pool, None for other kinds."""
     if key.destination is None or key.destination_port is None:
         return None
-    return ConnectKey(ip_address(key.source).packed, ip_address(key.destination).packed, key.destination_port)
+    return ConnectKey(packed_address(key.source), packed_address(key.destination), key.destination_port)
 
 
 def destination_of(key: PoolKey) -> Destination | None:
@@ -161,8 +161,8 @@ class ConnectPools:
             key=PoolKey(
                 netns=self.netns,
                 kind=self.kind,
-                source=str(ip_address(key.source)),
-                destination=str(ip_address(key.destination)),
+                source=address_text(key.source),
+                destination=address_text(key.destination),
                 destination_port=key.destination_port,
             ),
             taken_at=self._taken_at,
@@ -277,7 +277,7 @@ def _add_sockets(tally: _Tally, group: SocketGroup, port_class: int, number: int
         tally.time_wait += number
     if port_class == PortClass.SHARED:
         tally.in_use_certain += number
-        if reusable and on_loopback(group):
+        if reusable and is_group_on_loopback(group):
             tally.reusable_certain += reusable
 
 
@@ -387,6 +387,6 @@ def _recounted(tally: _Tally, rows: Iterable[_Row], sysctls: Sysctls, classes: b
     tally.reusable = len(again)
     tally.in_use_certain = sum(kind == PortClass.SHARED for kind, _ in available)
     tally.reusable_certain = sum(
-        kind == PortClass.SHARED and all(on_loopback(group) for group, _ in sockets) for kind, sockets in again
+        kind == PortClass.SHARED and all(is_group_on_loopback(group) for group, _ in sockets) for kind, sockets in again
     )
     return tally

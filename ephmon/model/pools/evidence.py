@@ -33,8 +33,9 @@ from itertools import compress
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import PORTS
 from ephmon.facts.sockets import Blindness, TcpState
-from ephmon.model.pools.port_classes import PORTS, PortClass, TcpPorts, usable_ports
+from ephmon.model.pools.port_classes import PortClass, TcpPorts, usable_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

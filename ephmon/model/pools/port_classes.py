@@ -27,15 +27,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import PORTS, covers
 from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.socket_groups import SocketGroup
     from ephmon.facts.sockets import Blindness, SocketTable
-
-PORTS = 1 << 16
-"""How many ports a protocol has: the length of whatever is indexed by port."""
 
 
 class PortClass(IntEnum):
@@ -129,10 +127,6 @@ class Listeners:
 
     def accepted(self, port: int, source: bytes) -> bool:
         """Tell whether a socket with this local port and packed local address came from a listener."""
-        return any(_covers(listener, source) for listener in self._at.get(port, ()))
-
-
-def _covers(listener: SocketGroup, source: bytes) -> bool:
-    if any(listener.source):
-        return listener.source == source
-    return listener.dual_stack or len(listener.source) == len(source)
+        return any(
+            covers(listener.source, source, dual_stack=listener.dual_stack) for listener in self._at.get(port, ())
+        )

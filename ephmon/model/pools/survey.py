@@ -12,7 +12,8 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from ephmon.model.pools.address import ANY_V4, ANY_V6, AddressPools
+from ephmon.facts.addresses import ANY_OF_LENGTH
+from ephmon.model.pools.address import AddressPools
 from ephmon.model.pools.connect import ConnectPools, connect_key
 from ephmon.model.pools.evidence import NO_ANSWERS, Evidence, weigh
 from ephmon.model.pools.kinds import PoolKind, share_of_usable
@@ -290,7 +291,7 @@ def _udp(namespace: NamespaceSnapshot, udp: UdpSockets, taken_at: float) -> tupl
 
 def _families(sockets: SocketTable) -> frozenset[bytes]:
     """Return the wildcards of the families that the sockets are of."""
-    return frozenset(ANY_V4 if len(group.source) == len(ANY_V4) else ANY_V6 for group in sockets.groups)
+    return frozenset(ANY_OF_LENGTH[len(group.source)] for group in sockets.groups)
 
 
 def is_ignored(destination: tuple[bytes, int] | None, patterns: Sequence[DestinationPattern]) -> bool:

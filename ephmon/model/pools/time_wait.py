@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import is_loopback
 from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
@@ -23,30 +24,34 @@ if TYPE_CHECKING:
     from ephmon.facts.socket_groups import SocketGroup
 
 TIME_WAIT_MS = 60_000
-_LOOPBACK_DEVICE = 1
-_LOOPBACK_V6 = bytes(15) + b"\x01"
-_LOOPBACK_V4_FIRST_BYTE = 127
-_REUSE_ALL, _REUSE_LOOPBACK = 1, 2
+LOOPBACK_DEVICE = 1
+"""The interface index of lo in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h)."""
+REUSE_ALL, REUSE_LOOPBACK = 1, 2
+"""The values of `tcp_tw_reuse` that hand TIME_WAITs out again: to any destination, or on loopback alone."""
 
 
 def may_be_reused(group: SocketGroup, sysctls: Sysctls) -> bool:
     """Tell whether the TIME_WAITs of the group are handed out again once they are old enough."""
     if group.state != TcpState.TIME_WAIT or not sysctls.tcp_timestamps:
         return False
-    return sysctls.tcp_tw_reuse == _REUSE_ALL or (sysctls.tcp_tw_reuse == _REUSE_LOOPBACK and on_loopback(group))
+    return sysctls.tcp_tw_reuse == REUSE_ALL or (sysctls.tcp_tw_reuse == REUSE_LOOPBACK and is_group_on_loopback(group))
 
 
-def on_loopback(group: SocketGroup) -> bool:
-    """Tell whether the kernel takes the connection for one on loopback."""
-    return group.device == _LOOPBACK_DEVICE or _is_loopback(group.source) or _is_loopback(group.destination)
+def is_group_on_loopback(group: SocketGroup) -> bool:
+    """Tell whether the kernel takes the connections of a group for ones on loopback."""
+    return on_loopback(group.source, group.destination, device=group.device)
+
+
+def on_loopback(*ends: bytes, device: int = 0) -> bool:
+    """Tell whether the kernel takes a connection for one on loopback.
+
+    Args:
+        ends: The packed addresses of both ends, or of those that are known.
+        device: The interface index that its socket is bound to, 0 if it is bound to none.
+    """
+    return device == LOOPBACK_DEVICE or any(map(is_loopback, ends))
 
 
 def reusable_below_ms(sysctls: Sysctls) -> int:
     """Return the time left, in milliseconds, below which a TIME_WAIT is old enough."""
     return max(0, TIME_WAIT_MS - sysctls.tcp_tw_reuse_delay_ms)
-
-
-def _is_loopback(address: bytes) -> bool:
-    if len(address) == len(_LOOPBACK_V6):
-        return address == _LOOPBACK_V6
-    return address[0] == _LOOPBACK_V4_FIRST_BYTE

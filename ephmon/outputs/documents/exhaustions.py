@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from ephmon.facts.addresses import address_text
 from ephmon.model.collectors import Collector
 from ephmon.model.owners.shares import owner_of
 from ephmon.outputs.documents.api import SCHEMA
@@ -30,7 +30,7 @@ def exhaustions_document(report: Report) -> dict[str, Any]:
         "lost": exhaustions.lost,
         "namespaces": [{"inode": inode, "events": number} for inode, number in exhaustions.namespaces.items()],
         "destinations": [
-            {"netns": netns, "destination": str(ip_address(address)), "destination_port": port, "events": count.events}
+            {"netns": netns, "destination": address_text(address), "destination_port": port, "events": count.events}
             for (netns, address, port), count in exhaustions.destinations.items()
         ],
         "events": [event_object(event) for event in exhaustions.events],
@@ -44,8 +44,8 @@ def event_object(event: ExhaustionEvent) -> dict[str, Any]:
         "at": utc_time(event.at),
         "netns": event.netns.label,
         "netns_inode": event.netns.inode,
-        "source": str(ip_address(event.source)),
-        "destination": str(ip_address(event.destination)),
+        "source": address_text(event.source),
+        "destination": address_text(event.destination),
         "destination_port": event.destination_port,
         "pid": event.pid,
         "command": None if event.command is None else printable(event.command),

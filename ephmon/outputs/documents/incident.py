@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from heapq import nsmallest
-from ipaddress import ip_address
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ephmon.facts.addresses import address_text
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.port_list import format_ports
 from ephmon.model.advice.for_alert import advice_on
@@ -93,8 +93,8 @@ def _summary(incident: Incident) -> str:
 
 
 def _failed_call(call: ExhaustionEvent) -> str:
-    toward = endpoint(str(ip_address(call.destination)), call.destination_port)
-    failure = f"A connect() from {ip_address(call.source)} to {toward} failed because no port was left."
+    toward = endpoint(address_text(call.destination), call.destination_port)
+    failure = f"A connect() from {address_text(call.source)} to {toward} failed because no port was left."
     if call.pid is None:
         return failure
     owner = owner_of(call.cgroup, call.uid)
@@ -130,7 +130,7 @@ def _pools(report: Report, incident: Incident, alerts: list[Alert]) -> list[Pool
 def _pool_of(call: ExhaustionEvent | None) -> PoolKey | None:
     if call is None:
         return None
-    source, destination = str(ip_address(call.source)), str(ip_address(call.destination))
+    source, destination = address_text(call.source), address_text(call.destination)
     return PoolKey(OWN_NETNS, PoolKind.TCP_CONNECT, source, destination, call.destination_port)
 
 

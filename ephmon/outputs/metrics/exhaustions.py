@@ -6,9 +6,9 @@ expire.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import address_text
 from ephmon.model.collectors import Collector
 from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType, Sample
 
@@ -34,7 +34,7 @@ def _destinations(source: MetricsInput) -> Iterable[Sample]:
         return
     for destination, count in exhaustions.destinations.items():
         netns, address, port = destination
-        yield Sample((netns, str(ip_address(address)), str(port)), count.events)
+        yield Sample((netns, address_text(address), str(port)), count.events)
 
 
 def _lost(source: MetricsInput) -> Iterable[Sample]:

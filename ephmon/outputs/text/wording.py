@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import host_and_port
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness
 from ephmon.model.pools.kinds import PoolKind
@@ -63,7 +64,7 @@ def endpoint(address: str | None, port: int | None) -> str:
         return "-"
     if port is None:
         return printable(address)
-    return f"[{printable(address)}]:{port}" if ":" in address else f"{printable(address)}:{port}"
+    return host_and_port(printable(address), port)
 
 
 def pool_name(key: PoolKey) -> str:

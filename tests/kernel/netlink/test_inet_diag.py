@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -198,7 +197,7 @@ def test_a_program_accepts_exactly_what_its_conditions_hold_for(
         [
             inet_diag.local_port_at_least(low),
             inet_diag.local_port_at_most(high),
-            *(inet_diag.not_local(other, socket.AF_UNSPEC, b"") for other in left_out),
+            *(inet_diag.not_local(other, b"") for other in left_out),
         ]
     )
 
@@ -211,7 +210,7 @@ def test_a_program_with_alternatives_accepts_what_one_of_them_holds_for(
 ) -> None:
     program = inet_diag.assemble(
         [inet_diag.local_port_at_least(low), inet_diag.local_port_at_most(high)],
-        [inet_diag.remote(other, socket.AF_UNSPEC, b"") for other in alternatives],
+        [inet_diag.remote(other, b"") for other in alternatives],
     )
 
     assert run(program, port) == (low <= port <= high and (port in alternatives or not alternatives))

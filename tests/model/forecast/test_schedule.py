@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -79,6 +80,13 @@ def test_bind_meets_what_overlaps_its_address(newcomer: str, met: int) -> None:
     found = schedules_from(table, [packed(newcomer)])
 
     assert found.get(packed(newcomer), NOTHING)[1] == sum(found.get(packed(newcomer), NOTHING)) == met
+
+
+def test_a_bind_to_any_ipv4_address_meets_ipv6_sockets_without_v6only() -> None:
+    ipv6 = connected("2001:db8::1", LOW, "2001:db8::9", 443, state=TIME_WAIT, left_ms=1000)
+    table = make_table([replace(ipv6, group=ipv6.group._replace(dual_stack=True))])
+
+    assert schedules_from(table, [packed("0.0.0.0"), packed("10.0.0.1")]) == {packed("0.0.0.0"): (0, 1, *NOTHING[2:])}
 
 
 def test_no_sockets_and_nobody_asking_are_no_schedule() -> None:

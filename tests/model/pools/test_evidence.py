@@ -6,9 +6,10 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import PORTS
 from ephmon.facts.sockets import Blindness, TcpSockets, TcpState
 from ephmon.model.pools.evidence import Evidence, weigh
-from ephmon.model.pools.port_classes import PORTS, PortClass
+from ephmon.model.pools.port_classes import PortClass
 from tests.model.facts import LOW, Sockets, bound, connected, listening, make_sysctls, make_tcp, packed
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.facts.addresses import PORTS as ALL_PORTS
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.evidence import Evidence, weigh
-from ephmon.model.pools.port_classes import PORTS as ALL_PORTS
 from ephmon.model.pools.port_classes import Listeners, PortClass, TcpPorts, usable_ports
 from tests.model.facts import (
     HIGH,

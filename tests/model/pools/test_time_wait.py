@@ -8,7 +8,7 @@ from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.connect import ConnectPools
-from ephmon.model.pools.time_wait import may_be_reused, on_loopback, reusable_below_ms
+from ephmon.model.pools.time_wait import is_group_on_loopback, may_be_reused, reusable_below_ms
 from tests.model.facts import TAKEN_AT, connected, make_ports, make_sysctls, make_tcp, packed
 
 NEAR = ("127.0.0.1", "127.0.0.1")
@@ -37,7 +37,7 @@ def test_loopback_is_127_or_1_at_either_end_or_a_socket_bound_to_the_first_devic
 ) -> None:
     row = connected(source, 40000, destination, 80, state=TcpState.TIME_WAIT, device=device)
 
-    assert on_loopback(row.group) is loopback
+    assert is_group_on_loopback(row.group) is loopback
 
 
 @pytest.mark.parametrize(
