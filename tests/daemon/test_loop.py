@@ -262,7 +262,7 @@ BROKEN = {
     ),
     "a certificate that is not there": (
         "tls: {certificate: /nonexistent/cert.pem, key: /nonexistent/key.pem}\n",
-        "/nonexistent/cert.pem does not exist",
+        "/nonexistent/cert.pem cannot be read: No such file or directory",
     ),
 }
 
