@@ -12,7 +12,7 @@ from ephmon.facts.failed_calls import Destination
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.collectors import Health
 from ephmon.model.failures.counters import Exhaustions, counted
-from ephmon.model.pools.connect import destination_of
+from ephmon.model.pools.tcp_connect import destination_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

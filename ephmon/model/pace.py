@@ -24,7 +24,7 @@ from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.model.pools.connect import destination_of
+from ephmon.model.pools.tcp_connect import destination_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,12 +15,12 @@ from ephmon.model.alerting.conditions import after_narrow_poll as alerts_after_n
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.collectors import Health
 from ephmon.model.failures.recent import recent_failures
-from ephmon.model.forecast.follow import follow
+from ephmon.model.forecast.pool_forecasts import follow
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
-from ephmon.model.pools.connect import ConnectPools, connect_key, destination_of
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import choose, remember
 from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, Classified, classify, survey, worst_first
+from ephmon.model.pools.tcp_connect import ConnectPools, connect_key, destination_of
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals
 from ephmon.model.state import NamespaceMemory, State
 

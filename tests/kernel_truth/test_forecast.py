@@ -12,7 +12,7 @@ import pytest
 
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
-from ephmon.model.forecast.schedule import NOTHING, SECONDS, schedules_toward
+from ephmon.model.forecast.release_schedule import NOTHING, SECONDS, schedules_toward
 from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
 from ephmon.model.state import initial_state

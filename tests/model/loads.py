@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.model.forecast.forecast import Forecast, History, Reading, forecast
-from ephmon.model.forecast.schedule import NOTHING, SECONDS
+from ephmon.model.forecast.release_schedule import NOTHING, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

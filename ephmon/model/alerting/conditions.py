@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ephmon.model.alerting.state_machine import Alert, Alerts, Moment
     from ephmon.model.alerting.thresholds import Threshold, Thresholds
     from ephmon.model.failures.recent import RecentFailures
-    from ephmon.model.forecast.follow import Followed
+    from ephmon.model.forecast.pool_forecasts import Followed
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.rules import Rules

@@ -46,7 +46,7 @@ from statistics import median
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.model.forecast.schedule import NOTHING, SECONDS, Schedule, ended_by
+from ephmon.model.forecast.release_schedule import NOTHING, SECONDS, Schedule, ended_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ HORIZON_SECONDS = 3600.0
 HORIZON_PER_SECOND_SEEN = 30.0
 """Nor of what is so many times further ahead than the time is long over which it was seen to come."""
 LATE_SECONDS = 2.0
-"""How long a TIME_WAIT outlives its time, see `ephmon.model.forecast.schedule`."""
+"""How long a TIME_WAIT outlives its time, see `ephmon.model.forecast.release_schedule`."""
 HOLD_SECONDS = SECONDS + LATE_SECONDS
 
 _RECENT_SECONDS = 15.0

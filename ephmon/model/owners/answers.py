@@ -22,9 +22,9 @@ from ephmon.model.owners.shares import (
     sockets_of_blocked,
     sockets_of_pool,
 )
-from ephmon.model.pools.connect import connect_key
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.port_classes import OPEN_CLASSES, PortClass, usable_ports
+from ephmon.model.pools.tcp_connect import connect_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from ephmon.facts.addresses import ANY_OF_LENGTH
-from ephmon.model.pools.address import AddressPools
-from ephmon.model.pools.connect import ConnectPools, connect_key
 from ephmon.model.pools.evidence import NO_ANSWERS, Evidence, weigh
 from ephmon.model.pools.kinds import PoolKind, share_of_usable
 from ephmon.model.pools.port_classes import usable_ports
+from ephmon.model.pools.tcp_bind_and_udp import AddressPools
+from ephmon.model.pools.tcp_connect import ConnectPools, connect_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence

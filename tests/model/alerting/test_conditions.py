@@ -15,8 +15,8 @@ from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll, is_c
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
-from ephmon.model.forecast.follow import Followed
 from ephmon.model.forecast.forecast import Forecast, History
+from ephmon.model.forecast.pool_forecasts import Followed
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import survey
 from ephmon.model.report import ReloadStatus

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.model.forecast.forecast import HISTORY_SECONDS, HORIZON_SECONDS, Forecast, History, Reading, forecast
-from ephmon.model.forecast.schedule import NOTHING, SECONDS
+from ephmon.model.forecast.release_schedule import NOTHING, SECONDS
 from tests.model.loads import CAPACITY, Connection, Kernel, Run, churn, ramp, run, saw_tooth
 
 if TYPE_CHECKING:

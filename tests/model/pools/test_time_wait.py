@@ -7,7 +7,7 @@ import pytest
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
-from ephmon.model.pools.connect import ConnectPools
+from ephmon.model.pools.tcp_connect import ConnectPools
 from ephmon.model.pools.time_wait import is_group_on_loopback, may_be_reused, reusable_below_ms
 from tests.model.facts import TAKEN_AT, connected, make_ports, make_sysctls, make_tcp, packed
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
-from ephmon.model.forecast.schedule import NOTHING, SECONDS, ended_by, schedules_from, schedules_toward
+from ephmon.model.forecast.release_schedule import NOTHING, SECONDS, ended_by, schedules_from, schedules_toward
 from tests.model.facts import LOW, Sockets, connected, make_table, packed
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import pytest
 
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import TcpState
-from ephmon.model.pools.address import AddressPools
 from ephmon.model.pools.kinds import Pool, PoolKind
+from ephmon.model.pools.tcp_bind_and_udp import AddressPools
 from tests.model.facts import LOW, Sockets, connected, listening, make_sysctls, make_table, packed
 
 

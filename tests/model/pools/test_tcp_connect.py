@@ -12,8 +12,8 @@ import pytest
 
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness, TcpState
-from ephmon.model.pools.connect import ConnectPools
 from ephmon.model.pools.kinds import Pool, PoolKind
+from ephmon.model.pools.tcp_connect import ConnectPools
 from tests.model.facts import (
     HIGH,
     LOW,

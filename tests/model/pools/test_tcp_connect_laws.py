@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.model.pools.connect import ConnectPools
+from ephmon.model.pools.tcp_connect import ConnectPools
 from tests.model.facts import TAKEN_AT, make_ports, own
 from tests.model.kernel_sockets import (
     LOOPBACK_DEVICE,

@@ -11,9 +11,9 @@ from ephmon.facts.addresses import packed_address
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import NO_SOCKETS, TcpState
 from ephmon.model.forecast.forecast import Forecast, History, Reading, forecast
-from ephmon.model.forecast.schedule import NOTHING, Schedule, schedules_from, schedules_toward
-from ephmon.model.pools.connect import connect_key
+from ephmon.model.forecast.release_schedule import NOTHING, Schedule, schedules_from, schedules_toward
 from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.tcp_connect import connect_key
 from ephmon.model.pools.time_wait import TIME_WAIT_MS, may_be_reused, reusable_below_ms
 
 if TYPE_CHECKING:
