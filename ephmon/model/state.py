@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ephmon.facts.snapshot import Sysctls
-    from ephmon.model.forecast.forecast import History
+    from ephmon.model.forecast.history import History
     from ephmon.model.pools.evidence import Evidence
     from ephmon.model.pools.kinds import PoolKey
     from ephmon.model.pools.port_classes import TcpPorts

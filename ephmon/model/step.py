@@ -15,7 +15,7 @@ from ephmon.model.alerting.conditions import after_narrow_poll as alerts_after_n
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.collectors import Health
 from ephmon.model.failures.recent import recent_failures
-from ephmon.model.forecast.pool_forecasts import follow
+from ephmon.model.forecast.pool_forecasts import forecast_pools
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import choose, remember
@@ -78,7 +78,7 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
     remembered = {
         pool.key: remember(listing.listed[pool.key], pool.utilisation, now, rules.peak_window_seconds) for pool in pools
     }
-    followed = follow(surveys, pools, previous.histories, now)
+    forecasts, histories = forecast_pools(surveys, pools, previous.histories, now)
     namespaces = _remember_ports(surveys, previous)
     report = replace(
         before.with_health(tcp=_health(surveys, Protocol.TCP), udp=_health(surveys, Protocol.UDP)),
@@ -92,7 +92,7 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
             for one in surveys
         ),
         listed=tuple(
-            ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak, forecast=followed[pool.key].forecast)
+            ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak, forecast=forecasts.get(pool.key))
             for pool in pools
         ),
         totals=before.totals.counted(),
@@ -101,7 +101,7 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
             before.alerts,
             previous.rules,
             Moment(now, snapshot.taken_at),
-            followed=followed,
+            forecasts=forecasts,
             # Also while nobody counts any more: what is remembered grows old, and so the alerts end.
             exhaustions=None if before.exhaustions is None else _recent_failures(previous, now),
         ),
@@ -110,7 +110,7 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
         previous,
         report=report,
         listing=replace(listing, listed=remembered),
-        histories={key: one.history for key, one in followed.items()},
+        histories=histories,
         namespaces=namespaces,
         counting_polls=0 if _has_evidence(snapshot) else previous.counting_polls + 1,
     )

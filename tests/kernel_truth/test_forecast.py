@@ -12,7 +12,7 @@ import pytest
 
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
-from ephmon.model.forecast.release_schedule import NOTHING, SECONDS, schedules_toward
+from ephmon.model.forecast.release_schedule import EMPTY_SCHEDULE, TIME_WAIT_SECONDS, schedules_toward
 from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
 from ephmon.model.state import initial_state
@@ -57,7 +57,7 @@ def schedule() -> tuple[float, ...]:
     tcp = look().namespace.tcp
     assert tcp is not None
     ours = ConnectKey(packed(HERE), packed(HERE), PORT)
-    return schedules_toward(tcp.connections, [ours]).get(ours, NOTHING)
+    return schedules_toward(tcp.connections, [ours]).get(ours, EMPTY_SCHEDULE)
 
 
 def test_time_waits_stand_in_the_schedule_when_they_were_closed(agent: Namespace) -> None:
@@ -67,4 +67,4 @@ def test_time_waits_stand_in_the_schedule_when_they_were_closed(agent: Namespace
     found = agent.call(schedule)
 
     assert sum(found) == 300
-    assert list(accumulate(found))[SECONDS - 6] == 0
+    assert list(accumulate(found))[TIME_WAIT_SECONDS - 6] == 0

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.model.forecast.forecast import Forecast, History, Reading, forecast
-from ephmon.model.forecast.release_schedule import NOTHING, SECONDS
+from ephmon.model.forecast.forecast import Forecast, forecast
+from ephmon.model.forecast.history import History, PoolSample
+from ephmon.model.forecast.release_schedule import EMPTY_SCHEDULE, TIME_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ class Connection(NamedTuple):
 class Run:
     """What became of a load."""
 
-    readings: tuple[Reading, ...]
+    readings: tuple[PoolSample, ...]
     failed_at: float | None
     """When the first connection got no port; the load ends there."""
 
@@ -79,7 +80,7 @@ class Kernel:
 
     def released(self, closed: float) -> float:
         """Return when the TIME_WAIT of a connection closed then is gone."""
-        ends = closed + SECONDS
+        ends = closed + TIME_WAIT_SECONDS
         return math.ceil(ends / BATCH_SECONDS) * BATCH_SECONDS if self.in_batches and ends < math.inf else ends
 
     def free_again(self, one: Connection) -> float:
@@ -89,15 +90,17 @@ class Kernel:
             return closed
         return self.released(closed) if self.reusable_after is None else closed + self.reusable_after
 
-    def reading(self, at: float, taken: int, closings: Sequence[float]) -> Reading:
+    def reading(self, at: float, taken: int, closings: Sequence[float]) -> PoolSample:
         """Return what a poll sees, given the ports that cannot be had and when connections were closed, in order."""
-        schedule = list(NOTHING)
+        schedule = list(EMPTY_SCHEDULE)
         reusable = 0
-        for closed in closings[bisect_right(closings, at - SECONDS - BATCH_SECONDS) : bisect_right(closings, at)]:
+        for closed in closings[
+            bisect_right(closings, at - TIME_WAIT_SECONDS - BATCH_SECONDS) : bisect_right(closings, at)
+        ]:
             if self.released(closed) > at:
-                schedule[min(SECONDS - 1, max(0, int(closed + SECONDS - at)))] += 1
+                schedule[min(TIME_WAIT_SECONDS - 1, max(0, int(closed + TIME_WAIT_SECONDS - at)))] += 1
                 reusable += self.reusable_after is not None and at - closed > self.reusable_after
-        return Reading(
+        return PoolSample(
             at=at,
             usable=self.capacity,
             capacity=self.capacity,

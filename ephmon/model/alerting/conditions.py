@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ephmon.model.alerting.state_machine import Alert, Alerts, Moment
     from ephmon.model.alerting.thresholds import Threshold, Thresholds
     from ephmon.model.failures.recent import RecentFailures
-    from ephmon.model.forecast.pool_forecasts import Followed
+    from ephmon.model.forecast.forecast import Forecast
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.rules import Rules
@@ -85,7 +85,7 @@ def after_full_poll(
     rules: Rules,
     at: Moment,
     *,
-    followed: Mapping[PoolKey, Followed] = MappingProxyType({}),
+    forecasts: Mapping[PoolKey, Forecast] = MappingProxyType({}),
     exhaustions: Sequence[RecentFailures] | None = None,
 ) -> Alerts:
     """Return the alerts after a poll that read everything, but for protocols that are missing.
@@ -95,14 +95,14 @@ def after_full_poll(
         previous: The alerts before.
         rules: What is in force now.
         at: When the poll was.
-        followed: Where pools are heading, for those of which that is known.
+        forecasts: Where pools are heading, for those of which that is known.
         exhaustions: Pools of which connect() calls failed; of namespaces that are watched only. None if nobody counts.
     """
     observations: dict[AlertKey, Observation] = {}
     for one in surveys:
         netns = one.namespace.netns
         failed = [recent for recent in exhaustions or () if recent.key.netns == netns]
-        ahead = _seconds_ahead(followed, netns)
+        ahead = _seconds_ahead(forecasts, netns)
         asked = [key.pool for key in previous.states if key.pool and key.netns == netns]
         pools = _near(one, [*asked, *ahead, *(recent.key for recent in failed)], rules)
         namespace = _Namespace(netns, BlockedPorts.of_namespace(one), previous, rules.thresholds)
@@ -292,10 +292,9 @@ def _near(one: NamespaceSurvey, asked: Iterable[PoolKey], rules: Rules) -> dict[
     return found
 
 
-def _seconds_ahead(followed: Mapping[PoolKey, Followed], netns: str) -> dict[PoolKey, float]:
+def _seconds_ahead(forecasts: Mapping[PoolKey, Forecast], netns: str) -> dict[PoolKey, float]:
     """Return when pools of the namespace run out, for those that do so soon enough to matter."""
-    forecasts = ((key, one.forecast) for key, one in followed.items() if key.netns == netns)
-    known = ((key, forecast.seconds_to_exhaustion) for key, forecast in forecasts if forecast is not None)
+    known = ((key, one.seconds_to_exhaustion) for key, one in forecasts.items() if key.netns == netns)
     return {key: seconds for key, seconds in known if seconds is not None and seconds < FORECAST_CLEAR_SECONDS}
 
 

@@ -1,6 +1,7 @@
-"""What lies ahead of the listed pools: after each full poll their histories go on and are forecast anew.
+"""The forecasts of the listed pools: each full poll adds to their histories and forecasts them again.
 
-Narrow polls add nothing to a history: they come at other distances, and what blocks ports is an older fact in them.
+A narrow poll adds nothing. It comes at other intervals, and it takes the blocked ports from the last full poll, so its
+ports taken do not compare with those of full polls.
 """
 
 from __future__ import annotations
@@ -10,64 +11,69 @@ from typing import TYPE_CHECKING, NamedTuple
 from ephmon.facts.addresses import packed_address
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import NO_SOCKETS, TcpState
-from ephmon.model.forecast.forecast import Forecast, History, Reading, forecast
-from ephmon.model.forecast.release_schedule import NOTHING, Schedule, schedules_from, schedules_toward
-from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.forecast.forecast import Forecast, forecast
+from ephmon.model.forecast.history import History, PoolSample
+from ephmon.model.forecast.release_schedule import EMPTY_SCHEDULE, Schedule, schedules_from, schedules_toward
+from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.tcp_connect import connect_key
-from ephmon.model.pools.time_wait import TIME_WAIT_MS, may_be_reused, reusable_below_ms
+from ephmon.model.pools.time_wait import reusable_after_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.socket_groups import ConnectKey
-    from ephmon.model.pools.kinds import Pool, PoolKey
+    from ephmon.model.pools.kinds import Pool
     from ephmon.model.pools.survey import NamespaceSurvey
 
 
-class Followed(NamedTuple):
-    """A pool's history with the latest poll in it, and what follows from it."""
+class PoolForecasts(NamedTuple):
+    """Where pools are heading, and what to remember of them for the next full poll."""
 
-    history: History
-    forecast: Forecast | None
+    forecasts: dict[PoolKey, Forecast]
+    """Without the pools of which too few polls are known."""
+    histories: dict[PoolKey, History]
 
 
-def follow(
+def forecast_pools(
     surveys: Sequence[NamespaceSurvey], pools: Sequence[Pool], previous: Mapping[PoolKey, History], now: float
-) -> dict[PoolKey, Followed]:
-    """Return what to keep and to tell of each of these pools; other histories end.
+) -> PoolForecasts:
+    """Return the forecasts and histories of these pools; the histories of all others end.
 
     Args:
         surveys: What the full poll read, of all namespaces.
-        pools: The pools to follow.
+        pools: The pools to forecast.
         previous: The histories so far.
         now: Monotonic seconds.
     """
-    followed = {}
-    for one in surveys:
-        mine = [pool for pool in pools if pool.key.netns == one.namespace.netns]
-        for pool, reading in _readings(one, mine, now):
-            history = previous.get(pool.key, History()).after(reading)
-            followed[pool.key] = Followed(history, forecast(history, reading))
-    return followed
+    found = PoolForecasts({}, {})
+    for survey in surveys:
+        own = [pool for pool in pools if pool.key.netns == survey.namespace.netns]
+        for key, sample in _samples(survey, own, now):
+            history = found.histories[key] = previous.get(key, History()).after(sample)
+            pool_forecast = forecast(history, sample)
+            if pool_forecast is not None:
+                found.forecasts[key] = pool_forecast
+    return found
 
 
-def _readings(one: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iterator[tuple[Pool, Reading]]:
-    table = one.namespace.tcp.connections if one.namespace.tcp else NO_SOCKETS
+def _samples(survey: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iterator[tuple[PoolKey, PoolSample]]:
+    """Yield what the poll saw of each pool of the namespace."""
+    table = survey.namespace.tcp.connections if survey.namespace.tcp else NO_SOCKETS
     connect_keys = {pool.key: own for pool in pools if (own := connect_key(pool.key)) is not None}
     sources = {pool.key: packed_address(pool.key.source) for pool in pools if pool.key.kind == PoolKind.TCP_BIND}
     toward, bound = schedules_toward(table, connect_keys.values()), schedules_from(table, frozenset(sources.values()))
     for pool in pools:
-        schedule, reusable_after = NOTHING, None
+        schedule, reusable_after = EMPTY_SCHEDULE, None
         if own := connect_keys.get(pool.key):
-            schedule, reusable_after = toward.get(own, NOTHING), _reusable_after(own, one.namespace.sysctls)
+            schedule, reusable_after = toward.get(own, EMPTY_SCHEDULE), _reusable_after(own, survey.namespace.sysctls)
         elif source := sources.get(pool.key):
-            schedule = _scaled(bound.get(source, NOTHING), pool.time_wait)
-        yield pool, _reading(pool, now, schedule, reusable_after)
+            schedule = _scaled(bound.get(source, EMPTY_SCHEDULE), pool.time_wait)
+        yield pool.key, _sample(pool, now, schedule, reusable_after)
 
 
-def _reading(pool: Pool, now: float, schedule: Schedule, reusable_after: float | None) -> Reading:
-    return Reading(
+def _sample(pool: Pool, now: float, schedule: Schedule, reusable_after: float | None) -> PoolSample:
+    return PoolSample(
         at=now,
         usable=pool.usable,
         capacity=pool.capacity,
@@ -79,14 +85,13 @@ def _reading(pool: Pool, now: float, schedule: Schedule, reusable_after: float |
     )
 
 
-def _reusable_after(own: ConnectKey, sysctls: Sysctls) -> float | None:
-    """Return the age in seconds from which a TIME_WAIT of the key is handed out again, None if it never is."""
-    if not may_be_reused(SocketGroup(TcpState.TIME_WAIT, *own), sysctls):
-        return None
-    return (TIME_WAIT_MS - reusable_below_ms(sysctls)) / 1000
+def _reusable_after(key: ConnectKey, sysctls: Sysctls) -> float | None:
+    """Return the age in seconds from which the kernel hands out a TIME_WAIT of the key again, None if it never does."""
+    age_ms = reusable_after_ms(SocketGroup(TcpState.TIME_WAIT, *key), sysctls)
+    return None if age_ms is None else age_ms / 1000
 
 
 def _scaled(schedule: Schedule, ports: int) -> Schedule:
-    """Return the schedule of so many ports: one that served several destinations is in it several times."""
+    """Return the schedule of so many ports; a port that served several destinations is in `schedule` several times."""
     rows = sum(schedule)
-    return tuple(number * ports / rows for number in schedule) if rows else NOTHING
+    return tuple(number * ports / rows for number in schedule) if rows else EMPTY_SCHEDULE

@@ -52,6 +52,14 @@ def on_loopback(*ends: bytes, device: int = 0) -> bool:
     return device == LOOPBACK_DEVICE or any(map(is_loopback, ends))
 
 
+def reusable_after_ms(group: SocketGroup, sysctls: Sysctls) -> int | None:
+    """Return the age in milliseconds from which TIME_WAITs of the group are handed out again, None if they never are.
+
+    At most TIME_WAIT_MS, the age at which they end.
+    """
+    return TIME_WAIT_MS - reusable_below_ms(sysctls) if may_be_reused(group, sysctls) else None
+
+
 def reusable_below_ms(sysctls: Sysctls) -> int:
     """Return the time left, in milliseconds, below which a TIME_WAIT is old enough."""
     return max(0, TIME_WAIT_MS - sysctls.tcp_tw_reuse_delay_ms)

@@ -15,8 +15,7 @@ from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll, is_c
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
-from ephmon.model.forecast.forecast import Forecast, History
-from ephmon.model.forecast.pool_forecasts import Followed
+from ephmon.model.forecast.forecast import Forecast
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import survey
 from ephmon.model.report import ReloadStatus
@@ -465,14 +464,13 @@ def test_max_active_is_that_of_the_configuration() -> None:
 # --- forecasts ----------------------------------------------------------------------------------------------------
 
 
-def heading(seconds: float | None) -> Followed:
-    forecast = Forecast(
+def heading(seconds: float | None) -> Forecast:
+    return Forecast(
         opens_per_second=1.0,
         growth_per_second=1.0,
         sustainable_opens_per_second=None,
         seconds_to_exhaustion=seconds,
     )
-    return Followed(History(), forecast)
 
 
 def forecast(
@@ -487,7 +485,7 @@ def forecast(
             alerts,
             Rules(),
             Moment(interval * number, TAKEN_AT),
-            followed={connect_key("10.0.0.9", 443, "10.0.0.1"): heading(left)},
+            forecasts={connect_key("10.0.0.9", 443, "10.0.0.1"): heading(left)},
         )
         alert = alerts.states.get(near()._replace(name=FORECAST))
         found.append(None if alert is None else (alert.phase, alert.severity))

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephmon.model.forecast.forecast import HISTORY_SECONDS, HORIZON_SECONDS, Forecast, History, Reading, forecast
-from ephmon.model.forecast.release_schedule import NOTHING, SECONDS
+from ephmon.model.forecast.forecast import HORIZON_SECONDS, Forecast, forecast
+from ephmon.model.forecast.history import HISTORY_SECONDS, History, PoolSample
+from ephmon.model.forecast.release_schedule import EMPTY_SCHEDULE, TIME_WAIT_SECONDS
 from tests.model.loads import CAPACITY, Connection, Kernel, Run, churn, ramp, run, saw_tooth
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ SEEDS = (None, 1, 2)
 """None: evenly; else at random moments."""
 
 
-def reading(at: float, taken: int, *, capacity: int = 1000, **other: Any) -> Reading:
+def reading(at: float, taken: int, *, capacity: int = 1000, **other: Any) -> PoolSample:
     """Build what a poll saw of a pool whose sockets hold `taken` ports."""
-    plain = Reading(at=at, usable=capacity, capacity=capacity, remaining=capacity - taken, held=taken)
+    plain = PoolSample(at=at, usable=capacity, capacity=capacity, remaining=capacity - taken, held=taken)
     return replace(plain, **other)
 
 
-def foretold(*readings: Reading) -> Forecast | None:
+def foretold(*readings: PoolSample) -> Forecast | None:
     """Return the forecast after these readings."""
     history = History()
     for one in readings:
@@ -36,7 +37,7 @@ def foretold(*readings: Reading) -> Forecast | None:
     return forecast(history, readings[-1])
 
 
-def seconds(*readings: Reading) -> float | None:
+def seconds(*readings: PoolSample) -> float | None:
     found = foretold(*readings)
     return None if found is None else found.seconds_to_exhaustion
 
@@ -114,7 +115,7 @@ def test_polls_that_come_every_second_do_not_make_it_jumpy() -> None:
 def test_opens_are_the_change_of_live_connections_and_those_closed() -> None:
     """50 connections a second, of which 40 are closed at once; the first TIME_WAITs are older than the history."""
     polls = [
-        reading(at, 100 + 50 * at, capacity=9000, schedule=(*NOTHING[: 60 - at - 2], *[40] * (at + 2)))
+        reading(at, 100 + 50 * at, capacity=9000, schedule=(*EMPTY_SCHEDULE[: 60 - at - 2], *[40] * (at + 2)))
         for at in (0, 5, 10)
     ]
     found = foretold(*polls)
@@ -331,7 +332,10 @@ def test_a_pool_in_which_nothing_happens_has_no_end(taken: int, waits: list[floa
 
 @given(st.integers(0, 20), st.integers(1, 15))
 def test_time_waits_that_are_replaced_as_they_end_have_no_end(live: int, per_second: int) -> None:
-    polls = [reading(at, live + SECONDS * per_second, schedule=(per_second,) * SECONDS) for at in range(0, 60, 5)]
+    polls = [
+        reading(at, live + TIME_WAIT_SECONDS * per_second, schedule=(per_second,) * TIME_WAIT_SECONDS)
+        for at in range(0, 60, 5)
+    ]
 
     assert seconds(*polls) is None
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
-from ephmon.model.forecast.release_schedule import NOTHING, SECONDS, ended_by, schedules_from, schedules_toward
+from ephmon.model.forecast.release_schedule import (
+    EMPTY_SCHEDULE,
+    TIME_WAIT_SECONDS,
+    ended_by,
+    schedules_from,
+    schedules_toward,
+)
 from tests.model.facts import LOW, Sockets, connected, make_table, packed
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ def test_a_time_wait_stands_at_the_whole_seconds_that_it_has_left(left_ms: int, 
     schedule = schedules_toward(make_table([waiting(left_ms)]), [OURS])[OURS]
 
     assert [place for place, number in enumerate(schedule) if number] == [second]
-    assert len(schedule) == SECONDS
+    assert len(schedule) == TIME_WAIT_SECONDS
 
 
 def test_only_time_waits_count_and_those_of_every_device() -> None:
@@ -79,14 +85,16 @@ def test_bind_meets_what_overlaps_its_address(newcomer: str, met: int) -> None:
     )
     found = schedules_from(table, [packed(newcomer)])
 
-    assert found.get(packed(newcomer), NOTHING)[1] == sum(found.get(packed(newcomer), NOTHING)) == met
+    assert found.get(packed(newcomer), EMPTY_SCHEDULE)[1] == sum(found.get(packed(newcomer), EMPTY_SCHEDULE)) == met
 
 
 def test_a_bind_to_any_ipv4_address_meets_ipv6_sockets_without_v6only() -> None:
     ipv6 = connected("2001:db8::1", LOW, "2001:db8::9", 443, state=TIME_WAIT, left_ms=1000)
     table = make_table([replace(ipv6, group=ipv6.group._replace(dual_stack=True))])
 
-    assert schedules_from(table, [packed("0.0.0.0"), packed("10.0.0.1")]) == {packed("0.0.0.0"): (0, 1, *NOTHING[2:])}
+    assert schedules_from(table, [packed("0.0.0.0"), packed("10.0.0.1")]) == {
+        packed("0.0.0.0"): (0, 1, *EMPTY_SCHEDULE[2:])
+    }
 
 
 def test_no_sockets_and_nobody_asking_are_no_schedule() -> None:
@@ -96,7 +104,7 @@ def test_no_sockets_and_nobody_asking_are_no_schedule() -> None:
 
 
 def test_a_second_ends_evenly() -> None:
-    schedule = (4, 0, 2, *NOTHING[3:])
+    schedule = (4, 0, 2, *EMPTY_SCHEDULE[3:])
     expected = {-1: 0, 0: 0, 0.25: 1, 1: 4, 2: 4, 2.5: 5, 3: 6, 60: 6, 99: 6}
 
     assert {seconds: ended_by(schedule, seconds) for seconds in expected} == expected
