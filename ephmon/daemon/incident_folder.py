@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.errors import EphmonError, quote
-from ephmon.model.incident_status import FailureReason
+from ephmon.model.status import IncidentFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,29 +35,29 @@ _MOST_OF_A_SECOND = 100
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _REASONS = {
-    errno.ENOENT: FailureReason.NO_DIRECTORY,
-    errno.ENOTDIR: FailureReason.NO_DIRECTORY,
-    errno.EACCES: FailureReason.PERMISSION,
-    errno.EPERM: FailureReason.PERMISSION,
-    errno.EROFS: FailureReason.READ_ONLY,
-    errno.ENOSPC: FailureReason.NO_SPACE,
-    errno.EDQUOT: FailureReason.NO_SPACE,
+    errno.ENOENT: IncidentFailure.NO_DIRECTORY,
+    errno.ENOTDIR: IncidentFailure.NO_DIRECTORY,
+    errno.EACCES: IncidentFailure.PERMISSION,
+    errno.EPERM: IncidentFailure.PERMISSION,
+    errno.EROFS: IncidentFailure.READ_ONLY,
+    errno.ENOSPC: IncidentFailure.NO_SPACE,
+    errno.EDQUOT: IncidentFailure.NO_SPACE,
 }
 _REMEDIES = {
-    FailureReason.NO_DIRECTORY: "create it for the user that runs ephmon, or correct incidents.directory",
-    FailureReason.PERMISSION: "let the user that runs ephmon write there",
-    FailureReason.READ_ONLY: (
+    IncidentFailure.NO_DIRECTORY: "create it for the user that runs ephmon, or correct incidents.directory",
+    IncidentFailure.PERMISSION: "let the user that runs ephmon write there",
+    IncidentFailure.READ_ONLY: (
         "choose another directory, or allow this one with ReadWritePaths= or StateDirectory= in the systemd unit"
     ),
-    FailureReason.NO_SPACE: "free some space, or choose another directory",
-    FailureReason.SYSTEM: "choose another directory",
+    IncidentFailure.NO_SPACE: "free some space, or choose another directory",
+    IncidentFailure.SYSTEM: "choose another directory",
 }
 
 
 class FolderError(EphmonError):
     """An incident cannot be written."""
 
-    def __init__(self, message: str, reason: FailureReason) -> None:
+    def __init__(self, message: str, reason: IncidentFailure) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -114,7 +114,9 @@ class Folder:
         """
         if len(content) > self.max_bytes:
             size = f"{len(content) / (1 << 20):.1f} MiB"
-            raise FolderError(f"The incident takes {size}; set incidents.max_mib above that.", FailureReason.TOO_LARGE)
+            raise FolderError(
+                f"The incident takes {size}; set incidents.max_mib above that.", IncidentFailure.TOO_LARGE
+            )
         with self._opened() as dir_fd:
             _remove_leftovers(dir_fd, at)
             descriptor, unfinished, name = _claim(dir_fd, reason, at)
@@ -147,7 +149,7 @@ class Folder:
             dir_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             yield dir_fd
         except OSError as error:
-            reason = _REASONS.get(error.errno or 0, FailureReason.SYSTEM)
+            reason = _REASONS.get(error.errno or 0, IncidentFailure.SYSTEM)
             raise FolderError(
                 f"{quote(self.directory, 200)} cannot be written ({error.strerror}): {_REMEDIES[reason]}.",
                 reason,

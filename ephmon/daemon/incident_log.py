@@ -19,8 +19,8 @@ from ephmon import __version__, log
 from ephmon.config.settings import IncidentsConfig
 from ephmon.log import Line
 from ephmon.model.alerting.state_machine import Moment
-from ephmon.model.incident_status import FailureReason, IncidentStatus
 from ephmon.model.incidents import PAUSE_SECONDS, Reported, due_incident
+from ephmon.model.status import IncidentFailure, IncidentStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ class _Task:
 class _Outcome(NamedTuple):
     """The result of a task."""
 
-    failure: FailureReason | None = None
+    failure: IncidentFailure | None = None
     latest_age: float | None = None
     """Age in seconds of an incident with the same reason by another daemon, if it is too recent to write one more."""
 
@@ -77,7 +77,7 @@ class _Worker(threading.Thread):
         """Whether the log has reported that it hangs."""
         self._work = work
         self.task = task
-        self.outcome = _Outcome(failure=FailureReason.DEFECT)
+        self.outcome = _Outcome(failure=IncidentFailure.DEFECT)
 
     def run(self) -> None:
         """Do the work."""
@@ -152,7 +152,7 @@ class IncidentLog:
         try:
             worker.start()
         except RuntimeError as error:  # the process or its cgroup has no thread left
-            worker.outcome = self._failed(f"{error}; allow ephmon more threads.", FailureReason.SYSTEM)
+            worker.outcome = self._failed(f"{error}; allow ephmon more threads.", IncidentFailure.SYSTEM)
             self._take(worker)
         else:
             self._worker = worker
@@ -167,10 +167,10 @@ class IncidentLog:
             self._take(worker)
         elif not worker.hangs and self._clock() - worker.started >= HUNG_SECONDS:
             worker.hangs = True
-            self._count_failure(FailureReason.SYSTEM)
+            self._count_failure(IncidentFailure.SYSTEM)
             log.write(_log, Line(logging.WARNING, HANGS))
 
-    def _count_failure(self, reason: FailureReason) -> None:
+    def _count_failure(self, reason: IncidentFailure) -> None:
         failures = {**self._status.failures, reason: self._status.failures[reason] + 1}
         self._status = replace(self._status, failures=failures)
 
@@ -206,7 +206,7 @@ class IncidentLog:
             return self._failed(str(error), error.reason)
         except Exception as error:  # noqa: BLE001 - an error in ephmon must cost no more than this incident
             message = f"a defect of ephmon, please report it: {log.error_location(error)}."
-            return self._failed(message, FailureReason.DEFECT)
+            return self._failed(message, IncidentFailure.DEFECT)
 
     def _write(self, task: _Task) -> _Outcome:
         from ephmon.outputs.documents import api  # noqa: PLC0415
@@ -224,7 +224,7 @@ class IncidentLog:
         log.write(_log, Line(logging.INFO, "An incident was written.", {"file": path, "reason": reason}))
         return _Outcome()
 
-    def _failed(self, message: str, reason: FailureReason) -> _Outcome:
+    def _failed(self, message: str, reason: IncidentFailure) -> _Outcome:
         """Log why incidents cannot be written, unless that was the last thing logged."""
         if message != self._said:
             self._said = message

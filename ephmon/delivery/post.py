@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from ephmon import __version__
 from ephmon.delivery.source_ports import SourcePortError
 from ephmon.facts.addresses import host_and_port
-from ephmon.model.delivery_status import FailureReason
+from ephmon.model.status import DeliveryFailure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -64,7 +64,7 @@ class Target:
 class PostError(Exception):
     """The receiver has not accepted the POST."""
 
-    def __init__(self, reason: FailureReason, detail: str, *, retry_after_seconds: float = 0.0) -> None:
+    def __init__(self, reason: DeliveryFailure, detail: str, *, retry_after_seconds: float = 0.0) -> None:
         """`detail` continues a sentence that begins with the receiver, and contains no secret."""
         super().__init__(detail)
         self.reason = reason
@@ -130,7 +130,7 @@ class Poster:
                         await _read_to_the_end(reader)
         except TimeoutError:
             detail = f"did not answer within {deadline_seconds:g} s"
-            raise PostError(FailureReason.TIMEOUT, detail) from None
+            raise PostError(DeliveryFailure.TIMEOUT, detail) from None
         except (OSError, EOFError) as error:
             raise _failed_connection(error) from error
         except asyncio.LimitOverrunError as error:
@@ -141,7 +141,7 @@ class Poster:
     async def _connection(self, seconds: float) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         addresses = await self.addresses.get()
         if not addresses:
-            raise PostError(FailureReason.NAME, "cannot be looked up")
+            raise PostError(DeliveryFailure.NAME, "cannot be looked up")
         for left in range(len(addresses), 0, -1):
             address = addresses[-left]
             try:
@@ -200,20 +200,20 @@ async def _read_to_the_end(reader: asyncio.StreamReader) -> None:
 
 
 def _not_http() -> PostError:
-    return PostError(FailureReason.PROTOCOL, "does not speak HTTP/1.1")
+    return PostError(DeliveryFailure.PROTOCOL, "does not speak HTTP/1.1")
 
 
 def _failed_connection(error: OSError | EOFError) -> PostError:
     if isinstance(error, SourcePortError):
         detail = f"cannot be reached: no port of notify.source_ports is free ({error.strerror})"
-        return PostError(FailureReason.SOURCE_PORT, detail)
+        return PostError(DeliveryFailure.SOURCE_PORT, detail)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return PostError(FailureReason.TLS, f"has an invalid certificate: {error.verify_message}")
+        return PostError(DeliveryFailure.TLS, f"has an invalid certificate: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
-        return PostError(FailureReason.TLS, f"failed the TLS handshake ({error.reason})")
+        return PostError(DeliveryFailure.TLS, f"failed the TLS handshake ({error.reason})")
     if isinstance(error, OSError) and error.errno:
-        return PostError(FailureReason.CONNECTION, f"cannot be reached: {os.strerror(error.errno)}")
-    return PostError(FailureReason.CONNECTION, "closed the connection without a response")
+        return PostError(DeliveryFailure.CONNECTION, f"cannot be reached: {os.strerror(error.errno)}")
+    return PostError(DeliveryFailure.CONNECTION, "closed the connection without a response")
 
 
 def _check_status(response: _Response, now: float) -> None:
@@ -222,17 +222,17 @@ def _check_status(response: _Response, now: float) -> None:
     if 200 <= status < 300:
         return
     if status == 429:
-        reason = FailureReason.RATE_LIMITED
+        reason = DeliveryFailure.RATE_LIMITED
     elif status == 408:
-        reason = FailureReason.TIMEOUT
+        reason = DeliveryFailure.TIMEOUT
     elif 300 <= status < 400:
-        reason = FailureReason.REDIRECT
+        reason = DeliveryFailure.REDIRECT
     elif 400 <= status < 500:
-        reason = FailureReason.CLIENT_ERROR
+        reason = DeliveryFailure.CLIENT_ERROR
     else:
-        reason = FailureReason.SERVER_ERROR
+        reason = DeliveryFailure.SERVER_ERROR
     detail = f"answered with status {status}"
-    if reason == FailureReason.REDIRECT:
+    if reason == DeliveryFailure.REDIRECT:
         detail += "; redirects are not followed, so configure the final URL"
     raise PostError(reason, detail, retry_after_seconds=parse_retry_after(response.retry_after, now))
 

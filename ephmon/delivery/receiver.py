@@ -20,7 +20,7 @@ from ephmon.delivery.alert_set import AlertSet
 from ephmon.delivery.post import PostError
 from ephmon.delivery.settings import MessageContext
 from ephmon.log import Line
-from ephmon.model.delivery_status import FailureReason
+from ephmon.model.status import DeliveryFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from ephmon.delivery.post import Poster
     from ephmon.delivery.settings import DeliveryTimes
     from ephmon.delivery.webhook import Webhook
-    from ephmon.model.delivery_status import Tally
+    from ephmon.model.status import DeliveryCounts
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
 # After any other failure the name is looked up again, because the address may belong to another host by now.
 _NOT_ABOUT_THE_ADDRESS = (
-    FailureReason.NAME,
-    FailureReason.SOURCE_PORT,
-    FailureReason.RATE_LIMITED,
-    FailureReason.DEFECT,
+    DeliveryFailure.NAME,
+    DeliveryFailure.SOURCE_PORT,
+    DeliveryFailure.RATE_LIMITED,
+    DeliveryFailure.DEFECT,
 )
 # From some 30 doublings on the longest retry is reached in any case, and a power without a limit would overflow.
 _MAX_DOUBLINGS = 32
@@ -55,7 +55,7 @@ class Receiver:
         poster: Poster,
         *,
         times: DeliveryTimes,
-        tally: Tally,
+        tally: DeliveryCounts,
         wall_clock: Callable[[], float],
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -77,7 +77,7 @@ class Receiver:
         self._sent_at = -math.inf
         self._not_before = -math.inf
         self._failures = 0
-        self._warned_reason: FailureReason | None = None
+        self._warned_reason: DeliveryFailure | None = None
         self._warned_at = -math.inf
 
     def __str__(self) -> str:
@@ -146,7 +146,7 @@ class Receiver:
             self._note_failure(error, alerts)
         except Exception as error:  # noqa: BLE001 - a defect in one message must not end all deliveries
             detail = f"got no message because of a defect in ephmon; please report it: {log.error_location(error)}"
-            self._note_failure(PostError(FailureReason.DEFECT, detail), alerts)
+            self._note_failure(PostError(DeliveryFailure.DEFECT, detail), alerts)
         else:
             self._note_accepted(alerts)
             self._tally.succeeded_at = self._wall_clock()
@@ -164,7 +164,7 @@ class Receiver:
         if error.reason not in _NOT_ABOUT_THE_ADDRESS:
             self.poster.addresses.refresh()
         now = asyncio.get_running_loop().time()
-        if error.reason == FailureReason.CLIENT_ERROR:
+        if error.reason == DeliveryFailure.CLIENT_ERROR:
             self._note_accepted(alerts)
             seconds = 0.0
         else:

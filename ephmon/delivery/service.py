@@ -27,7 +27,7 @@ from ephmon.delivery.source_ports import SourcePorts
 from ephmon.delivery.webhook import Webhook
 from ephmon.errors import EphmonError
 from ephmon.log import Line
-from ephmon.model.delivery_status import DeliveryStatus, ReceiverKind, Tally, status_of
+from ephmon.model.status import DeliveryCounts, DeliveryStatus, ReceiverKind, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +77,7 @@ class Delivery:
         self._alerts = AlertSet()
         self._close_seconds = 0.0
         # What follows belongs to the delivery thread.
-        self._tallies = {kind: Tally() for kind in ReceiverKind}
+        self._counts = {kind: DeliveryCounts() for kind in ReceiverKind}
         self._receivers: dict[tuple[ReceiverKind, str], Receiver] = {}
         self._tasks: dict[Receiver, asyncio.Task[None]] = {}
         self._ports: SourcePorts | None = None
@@ -116,7 +116,7 @@ class Delivery:
         if self._running is None:
             return None
         receivers = tuple(self._receivers.values())
-        return status_of(self._tallies, ((receiver.format.kind, receiver.pending) for receiver in receivers))
+        return status_of(self._counts, ((receiver.format.kind, receiver.pending) for receiver in receivers))
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """End the thread after at most so many seconds, in which it sends what is pending.
@@ -203,7 +203,7 @@ class Delivery:
             message_format,
             Poster(target=target, addresses=addresses, ports=ports, tls=None),
             times=self._times,
-            tally=self._tallies[kind],
+            tally=self._counts[kind],
             wall_clock=self._wall_clock,
         )
         predecessors = (other for (kind_of_other, _), other in self._receivers.items() if kind_of_other == kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ephmon.model.delivery_status import ReceiverKind
+from ephmon.model.status import ReceiverKind
 from ephmon.outputs.text.wording import utc_time
 
 if TYPE_CHECKING:

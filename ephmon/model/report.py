@@ -17,12 +17,11 @@ if TYPE_CHECKING:
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.sockets import Backend, Protocol
     from ephmon.model.alerting.thresholds import Thresholds
-    from ephmon.model.delivery_status import DeliveryStatus
     from ephmon.model.failures.counters import Exhaustions
     from ephmon.model.forecast.forecast import Forecast
-    from ephmon.model.incident_status import IncidentStatus
     from ephmon.model.owners.shares import Owners
     from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
+    from ephmon.model.status import DeliveryStatus, IncidentStatus
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ephmon.model.alerting.state_machine import Alert
-    from ephmon.model.incident_status import IncidentStatus
+    from ephmon.model.status import IncidentStatus
 
 CRITICAL = make_alert(make_pool(in_use=26000), severity=Severity.CRITICAL)
 OTHER = make_alert(make_pool(in_use=27000, destination="10.0.0.8"), severity=Severity.CRITICAL)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ephmon.delivery.notification import Notification
     from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
-    from ephmon.model.delivery_status import DeliveryStatus
+    from ephmon.model.status import DeliveryStatus
     from tests.delivery.receivers import Received
 
 _deliveries: list[Delivery] = []

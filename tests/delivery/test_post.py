@@ -15,7 +15,7 @@ from ephmon.delivery.name_resolution import KnownAddresses, look_up
 from ephmon.delivery.post import Poster, PostError, parse_retry_after, parse_target
 from ephmon.delivery.source_ports import SourcePorts
 from ephmon.facts.snapshot import PortRange
-from ephmon.model.delivery_status import FailureReason
+from ephmon.model.status import DeliveryFailure
 from tests.certificates import make_certificate
 from tests.delivery.receivers import (
     PostReceiver,
@@ -149,26 +149,26 @@ def test_a_receiver_that_does_not_close_the_connection_is_not_waited_for() -> No
 @pytest.mark.parametrize(
     ("answer", "reason", "sentence"),
     [
-        (answering("HTTP/1.1 500 Secret words"), FailureReason.SERVER_ERROR, "answered with status 500"),
-        (answering("HTTP/1.1 503 No"), FailureReason.SERVER_ERROR, "answered with status 503"),
-        (answering("HTTP/1.1 429 Slow down"), FailureReason.RATE_LIMITED, "answered with status 429"),
-        (answering("HTTP/1.1 408 Request Timeout"), FailureReason.TIMEOUT, "answered with status 408"),
-        (answering("HTTP/1.1 400 Bad"), FailureReason.CLIENT_ERROR, "answered with status 400"),
-        (answering("HTTP/1.1 404 Not Found"), FailureReason.CLIENT_ERROR, "answered with status 404"),
+        (answering("HTTP/1.1 500 Secret words"), DeliveryFailure.SERVER_ERROR, "answered with status 500"),
+        (answering("HTTP/1.1 503 No"), DeliveryFailure.SERVER_ERROR, "answered with status 503"),
+        (answering("HTTP/1.1 429 Slow down"), DeliveryFailure.RATE_LIMITED, "answered with status 429"),
+        (answering("HTTP/1.1 408 Request Timeout"), DeliveryFailure.TIMEOUT, "answered with status 408"),
+        (answering("HTTP/1.1 400 Bad"), DeliveryFailure.CLIENT_ERROR, "answered with status 400"),
+        (answering("HTTP/1.1 404 Not Found"), DeliveryFailure.CLIENT_ERROR, "answered with status 404"),
         (
             answering("HTTP/1.1 302 Found\nLocation: http://169.254.169.254/"),
-            FailureReason.REDIRECT,
+            DeliveryFailure.REDIRECT,
             "answered with status 302; redirects are not followed, so configure the final URL",
         ),
-        (saying(b"SSH-2.0-x\r\n\r\n"), FailureReason.PROTOCOL, "does not speak HTTP/1.1"),
-        (saying(b"HTTP/1.1 99999 x\r\n\r\n"), FailureReason.PROTOCOL, "does not speak HTTP/1.1"),
-        (saying(b"HTTP/1.1 102 x\r\n\r\n" * 100), FailureReason.PROTOCOL, "does not speak HTTP/1.1"),
-        (endless, FailureReason.PROTOCOL, "does not speak HTTP/1.1"),
-        (saying(b""), FailureReason.CONNECTION, "closed the connection without a response"),
-        (saying(b"HTTP/1.1 200 OK\r\n"), FailureReason.CONNECTION, "closed the connection without a response"),
+        (saying(b"SSH-2.0-x\r\n\r\n"), DeliveryFailure.PROTOCOL, "does not speak HTTP/1.1"),
+        (saying(b"HTTP/1.1 99999 x\r\n\r\n"), DeliveryFailure.PROTOCOL, "does not speak HTTP/1.1"),
+        (saying(b"HTTP/1.1 102 x\r\n\r\n" * 100), DeliveryFailure.PROTOCOL, "does not speak HTTP/1.1"),
+        (endless, DeliveryFailure.PROTOCOL, "does not speak HTTP/1.1"),
+        (saying(b""), DeliveryFailure.CONNECTION, "closed the connection without a response"),
+        (saying(b"HTTP/1.1 200 OK\r\n"), DeliveryFailure.CONNECTION, "closed the connection without a response"),
     ],
 )
-def test_any_other_answer_is_a_failure_in_plain_words(answer: Answer, reason: FailureReason, sentence: str) -> None:
+def test_any_other_answer_is_a_failure_in_plain_words(answer: Answer, reason: DeliveryFailure, sentence: str) -> None:
     error = failure(answer)
 
     assert (error.reason, str(error)) == (reason, sentence)
@@ -176,7 +176,7 @@ def test_any_other_answer_is_a_failure_in_plain_words(answer: Answer, reason: Fa
 
 def test_a_redirect_is_not_followed() -> None:
     with PostReceiver() as elsewhere:
-        assert failure(answering(f"HTTP/1.1 307 x\nLocation: {elsewhere.url}")).reason == FailureReason.REDIRECT
+        assert failure(answering(f"HTTP/1.1 307 x\nLocation: {elsewhere.url}")).reason == DeliveryFailure.REDIRECT
 
         assert elsewhere.requests == []
 
@@ -186,7 +186,7 @@ def test_the_deadline_is_for_the_whole_attempt(answer: Answer) -> None:
     """So that one byte now and then gains no time."""
     error = failure(answer, seconds=0.2)
 
-    assert (error.reason, str(error)) == (FailureReason.TIMEOUT, "did not answer within 0.2 s")
+    assert (error.reason, str(error)) == (DeliveryFailure.TIMEOUT, "did not answer within 0.2 s")
 
 
 def test_a_receiver_that_takes_nothing_counts_against_the_deadline_too() -> None:
@@ -199,7 +199,7 @@ def test_nobody_listens() -> None:
     with pytest.raises(PostError, match=r"^cannot be reached: Connection refused$") as raised:
         post(f"http://127.0.0.1:{unused_port()}")
 
-    assert raised.value.reason == FailureReason.CONNECTION
+    assert raised.value.reason == DeliveryFailure.CONNECTION
 
 
 def test_a_name_that_is_not_known() -> None:
@@ -209,7 +209,7 @@ def test_a_name_that_is_not_known() -> None:
     with pytest.raises(PostError, match=r"^cannot be looked up$") as raised:
         post("http://receiver.invalid", resolve=resolve)
 
-    assert raised.value.reason == FailureReason.NAME
+    assert raised.value.reason == DeliveryFailure.NAME
 
 
 def test_the_next_address_is_tried_when_one_does_not_work() -> None:
@@ -239,7 +239,7 @@ def test_over_tls_the_certificate_is_verified(tmp_path: Path) -> None:
         with pytest.raises(PostError, match=r"^has an invalid certificate: .*self.signed") as raised:
             post(receiver.url, tls=ssl.create_default_context(cafile=other.certificate))
 
-        assert raised.value.reason == FailureReason.TLS
+        assert raised.value.reason == DeliveryFailure.TLS
         assert len(receiver.requests) == 1
 
 
@@ -259,7 +259,7 @@ def test_a_receiver_without_tls_is_told_from_one_that_is_down() -> None:
     with PostReceiver() as receiver, pytest.raises(PostError, match="failed the TLS handshake") as raised:
         post(receiver.url.replace("http:", "https:"), tls=ssl.create_default_context(), seconds=5.0)
 
-    assert raised.value.reason == FailureReason.TLS
+    assert raised.value.reason == DeliveryFailure.TLS
 
 
 @pytest.mark.parametrize(

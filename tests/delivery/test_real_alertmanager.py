@@ -11,7 +11,7 @@ import pytest
 from ephmon.delivery.notification import Notification
 from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
-from ephmon.model.delivery_status import FailureReason, ReceiverKind
+from ephmon.model.status import DeliveryFailure, ReceiverKind
 from tests.delivery import delivering
 from tests.delivery.alertmanagers import HOOK, HOOK_PORT, PORT, alertmanager, alerts, moment
 from tests.namespaces import Namespace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ephmon.model.delivery_status import DeliveryStatus
+    from ephmon.model.status import DeliveryStatus
 
 SOURCE_PORTS = PortRange(19102, 19117)
 TIMES = DeliveryTimes(pause_seconds=0.05, resend_seconds=0.5, first_retry_seconds=0.05)
@@ -111,7 +111,7 @@ def test_an_end_is_announced_that_came_while_alertmanager_was_down(ns: Namespace
 
 
 def _has_met_nobody(status: DeliveryStatus) -> bool:
-    return status.failures[ReceiverKind.ALERTMANAGER][FailureReason.CONNECTION] > 0
+    return status.failures[ReceiverKind.ALERTMANAGER][DeliveryFailure.CONNECTION] > 0
 
 
 def test_a_webhook_gets_the_document_that_alertmanager_sends(ns: Namespace, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ephmon.delivery.post import MAX_RETRY_AFTER_SECONDS, Poster, PostError, par
 from ephmon.delivery.receiver import Receiver
 from ephmon.delivery.settings import DeliveryTimes, MessageContext
 from ephmon.delivery.webhook import Webhook
-from ephmon.model.delivery_status import FailureReason, Tally
+from ephmon.model.status import DeliveryCounts, DeliveryFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,9 +85,9 @@ def failing(error: PostError, times: int = 1_000_000) -> Callable[[int], PostErr
     return lambda number: error if number < times else None
 
 
-SERVER_ERROR = PostError(FailureReason.SERVER_ERROR, "answered with status 500")
-CLIENT_ERROR = PostError(FailureReason.CLIENT_ERROR, "answered with status 400")
-NOBODY = PostError(FailureReason.CONNECTION, "cannot be reached: Connection refused")
+SERVER_ERROR = PostError(DeliveryFailure.SERVER_ERROR, "answered with status 500")
+CLIENT_ERROR = PostError(DeliveryFailure.CLIENT_ERROR, "answered with status 400")
+NOBODY = PostError(DeliveryFailure.CONNECTION, "cannot be reached: Connection refused")
 
 
 class Course:
@@ -102,7 +102,7 @@ class Course:
         chance: float = 1.0,
     ) -> None:
         """`chance` 1 makes every pause as long as it can be; the receiver is stopped after so many seconds."""
-        self.tally = Tally()
+        self.tally = DeliveryCounts()
         self.poster = ScriptedPoster(answer)
         self._loop = JumpingLoop()
         self.receiver = Receiver(
@@ -233,7 +233,7 @@ def test_what_changes_during_a_pause_waits_for_its_end_and_is_told_then() -> Non
 
 
 def test_the_time_that_a_receiver_asks_for_is_kept() -> None:
-    busy = PostError(FailureReason.RATE_LIMITED, "answered with status 429", retry_after_seconds=90.0)
+    busy = PostError(DeliveryFailure.RATE_LIMITED, "answered with status 429", retry_after_seconds=90.0)
     course = Course(Webhook, failing(busy, times=1), (0.0, "A"), (50.0, "AB"), seconds=HOUR)
 
     assert course.told == [(0.0, "A"), (90.0, "AB")]
@@ -245,7 +245,7 @@ def test_what_a_webhook_refuses_is_not_sent_again_until_something_changes() -> N
 
     assert course.told == [(0.0, "A"), (1000.0, "AB")]
     assert course.receiver.pending == 0
-    assert course.tally.failures[FailureReason.CLIENT_ERROR] == 2
+    assert course.tally.failures[DeliveryFailure.CLIENT_ERROR] == 2
 
 
 def test_what_an_alertmanager_refuses_is_sent_again_at_the_regular_time_only() -> None:
@@ -253,8 +253,8 @@ def test_what_an_alertmanager_refuses_is_sent_again_at_the_regular_time_only() -
     assert Course(Alertmanager, failing(CLIENT_ERROR), (0.0, "A"), seconds=150.0).moments == [0.0, 60.0, 120.0]
 
 
-@pytest.mark.parametrize("reason", [reason for reason in FailureReason if reason != FailureReason.CLIENT_ERROR])
-def test_after_any_other_failure_it_is_tried_again(reason: FailureReason) -> None:
+@pytest.mark.parametrize("reason", [reason for reason in DeliveryFailure if reason != DeliveryFailure.CLIENT_ERROR])
+def test_after_any_other_failure_it_is_tried_again(reason: DeliveryFailure) -> None:
     course = Course(Webhook, failing(PostError(reason, "x"), times=1), (0.0, "A"), seconds=HOUR)
 
     assert course.moments == [0.0, 2.0]
@@ -266,19 +266,19 @@ def test_after_any_other_failure_it_is_tried_again(reason: FailureReason) -> Non
 @pytest.mark.parametrize(
     ("reason", "refreshed"),
     [
-        (FailureReason.CONNECTION, 3),
-        (FailureReason.TIMEOUT, 3),
-        (FailureReason.TLS, 3),
-        (FailureReason.PROTOCOL, 3),
-        (FailureReason.REDIRECT, 3),
-        (FailureReason.SERVER_ERROR, 3),
-        (FailureReason.RATE_LIMITED, 0),
-        (FailureReason.SOURCE_PORT, 0),
-        (FailureReason.DEFECT, 0),
+        (DeliveryFailure.CONNECTION, 3),
+        (DeliveryFailure.TIMEOUT, 3),
+        (DeliveryFailure.TLS, 3),
+        (DeliveryFailure.PROTOCOL, 3),
+        (DeliveryFailure.REDIRECT, 3),
+        (DeliveryFailure.SERVER_ERROR, 3),
+        (DeliveryFailure.RATE_LIMITED, 0),
+        (DeliveryFailure.SOURCE_PORT, 0),
+        (DeliveryFailure.DEFECT, 0),
     ],
 )
 def test_names_are_looked_up_again_when_nobody_or_somebody_else_is_found_behind_them(
-    reason: FailureReason, refreshed: int
+    reason: DeliveryFailure, refreshed: int
 ) -> None:
     course = Course(Webhook, failing(PostError(reason, "x"), times=3), (0.0, "A"), seconds=HOUR)
 
@@ -316,7 +316,7 @@ def test_a_defect_in_one_attempt_does_not_end_the_deliveries(caplog: pytest.LogC
     )
 
     assert course.moments == [0.0, 2.0]
-    assert course.tally.failures[FailureReason.DEFECT] == 1
+    assert course.tally.failures[DeliveryFailure.DEFECT] == 1
     assert "please report it: ZeroDivisionError in ScriptedPoster.post line " in caplog.text
     assert "secret" not in caplog.text
 

@@ -17,7 +17,7 @@ from ephmon.delivery.notification import Notification
 from ephmon.delivery.service import NO_HOST_LABEL, Delivery
 from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
-from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
+from ephmon.model.status import DeliveryFailure, DeliveryStatus, ReceiverKind
 from tests.certificates import make_certificate
 from tests.delivery.receivers import PostReceiver, answering, ok, silent, unused_port
 from tests.processes import WAIT_SECONDS, eventually
@@ -250,10 +250,10 @@ def test_the_status_counts_attempts_failures_and_what_waits() -> None:
 
     assert status.attempts == {AM: 1, HOOK: 3}
     assert {reason: number for reason, number in status.failures[HOOK].items() if number} == {
-        FailureReason.SERVER_ERROR: 1,
-        FailureReason.RATE_LIMITED: 1,
+        DeliveryFailure.SERVER_ERROR: 1,
+        DeliveryFailure.RATE_LIMITED: 1,
     }
-    assert set(status.failures[AM]) == set(FailureReason)
+    assert set(status.failures[AM]) == set(DeliveryFailure)
     assert set(status.succeeded_at) == {HOOK}
 
 
@@ -299,7 +299,7 @@ def test_certificates_are_held_against_those_that_the_system_trusts(
         delivery.update([A])
         eventually(
             lambda: status_of(delivery),
-            lambda status: bool(status.failures) and status.failures[HOOK][FailureReason.TLS] > 0,
+            lambda status: bool(status.failures) and status.failures[HOOK][DeliveryFailure.TLS] > 0,
         )
         assert receiver.requests == []
         monkeypatch.setenv("SSL_CERT_FILE", str(files.certificate))  # what OpenSSL takes for the system's

@@ -7,7 +7,7 @@ import errno
 from ephmon.delivery.notification import Notification
 from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
-from ephmon.model.delivery_status import ReceiverKind
+from ephmon.model.status import ReceiverKind
 from tests.delivery import delivering
 from tests.namespaces import Namespace
 from tests.processes import eventually

@@ -22,9 +22,9 @@ from ephmon.errors import POLL_FAILURES
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.collectors import Collector, Health
-from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals
+from ephmon.model.status import DeliveryFailure, DeliveryStatus, ReceiverKind
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import process_registry, render
 from tests import sockets
@@ -238,7 +238,7 @@ def test_the_page_states_the_series_of_a_host() -> None:
 
 DELIVERY = DeliveryStatus(
     attempts=dict.fromkeys(ReceiverKind, 1),
-    failures={kind: dict.fromkeys(FailureReason, 1) for kind in ReceiverKind},
+    failures={kind: dict.fromkeys(DeliveryFailure, 1) for kind in ReceiverKind},
     pending=dict.fromkeys(ReceiverKind, 1),
     succeeded_at=dict.fromkeys(ReceiverKind, 1.0),
     dropped=dict.fromkeys(ReceiverKind, 1),

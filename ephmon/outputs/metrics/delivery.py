@@ -9,7 +9,7 @@ from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType, Samp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ephmon.model.delivery_status import DeliveryStatus, ReceiverKind
+    from ephmon.model.status import DeliveryStatus, ReceiverKind
     from ephmon.outputs.metrics.metric import Samples
 
 RECEIVER = ("receiver",)

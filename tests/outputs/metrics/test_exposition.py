@@ -22,13 +22,11 @@ from ephmon.facts.sockets import Backend, Protocol
 from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity, Threshold, Thresholds
 from ephmon.model.collectors import Health
-from ephmon.model.delivery_status import DeliveryStatus, FailureReason, ReceiverKind
 from ephmon.model.failures.counters import Count, Exhaustions
-from ephmon.model.incident_status import FailureReason as IncidentFailure
-from ephmon.model.incident_status import IncidentStatus
 from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
+from ephmon.model.status import DeliveryFailure, DeliveryStatus, IncidentFailure, IncidentStatus, ReceiverKind
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import Exposition, process_registry, render
 from ephmon.outputs.metrics.metric import DO_NOT_SUM
@@ -65,7 +63,10 @@ parse_openmetrics: Callable[[str], Iterable[Metric]] = openmetrics_parser.text_s
 
 DELIVERY = DeliveryStatus(
     attempts={ReceiverKind.ALERTMANAGER: 125, ReceiverKind.WEBHOOK: 5},
-    failures={ReceiverKind.ALERTMANAGER: {FailureReason.CONNECTION: 4}, ReceiverKind.WEBHOOK: {FailureReason.TLS: 0}},
+    failures={
+        ReceiverKind.ALERTMANAGER: {DeliveryFailure.CONNECTION: 4},
+        ReceiverKind.WEBHOOK: {DeliveryFailure.TLS: 0},
+    },
     pending={ReceiverKind.ALERTMANAGER: 0, ReceiverKind.WEBHOOK: 2},
     succeeded_at={ReceiverKind.ALERTMANAGER: 1_700_000_000.0},
     dropped={ReceiverKind.ALERTMANAGER: 0, ReceiverKind.WEBHOOK: 1},

@@ -1,4 +1,4 @@
-"""How deliveries fare: the closed sets of words and the counts that become metrics."""
+"""How deliveries and incident files fare: the words for what went wrong, and the counts that become metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ReceiverKind(StrEnum):
     WEBHOOK = "webhook"
 
 
-class FailureReason(StrEnum):
+class DeliveryFailure(StrEnum):
     """Why an attempt failed."""
 
     NAME = "name"
@@ -46,7 +46,7 @@ class DeliveryStatus:
     """Counts since the start and what stands now, by kind of receiver; a kind without a receiver has no entry."""
 
     attempts: Mapping[ReceiverKind, int]
-    failures: Mapping[ReceiverKind, Mapping[FailureReason, int]]
+    failures: Mapping[ReceiverKind, Mapping[DeliveryFailure, int]]
     pending: Mapping[ReceiverKind, int]
     """Alerts whose present state has not reached every receiver of the kind."""
     succeeded_at: Mapping[ReceiverKind, float]
@@ -56,27 +56,51 @@ class DeliveryStatus:
 
 
 @dataclass(slots=True)
-class Tally:
+class DeliveryCounts:
     """What is counted for all receivers of one kind. Written by the delivery thread alone."""
 
     attempts: int = 0
-    failures: Counter[FailureReason] = field(
+    failures: Counter[DeliveryFailure] = field(
         # All are there from the start, so that a reader in another thread never sees the mapping grow.
-        default_factory=lambda: Counter(dict.fromkeys(FailureReason, 0))
+        default_factory=lambda: Counter(dict.fromkeys(DeliveryFailure, 0))
     )
     succeeded_at: float | None = None
     dropped: int = 0
 
 
-def status_of(tallies: Mapping[ReceiverKind, Tally], pending: Iterable[tuple[ReceiverKind, int]]) -> DeliveryStatus:
+def status_of(
+    counts: Mapping[ReceiverKind, DeliveryCounts], pending: Iterable[tuple[ReceiverKind, int]]
+) -> DeliveryStatus:
     """Return the status; `pending` has an entry for each receiver, and names the kinds that there are."""
     most: dict[ReceiverKind, int] = {}
     for kind, number in pending:
         most[kind] = max(number, most.get(kind, 0))
     return DeliveryStatus(
-        attempts={kind: tallies[kind].attempts for kind in most},
-        failures={kind: dict(tallies[kind].failures) for kind in most},
+        attempts={kind: counts[kind].attempts for kind in most},
+        failures={kind: dict(counts[kind].failures) for kind in most},
         pending=most,
-        succeeded_at={kind: moment for kind in most if (moment := tallies[kind].succeeded_at) is not None},
-        dropped={kind: tallies[kind].dropped for kind in most},
+        succeeded_at={kind: moment for kind in most if (moment := counts[kind].succeeded_at) is not None},
+        dropped={kind: counts[kind].dropped for kind in most},
     )
+
+
+class IncidentFailure(StrEnum):
+    """Why an incident could not be written."""
+
+    NO_DIRECTORY = "no_directory"
+    PERMISSION = "permission"
+    READ_ONLY = "read_only"
+    NO_SPACE = "no_space"
+    TOO_LARGE = "too_large"
+    """One file would take more than incidents.max_mib."""
+    SYSTEM = "system"
+    """Any other error of the system."""
+    DEFECT = "defect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentStatus:
+    """Incident files since the start."""
+
+    written: int = 0
+    failures: Mapping[IncidentFailure, int] = field(default_factory=lambda: dict.fromkeys(IncidentFailure, 0))
