@@ -44,7 +44,7 @@ from ephmon.model.failures.counters import Count, Exhaustions
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, Report
 from ephmon.outputs.metrics.exposition import process_registry, render
-from tests.builders import make_alert, make_forecast, make_namespace, make_pool, make_report
+from tests.builders import make_alert, make_forecast, make_namespace_report, make_pool, make_report
 from tests.namespaces import Namespace
 from tests.processes import WAIT_SECONDS, environment, eventually, fetch, parse_metrics, put, python
 
@@ -85,7 +85,7 @@ def host_report(host: int, top: int, moment: int) -> Report:
         taken_at=float(moment),
         listed=pools,
         namespaces=[
-            make_namespace(
+            make_namespace_report(
                 blocked_ports=figures.randrange(20),
                 pools=ephemeral,
                 listed={PoolKind.TCP_CONNECT: top},

@@ -98,7 +98,7 @@ def make_forecast(
     )
 
 
-def make_namespace(
+def make_namespace_report(
     *,
     netns: str = OWN_NETNS,
     inode: int = 4026531833,
@@ -162,7 +162,7 @@ def make_report(
     pools = [make_pool()] if listed is None else listed
     read: dict[str, Any] = {"backends": backends, "missing": missing}
     given = {name: value for name, value in read.items() if value is not None}
-    found = tuple(replace(one, **given) for one in ([make_namespace()] if namespaces is None else namespaces))
+    found = tuple(replace(one, **given) for one in ([make_namespace_report()] if namespaces is None else namespaces))
     protocols = {Collector(name): Health(available=True) for one in found for name in one.backends}
     protocols |= {Collector(name): Health(False, reason) for one in found for name, reason in one.missing.items()}
     return Report(

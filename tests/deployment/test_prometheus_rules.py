@@ -28,7 +28,7 @@ from ephmon.model.status import DeliveryFailure, DeliveryStatus, ReceiverKind
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import process_registry, render
 from tests import sockets
-from tests.builders import make_forecast, make_namespace, make_pool
+from tests.builders import make_forecast, make_namespace_report, make_pool
 from tests.namespaces import Namespace
 from tests.processes import Program, Running, ephmon, eventually, fetch, put, run
 from tests.sockets import FillResult, Recipe
@@ -250,7 +250,7 @@ def _crowded(delivery: DeliveryStatus | None = None) -> Report:
     kinds = dict.fromkeys(PoolKind, 1)
     return replace(
         host_report(1, 0, 0),
-        namespaces=(make_namespace(pools=kinds, listed={}, worst=dict.fromkeys(PoolKind, 0.5)),),
+        namespaces=(make_namespace_report(pools=kinds, listed={}, worst=dict.fromkeys(PoolKind, 0.5)),),
         totals=PollTotals(polls={"full": 1, "narrow": 1}, failures=dict.fromkeys(POLL_FAILURES, 1)),
         delivery=delivery,
     ).with_health(**{collector.value: Health(available=True) for collector in Collector})

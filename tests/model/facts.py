@@ -24,6 +24,9 @@ from ephmon.facts.socket_groups import ConnectKey, SocketGroup, SocketGroups
 from ephmon.facts.sockets import Backend, Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.port_classes import PortClass, TcpPorts, usable_ports
+from ephmon.model.report import ReloadStatus
+from ephmon.model.rules import ListingRules, Rules
+from ephmon.model.state import State, initial_state
 
 if TYPE_CHECKING:
     from tests.model.kernel_sockets import Peer
@@ -32,6 +35,9 @@ Ports = int | Iterable[int]
 
 LOW, HIGH = 40_000, 40_099
 TAKEN_AT = 1_767_323_045.0
+
+RELOAD = ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60)
+"""The configuration was loaded a minute before the first poll."""
 
 _BOUND_STATES = (TcpState.LISTEN, TcpState.CLOSE)
 
@@ -187,6 +193,26 @@ def _without_peer(state: TcpState, address: str, ports: Ports, *, dual_stack: bo
 
 def _ports(ports: Ports) -> tuple[int, ...]:
     return (ports,) if isinstance(ports, int) else tuple(ports)
+
+
+def clients(number: int, host: int = 9, port: int = 443, *, source: str = "10.0.0.1") -> Sockets:
+    """Build so many connections to 10.0.0.`host`, which certainly got their ports from connect()."""
+    return connected(source, range(LOW, LOW + number), f"10.0.0.{host}", port, no_port=True)
+
+
+def listeners(number: int) -> Sockets:
+    """Build a program that listens on so many of the 100 ports, from the end."""
+    return listening("0.0.0.0", range(HIGH + 1 - number, HIGH + 1))
+
+
+def snapshot_of(*rows: Sockets, sysctls: Sysctls | None = None, taken_at: float = TAKEN_AT) -> Snapshot:
+    """Build a snapshot of one namespace with these TCP sockets."""
+    return make_snapshot(make_namespace(make_tcp(*rows), sysctls), taken_at=taken_at)
+
+
+def blank_state(rules: Rules | ListingRules | None = None) -> State:
+    """Return the state before the first poll, with these rules, or with these rules of listing and the defaults."""
+    return initial_state(Rules(listing=rules) if isinstance(rules, ListingRules) else rules or Rules(), RELOAD)
 
 
 def make_narrow(

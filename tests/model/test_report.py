@@ -19,15 +19,17 @@ from ephmon.model.collectors import Collector, Health
 from ephmon.model.pace import Costs, Pace, Poll, Watch
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import every_pool, survey
-from ephmon.model.report import PollTotals, ReloadStatus
-from ephmon.model.rules import DestinationPattern, ListingRules, Rules
-from ephmon.model.state import State, initial_state
+from ephmon.model.report import PollTotals
+from ephmon.model.rules import DestinationPattern, ListingRules
 from ephmon.model.step import after_failed_poll, after_narrow_poll, conclude, next_full_poll, watch_of, with_pace
 from tests.model.facts import (
     LOW,
+    RELOAD,
     TAKEN_AT,
     Sockets,
+    blank_state,
     bound,
+    clients,
     connect_key,
     connected,
     listening,
@@ -37,28 +39,15 @@ from tests.model.facts import (
     make_sysctls,
     make_tcp,
     packed,
+    snapshot_of,
 )
 
 if TYPE_CHECKING:
-    from ephmon.facts.snapshot import NarrowSnapshot, Snapshot, Sysctls
+    from ephmon.facts.snapshot import NarrowSnapshot
     from ephmon.model.pools.kinds import PoolKey
+    from ephmon.model.state import State
 
 CONNECT = PoolKind.TCP_CONNECT
-RELOAD = ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60)
-
-
-def blank(rules: ListingRules | None = None) -> State:
-    """Return the state before the first poll, with these rules of listing."""
-    return initial_state(Rules(listing=rules or ListingRules()), RELOAD)
-
-
-def clients(number: int, host: int = 9, *, port: int = 443, source: str = "10.0.0.1") -> Sockets:
-    """Build so many connections to 10.0.0.`host`, which certainly got their ports from connect()."""
-    return connected(source, range(LOW, LOW + number), f"10.0.0.{host}", port, no_port=True)
-
-
-def reading(*rows: Sockets, sysctls: Sysctls | None = None, taken_at: float = TAKEN_AT) -> Snapshot:
-    return make_snapshot(make_namespace(make_tcp(*rows), sysctls), taken_at=taken_at)
 
 
 def toward(host: int, port: int = 443) -> PoolKey:
@@ -82,7 +71,7 @@ def test_a_report_tells_of_the_namespace() -> None:
     tcp = make_tcp(
         clients(30), clients(10, 8), listening("0.0.0.0", 40050), connected("10.0.0.1", 40040, "10.0.0.7", 443)
     )
-    state = conclude(make_snapshot(make_namespace(tcp, sysctls)), blank(), 1000.0)
+    state = conclude(make_snapshot(make_namespace(tcp, sysctls)), blank_state(), 1000.0)
     (namespace,) = state.report.namespaces
 
     assert (namespace.netns, namespace.inode) == ("own", 4026531833)
@@ -95,7 +84,7 @@ def test_a_report_tells_of_the_namespace() -> None:
 
 
 def test_a_report_tells_when_and_how_it_was_read() -> None:
-    before = blank()
+    before = blank_state()
     snapshot = make_snapshot(make_namespace(make_tcp()), taken_at=TAKEN_AT, duration_seconds=0.25)
     state = conclude(snapshot, before, 1000.0)
 
@@ -108,14 +97,14 @@ def test_a_report_tells_when_and_how_it_was_read() -> None:
 
 
 def test_before_the_first_poll_nothing_is_known() -> None:
-    report = blank().report
+    report = blank_state().report
 
     assert (report.success, report.error, report.taken_at, report.taken_at_monotonic) == (False, None, None, None)
     assert (report.namespaces, report.listed, report.totals) == ((), (), PollTotals())
 
 
 def test_a_kind_without_pools_has_no_worst() -> None:
-    (namespace,) = conclude(reading(), blank(), 0.0).report.namespaces
+    (namespace,) = conclude(snapshot_of(), blank_state(), 0.0).report.namespaces
 
     assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (0, 0)
     assert CONNECT not in namespace.worst
@@ -123,27 +112,27 @@ def test_a_kind_without_pools_has_no_worst() -> None:
 
 def test_no_usable_port_is_the_worst_there_is() -> None:
     sysctls = make_sysctls(40000, 40001, reserved=[40000, 40001])
-    (namespace,) = conclude(reading(clients(2), sysctls=sysctls), blank(), 0.0).report.namespaces
+    (namespace,) = conclude(snapshot_of(clients(2), sysctls=sysctls), blank_state(), 0.0).report.namespaces
 
     assert (namespace.usable_ports, namespace.worst[CONNECT]) == (0, 1.0)
 
 
 def test_a_torn_reading_is_counted() -> None:
     torn = [replace(clients(100), group=clients(1).group._replace(state=state)) for state in (1, 4)]
-    (namespace,) = conclude(reading(*torn), blank(), 0.0).report.namespaces
+    (namespace,) = conclude(snapshot_of(*torn), blank_state(), 0.0).report.namespaces
 
     assert namespace.torn_pools == 1
 
 
 def test_what_cannot_be_seen_is_named() -> None:
     tcp = make_tcp(blind_to=[Blindness.V6ONLY, Blindness.BOUND_UNCONNECTED])
-    (namespace,) = conclude(make_snapshot(make_namespace(tcp)), blank(), 0.0).report.namespaces
+    (namespace,) = conclude(make_snapshot(make_namespace(tcp)), blank_state(), 0.0).report.namespaces
 
     assert namespace.blind_to == ("bound_unconnected", "v6only")
 
 
 def test_a_protocol_that_could_not_be_read_leaves_its_pools_out_and_is_named() -> None:
-    before = conclude(reading(clients(30)), blank(), 0.0)
+    before = conclude(snapshot_of(clients(30)), blank_state(), 0.0)
     without = make_snapshot(make_namespace(None, missing="inet_diag refuses TCP."))
     state = conclude(without, before, 5.0)
     (namespace,) = state.report.namespaces
@@ -156,10 +145,10 @@ def test_a_protocol_that_could_not_be_read_leaves_its_pools_out_and_is_named() -
 
 
 def test_a_pool_is_listed_again_at_once_when_its_protocol_is_read_again() -> None:
-    state = conclude(reading(clients(30)), blank(ListingRules(top=1)), 0.0)
-    state = conclude(reading(clients(30), clients(40, 8)), state, 5.0)
+    state = conclude(snapshot_of(clients(30)), blank_state(ListingRules(top=1)), 0.0)
+    state = conclude(snapshot_of(clients(30), clients(40, 8)), state, 5.0)
     state = conclude(make_snapshot(make_namespace(None)), state, 10.0)
-    state = conclude(reading(clients(30)), state, 15.0)
+    state = conclude(snapshot_of(clients(30)), state, 15.0)
 
     assert listed(state) == [toward(9)]
 
@@ -173,7 +162,9 @@ def test_pools_are_listed_worst_utilisation_first_then_most_ports_held() -> None
         "10.0.0.1", range(40050, 40090), "10.0.0.8", 443, state=TcpState.TIME_WAIT, left_ms=1, no_port=True
     )
     state = conclude(
-        reading(clients(20, 7), left, clients(20, 8), clients(21, 9), sysctls=make_sysctls(tw_reuse=1)), blank(), 0.0
+        snapshot_of(clients(20, 7), left, clients(20, 8), clients(21, 9), sysctls=make_sysctls(tw_reuse=1)),
+        blank_state(),
+        0.0,
     )
 
     assert listed(state) == [toward(9), toward(8), toward(7)]
@@ -182,7 +173,11 @@ def test_pools_are_listed_worst_utilisation_first_then_most_ports_held() -> None
 
 
 def test_no_more_than_top_are_listed_and_the_rest_is_counted() -> None:
-    state = conclude(reading(*(clients(host, host) for host in range(10, 40))), blank(ListingRules(top=3)), 0.0)
+    state = conclude(
+        snapshot_of(*(clients(host, host) for host in range(10, 40))),
+        blank_state(ListingRules(top=3)),
+        0.0,
+    )
     (namespace,) = state.report.namespaces
 
     assert listed(state) == [toward(39), toward(38), toward(37)]
@@ -192,7 +187,9 @@ def test_no_more_than_top_are_listed_and_the_rest_is_counted() -> None:
 @pytest.mark.parametrize(("min_in_use", "hosts"), [(0, [7, 8, 9]), (10, [8, 9]), (11, [9]), (12, [])])
 def test_a_pool_needs_min_in_use_ports(min_in_use: int, hosts: list[int]) -> None:
     state = conclude(
-        reading(clients(9, 7), clients(10, 8), clients(11, 9)), blank(ListingRules(min_in_use=min_in_use)), 0.0
+        snapshot_of(clients(9, 7), clients(10, 8), clients(11, 9)),
+        blank_state(ListingRules(min_in_use=min_in_use)),
+        0.0,
     )
 
     assert sorted(listed(state)) == [toward(host) for host in hosts]
@@ -201,23 +198,23 @@ def test_a_pool_needs_min_in_use_ports(min_in_use: int, hosts: list[int]) -> Non
 
 def test_blocked_ports_count_toward_min_in_use() -> None:
     tcp = make_tcp(clients(10), explicit=range(LOW, LOW + 10))
-    state = conclude(make_snapshot(make_namespace(tcp)), blank(ListingRules(min_in_use=10)), 0.0)
+    state = conclude(make_snapshot(make_namespace(tcp)), blank_state(ListingRules(min_in_use=10)), 0.0)
 
     assert listed(state) == [toward(9)]
     assert [one.pool.in_use for one in state.report.listed if one.pool.key == toward(9)] == [0]
 
 
 def test_a_listed_pool_may_fall_below_min_in_use_for_ten_minutes() -> None:
-    state = conclude(reading(clients(10)), blank(), 0.0)
+    state = conclude(snapshot_of(clients(10)), blank_state(), 0.0)
     for now, expected in [(5.0, [toward(9)]), (599.9, [toward(9)]), (600.0, [])]:
-        state = conclude(reading(clients(1)), state, now)
+        state = conclude(snapshot_of(clients(1)), state, now)
         assert listed(state) == expected
 
 
 def test_a_pool_whose_sockets_are_gone_is_not_listed() -> None:
-    state = conclude(reading(clients(10)), blank(), 0.0)
+    state = conclude(snapshot_of(clients(10)), blank_state(), 0.0)
 
-    assert listed(conclude(reading(), state, 5.0)) == []
+    assert listed(conclude(snapshot_of(), state, 5.0)) == []
 
 
 IGNORED = [
@@ -230,28 +227,28 @@ IGNORED = [
 def test_ignored_destinations_are_left_out_of_the_list_and_the_worst() -> None:
     rows = [clients(50, 8), clients(40, 9, port=444), clients(30, 9), clients(20, 7)]
     (namespace,) = (
-        state := conclude(reading(*rows), blank(ListingRules(ignore_destinations=tuple(IGNORED))), 0.0)
+        state := conclude(snapshot_of(*rows), blank_state(ListingRules(ignore_destinations=tuple(IGNORED))), 0.0)
     ).report.namespaces
 
     assert listed(state) == [toward(9), toward(7)]
     assert (namespace.listed[CONNECT], namespace.worst[CONNECT]) == (2, 0.3)
-    assert [pool.key for pool in every_pool(survey(reading(*rows)), IGNORED) if pool.key.kind == CONNECT] == [
+    assert [pool.key for pool in every_pool(survey(snapshot_of(*rows)), IGNORED) if pool.key.kind == CONNECT] == [
         toward(9),
         toward(7),
     ]
 
 
 def test_destinations_that_a_reload_ignores_leave_the_list_at_once() -> None:
-    state = conclude(reading(clients(50, 8), clients(30, 9)), blank(), 0.0)
-    state = replace(state, rules=blank(ListingRules(ignore_destinations=tuple(IGNORED))).rules)
+    state = conclude(snapshot_of(clients(50, 8), clients(30, 9)), blank_state(), 0.0)
+    state = replace(state, rules=blank_state(ListingRules(ignore_destinations=tuple(IGNORED))).rules)
 
-    assert listed(conclude(reading(clients(50, 8), clients(30, 9)), state, 5.0)) == [toward(9)]
+    assert listed(conclude(snapshot_of(clients(50, 8), clients(30, 9)), state, 5.0)) == [toward(9)]
 
 
 def test_pools_of_several_namespaces_are_ordered_by_utilisation_not_by_ports() -> None:
     small = make_namespace(make_tcp(clients(9, 7)), make_sysctls(40000, 40009), netns="small", inode=1)
     large = make_namespace(make_tcp(clients(90, 8)), make_sysctls(40000, 40999), netns="large", inode=2)
-    state = conclude(make_snapshot(large, small), blank(ListingRules(top=1, min_in_use=1)), 0.0)
+    state = conclude(make_snapshot(large, small), blank_state(ListingRules(top=1, min_in_use=1)), 0.0)
 
     assert listed(state) == [toward(7)._replace(netns="small")]
     assert [one.worst[CONNECT] for one in state.report.namespaces] == [0.09, 0.9]
@@ -262,14 +259,14 @@ def test_pools_of_several_namespaces_are_ordered_by_utilisation_not_by_ports() -
 def test_the_order_of_the_sockets_does_not_matter_even_among_equals(seed: int) -> None:
     rows = [clients(10, host, port=port) for host in range(1, 6) for port in (443, 444)]
     shuffled = Random(seed).sample(rows, len(rows))
-    one, other = (conclude(reading(*mixed), blank(ListingRules(top=3)), 0.0) for mixed in (rows, shuffled))
+    one, other = (conclude(snapshot_of(*mixed), blank_state(ListingRules(top=3)), 0.0) for mixed in (rows, shuffled))
 
     assert one == other
     assert listed(one) == [toward(1), toward(1, 444), toward(2)]
 
 
 def test_every_pool_is_told_worst_first_whatever_it_holds() -> None:
-    surveys = survey(reading(clients(1, 7), clients(3, 8), clients(2, 9)))
+    surveys = survey(snapshot_of(clients(1, 7), clients(3, 8), clients(2, 9)))
 
     assert [pool.key for pool in every_pool(surveys, ()) if pool.key.kind == CONNECT] == [
         toward(8),
@@ -280,10 +277,10 @@ def test_every_pool_is_told_worst_first_whatever_it_holds() -> None:
 
 def test_sixty_thousand_pools_are_counted_and_few_are_listed_and_remembered() -> None:
     """Somebody who picks destinations: all other ones in the second poll, and again others in the third."""
-    state = blank(ListingRules(min_in_use=1))
+    state = blank_state(ListingRules(min_in_use=1))
     for poll in range(3):
         rows = (clients(1, 9 + poll, port=port) for port in range(1, 60_001))
-        state = conclude(reading(*rows), state, 5.0 * poll)
+        state = conclude(snapshot_of(*rows), state, 5.0 * poll)
         (namespace,) = state.report.namespaces
 
         assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (60_000, len(state.report.listed))
@@ -296,12 +293,12 @@ def test_sixty_thousand_pools_are_counted_and_few_are_listed_and_remembered() ->
 
 
 def test_the_peak_is_that_of_the_window() -> None:
-    state = blank(ListingRules(peak_window_seconds=60.0))
+    state = blank_state(ListingRules(peak_window_seconds=60.0))
     for now, number, peak in [(0.0, 20, 0.2), (5.0, 90, 0.9), (10.0, 30, 0.9), (64.9, 10, 0.9), (65.0, 10, 0.3)]:
-        state = conclude(reading(clients(number)), state, now)
+        state = conclude(snapshot_of(clients(number)), state, now)
 
         assert peaks(state) == [peak]
-    assert peaks(conclude(reading(clients(40)), state, 70.0)) == [0.4]
+    assert peaks(conclude(snapshot_of(clients(40)), state, 70.0)) == [0.4]
 
 
 def test_polls_are_counted_by_scope_and_failures_by_reason() -> None:
@@ -319,7 +316,7 @@ def test_every_counter_of_polls_is_there_from_the_beginning() -> None:
 
 
 def test_a_failed_poll_keeps_the_facts_and_counts() -> None:
-    good = conclude(reading(clients(30)), blank(), 1000.0)
+    good = conclude(snapshot_of(clients(30)), blank_state(), 1000.0)
     failed = after_failed_poll(good, "The kernel said no.", Reason.KERNEL, 5.0)
 
     assert failed == good.with_report(
@@ -333,7 +330,7 @@ def test_a_failed_poll_keeps_the_facts_and_counts() -> None:
 
 
 def test_a_first_poll_that_fails_knows_nothing() -> None:
-    failed = after_failed_poll(blank(), "The kernel said no.", Reason.KERNEL, 5.0).report
+    failed = after_failed_poll(blank_state(), "The kernel said no.", Reason.KERNEL, 5.0).report
 
     assert (failed.success, failed.taken_at, failed.taken_at_monotonic) == (False, None, None)
     assert (failed.namespaces, failed.listed) == ((), ())
@@ -341,9 +338,9 @@ def test_a_first_poll_that_fails_knows_nothing() -> None:
 
 
 def test_a_good_poll_takes_the_error_back_and_goes_on_where_the_last_good_one_left() -> None:
-    good = conclude(reading(clients(30)), blank(), 0.0)
+    good = conclude(snapshot_of(clients(30)), blank_state(), 0.0)
     failed = after_failed_poll(after_failed_poll(good, "No.", Reason.KERNEL, 5.0), "No.", Reason.DEADLINE, 5.0)
-    again = conclude(reading(clients(10)), failed, 15.0)
+    again = conclude(snapshot_of(clients(10)), failed, 15.0)
 
     assert (again.report.success, again.report.error, peaks(again)) == (True, None, [0.3])
     assert again.report.totals.polls["full"] == 4
@@ -361,7 +358,7 @@ def narrow(*rows: Sockets, taken_at: float = TAKEN_AT + 1, reserved: tuple[int, 
 
 
 def test_a_narrow_poll_refreshes_its_pools_alone() -> None:
-    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80), clients(20, host=8)))), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80), clients(20, host=8)))), blank_state(), 100.0)
     state = after_narrow_poll(narrow(clients(95)), full, 101.0)
     assert state is not None
     pools = {one.pool.key.destination: one for one in state.report.listed}
@@ -375,7 +372,7 @@ def test_a_narrow_poll_refreshes_its_pools_alone() -> None:
 
 def test_a_narrow_poll_remembers_peaks_and_keeps_the_blocked_ports_of_the_full_one() -> None:
     tcp = make_tcp(clients(80), listening("10.0.0.1", range(40_095, 40_100)))
-    full = conclude(make_snapshot(make_namespace(tcp)), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(tcp)), blank_state(), 100.0)
     state = after_narrow_poll(narrow(clients(10)), full, 101.0)
     assert state is not None
     (one,) = state.report.listed
@@ -385,7 +382,7 @@ def test_a_narrow_poll_remembers_peaks_and_keeps_the_blocked_ports_of_the_full_o
 
 
 def test_a_pool_that_a_narrow_poll_finds_empty_is_empty() -> None:
-    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank_state(), 100.0)
     state = after_narrow_poll(narrow(), full, 101.0)
     assert state is not None
 
@@ -393,18 +390,18 @@ def test_a_pool_that_a_narrow_poll_finds_empty_is_empty() -> None:
 
 
 def test_a_narrow_poll_after_a_change_of_the_sysctls_calls_for_a_full_one() -> None:
-    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank_state(), 100.0)
 
     assert after_narrow_poll(narrow(clients(80), reserved=(40_000,)), full, 101.0) is None
-    assert after_narrow_poll(narrow(clients(80)), blank(), 101.0) is None
+    assert after_narrow_poll(narrow(clients(80)), blank_state(), 101.0) is None
 
 
 def test_a_pool_above_its_warning_threshold_sets_the_pace() -> None:
-    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank_state(), 100.0)
 
     assert watch_of(full) == Watch(destinations=(Destination(OWN_NETNS, packed("10.0.0.9"), 443),))
     assert with_pace(replace(full, costs=Costs(full=(0.01,)))).report.pace == Pace(full=5.0, narrow=1.0)
-    assert with_pace(replace(blank(), costs=Costs(full=(0.01,)))).report.pace == Pace(full=5.0)
+    assert with_pace(replace(blank_state(), costs=Costs(full=(0.01,)))).report.pace == Pace(full=5.0)
 
 
 def test_where_evidence_is_dear_and_settles_little_three_polls_count_after_each_that_gathers_it() -> None:
@@ -412,7 +409,7 @@ def test_where_evidence_is_dear_and_settles_little_three_polls_count_after_each_
     evidence = make_snapshot(make_namespace(tcp))
     counting = make_snapshot(make_namespace(replace(tcp, has_evidence=False)))
     dear = Costs(full=(1.0,), counting=(0.6,))
-    state = blank()
+    state = blank_state()
     kinds = []
     for now in range(6):
         kinds.append(next_full_poll(state))
@@ -427,7 +424,7 @@ def test_where_evidence_is_dear_and_settles_little_three_polls_count_after_each_
 def test_a_poll_that_only_counts_claims_no_exactness_of_the_ports_that_bind_has_left() -> None:
     """The program has bound a second port meanwhile, which is not seen."""
     one = replace(make_tcp(bound("10.0.0.1", LOW)), bound_to_any_port=frozenset({packed("10.0.0.1")}))
-    state = conclude(make_snapshot(make_namespace(one)), blank(ListingRules(min_in_use=0)), 0.0)
+    state = conclude(make_snapshot(make_namespace(one)), blank_state(ListingRules(min_in_use=0)), 0.0)
     counting = make_snapshot(make_namespace(replace(make_tcp(), has_evidence=False)))
     state = conclude(counting, state, 5.0)
 
@@ -435,13 +432,13 @@ def test_a_poll_that_only_counts_claims_no_exactness_of_the_ports_that_bind_has_
 
 
 def test_where_evidence_settles_the_ports_every_poll_gathers_it() -> None:
-    state = conclude(reading(clients(20)), blank(), 0.0)
+    state = conclude(snapshot_of(clients(20)), blank_state(), 0.0)
 
     assert with_pace(replace(state, costs=Costs(full=(1.0,), counting=(0.6,)))).report.pace.polls_per_evidence == 1
 
 
 def test_a_narrow_poll_claims_no_exactness_because_it_did_not_look_at_what_blocks() -> None:
-    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank_state(), 100.0)
     state = after_narrow_poll(narrow(clients(80)), full, 101.0)
     assert state is not None
     (before,), (after,) = full.report.listed, state.report.listed
@@ -452,9 +449,11 @@ def test_a_narrow_poll_claims_no_exactness_because_it_did_not_look_at_what_block
 
 def test_the_worst_of_the_unlisted_pools_stays_the_worst_between_full_polls() -> None:
     tcp = make_tcp(clients(80), clients(95, host=8))
-    full = conclude(make_snapshot(make_namespace(tcp)), blank(ListingRules(top=1)), 100.0)
+    full = conclude(make_snapshot(make_namespace(tcp)), blank_state(ListingRules(top=1)), 100.0)
     crowded_out = conclude(
-        make_snapshot(make_namespace(make_tcp(clients(80), clients(95, host=8), clients(99, host=7)))), full, 101.0
+        make_snapshot(make_namespace(make_tcp(clients(80), clients(95, host=8), clients(99, host=7)))),
+        full,
+        101.0,
     )
     state = after_narrow_poll(narrow(clients(80)), crowded_out, 102.0)
     assert state is not None
@@ -466,7 +465,7 @@ def test_the_worst_of_the_unlisted_pools_stays_the_worst_between_full_polls() ->
 def test_what_a_listener_accepted_is_no_destination_after_it_has_gone() -> None:
     accepted = [connected("10.0.0.1", 40_000, f"10.0.0.{host}", 50_000) for host in range(7, 20)]
     listening_now = make_tcp(*accepted, listening("10.0.0.1", 40_000))
-    before = conclude(make_snapshot(make_namespace(listening_now)), blank(), 100.0)
+    before = conclude(make_snapshot(make_namespace(listening_now)), blank_state(), 100.0)
     after = conclude(make_snapshot(make_namespace(make_tcp(*accepted))), before, 105.0)
     gone = conclude(make_snapshot(make_namespace(make_tcp())), after, 110.0)
     new = conclude(make_snapshot(make_namespace(make_tcp(connected("10.0.0.1", 40_000, "10.0.0.9", 443)))), gone, 115.0)
@@ -475,7 +474,7 @@ def test_what_a_listener_accepted_is_no_destination_after_it_has_gone() -> None:
 
 
 def test_without_inet_diag_there_are_no_narrow_polls() -> None:
-    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank(), 100.0)
+    full = conclude(make_snapshot(make_namespace(make_tcp(clients(80)))), blank_state(), 100.0)
 
     by_procfs = replace(full.report.namespaces[0], backends={Protocol.TCP: Backend.PROCFS})
 
@@ -484,8 +483,11 @@ def test_without_inet_diag_there_are_no_narrow_polls() -> None:
 
 def test_the_watched_destinations_of_a_namespace_are_those_of_that_namespace_alone() -> None:
     """Two namespaces with the same addresses: the pool of one is full, the other is idle."""
-    full, idle = make_namespace(make_tcp(clients(80)), netns="full", inode=1), make_namespace(make_tcp(clients(1)))
-    state = conclude(make_snapshot(idle, full), blank(), 100.0)
+    full, idle = (
+        make_namespace(make_tcp(clients(80)), netns="full", inode=1),
+        make_namespace(make_tcp(clients(1))),
+    )
+    state = conclude(make_snapshot(idle, full), blank_state(), 100.0)
 
     assert watch_of(state) == Watch(destinations=(Destination("full", packed("10.0.0.9"), 443),))
     refreshed = after_narrow_poll(narrow(clients(95)), state, 101.0)
@@ -495,9 +497,12 @@ def test_the_watched_destinations_of_a_namespace_are_those_of_that_namespace_alo
 
 def test_a_protocol_that_is_missing_in_one_namespace_is_missing() -> None:
     """It does not depend on which namespace comes last."""
-    blind, seen = make_namespace(None, netns="blind", inode=1, missing="It is refused."), make_namespace(make_tcp())
+    blind, seen = (
+        make_namespace(None, netns="blind", inode=1, missing="It is refused."),
+        make_namespace(make_tcp()),
+    )
     for order in ((blind, seen), (seen, blind)):
-        report = conclude(make_snapshot(*order), blank(), 0.0).report
+        report = conclude(make_snapshot(*order), blank_state(), 0.0).report
 
         assert report.collectors[Collector.TCP] == Health(available=False, reason="It is refused.")
         assert report.missing == {"tcp": "It is refused."}

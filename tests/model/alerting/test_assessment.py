@@ -16,7 +16,16 @@ from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import survey
 from ephmon.model.rules import DestinationPattern
 from tests.builders import make_pool
-from tests.model.facts import LOW, connected, listening, make_namespace, make_snapshot, make_sysctls, make_tcp
+from tests.model.facts import (
+    LOW,
+    clients,
+    connected,
+    listeners,
+    make_namespace,
+    make_snapshot,
+    make_sysctls,
+    make_tcp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,16 +38,6 @@ WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
 
 def at(utilisation: float) -> Threshold:
     return Threshold(utilisation=utilisation, for_seconds=60.0, clear=utilisation - 0.05)
-
-
-def clients(number: int, host: int = 9) -> Sockets:
-    """Build so many of the 100 ports' connections to 10.0.0.`host`."""
-    return connected("10.0.0.1", range(LOW, LOW + number), f"10.0.0.{host}", 443, no_port=True)
-
-
-def listeners(number: int) -> Sockets:
-    """Build listening sockets on so many of the 100 ports, from the end."""
-    return listening("0.0.0.0", range(LOW + 100 - number, LOW + 100))
 
 
 def assessed(

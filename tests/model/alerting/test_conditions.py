@@ -18,18 +18,18 @@ from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
 from ephmon.model.forecast.forecast import Forecast
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import survey
-from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules
-from ephmon.model.state import State, initial_state
 from ephmon.model.step import after_failed_poll, after_narrow_poll, conclude
 from tests.model.facts import (
     LOW,
     TAKEN_AT,
     Sockets,
+    blank_state,
     bound,
+    clients,
     connect_key,
     connected,
-    listening,
+    listeners,
     make_namespace,
     make_narrow,
     make_snapshot,
@@ -37,12 +37,14 @@ from tests.model.facts import (
     make_table,
     make_tcp,
     packed,
+    snapshot_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ephmon.facts.snapshot import Snapshot, Sysctls
+    from ephmon.model.state import State
+
 
 WARNING, CRITICAL = Severity.WARNING, Severity.CRITICAL
 PENDING, FIRING, RESOLVED = Phase.PENDING, Phase.FIRING, Phase.RESOLVED
@@ -56,30 +58,12 @@ OF_SHARE = AlertKey(BLOCKED, OWN_NETNS)
 """The alert of the blocked ports."""
 
 
-def blank(rules: Rules | None = None) -> State:
-    return initial_state(rules or Rules(), ReloadStatus(successful=True, succeeded_at=TAKEN_AT))
-
-
-def clients(number: int, host: int = 9, port: int = 443) -> Sockets:
-    """Build so many of the 100 ports' connections to 10.0.0.`host`."""
-    return connected("10.0.0.1", range(LOW, LOW + number), f"10.0.0.{host}", port, no_port=True)
-
-
-def binder(number: int) -> Sockets:
-    """Build a program that listens on so many of the 100 ports, from the end."""
-    return listening("0.0.0.0", range(LOW + 100 - number, LOW + 100))
-
-
-def reading(*rows: Sockets, sysctls: Sysctls | None = None) -> Snapshot:
-    return make_snapshot(make_namespace(make_tcp(*rows), sysctls))
-
-
 def near(host: int = 9, port: int = 443) -> AlertKey:
     return AlertKey(NEAR, OWN_NETNS, connect_key(f"10.0.0.{host}", port, "10.0.0.1"))
 
 
 def polled(state: State, now: float, *rows: Sockets) -> State:
-    return conclude(reading(*rows), state, now)
+    return conclude(snapshot_of(*rows), state, now)
 
 
 def looked(state: State, now: float, *rows: Sockets, hosts: Iterable[int] = (9,)) -> State:
@@ -104,7 +88,7 @@ def named(state: State) -> list[str | None]:
 
 
 def test_a_pool_is_held_against_the_default_thresholds() -> None:
-    state = blank()
+    state = blank_state()
     expected = [
         (0.0, 69, {}),
         (5.0, 70, {near(): (PENDING, WARNING)}),
@@ -123,7 +107,7 @@ def test_a_pool_is_held_against_the_default_thresholds() -> None:
 
 
 def test_an_alert_of_a_pool_carries_its_utilisation_and_itself() -> None:
-    (alert,) = polled(blank(), 7.0, clients(95)).report.alerts.firing
+    (alert,) = polled(blank_state(), 7.0, clients(95)).report.alerts.firing
 
     assert (alert.value, alert.since) == (0.95, Moment(7.0, TAKEN_AT))
     assert [(pool.in_use, pool.remaining) for pool in alert.pools] == [(95, 5)]
@@ -131,14 +115,14 @@ def test_an_alert_of_a_pool_carries_its_utilisation_and_itself() -> None:
 
 def test_a_pool_alerts_whether_or_not_it_is_listed() -> None:
     rules = Rules(listing=ListingRules(top=1))
-    state = polled(blank(rules), 0.0, clients(95, 8), clients(99, 9))
+    state = polled(blank_state(rules), 0.0, clients(95, 8), clients(99, 9))
 
     assert [one.pool.key for one in state.report.listed] == [near(9).pool]
     assert active(state) == {near(8): (FIRING, CRITICAL), near(9): (FIRING, CRITICAL)}
 
 
 def test_an_exhausted_pool_of_five_ports_alerts_though_it_is_too_small_to_be_listed() -> None:
-    state = conclude(reading(clients(5), sysctls=make_sysctls(LOW, LOW + 4)), blank(), 0.0)
+    state = conclude(snapshot_of(clients(5), sysctls=make_sysctls(LOW, LOW + 4)), blank_state(), 0.0)
 
     assert state.report.listed == ()
     assert active(state) == {near(): (FIRING, CRITICAL)}
@@ -147,16 +131,16 @@ def test_an_exhausted_pool_of_five_ports_alerts_though_it_is_too_small_to_be_lis
 def test_an_ignored_destination_raises_no_alert_and_ends_the_one_it_has() -> None:
     ignored = DestinationPattern(network=ip_network("10.0.0.9/32"))
     rules = Rules(listing=ListingRules(ignore_destinations=(ignored,)))
-    before = polled(blank(), 0.0, clients(95))
+    before = polled(blank_state(), 0.0, clients(95))
 
-    assert active(polled(blank(rules), 0.0, clients(95))) == {}
+    assert active(polled(blank_state(rules), 0.0, clients(95))) == {}
     assert active(polled(replace(before, rules=rules), 5.0, clients(95))) == {near(): (RESOLVED, CRITICAL)}
 
 
 def test_a_pool_without_a_destination_alerts_like_any_other() -> None:
     udp = UdpSockets(sockets=make_table([bound("0.0.0.0", range(LOW, LOW + 95))]))
     namespace = replace(make_namespace(make_tcp()), udp=udp)
-    state = conclude(make_snapshot(namespace), blank(), 0.0)
+    state = conclude(make_snapshot(namespace), blank_state(), 0.0)
 
     assert active(state) == {
         AlertKey(NEAR, OWN_NETNS, PoolKey(OWN_NETNS, PoolKind.UDP_CONNECT, "0.0.0.0", None, None)): (FIRING, CRITICAL)
@@ -164,7 +148,7 @@ def test_a_pool_without_a_destination_alerts_like_any_other() -> None:
 
 
 def test_a_pool_whose_sockets_are_gone_has_no_alert_any_more() -> None:
-    state = polled(polled(blank(), 0.0, clients(95)), 5.0)
+    state = polled(polled(blank_state(), 0.0, clients(95)), 5.0)
 
     assert active(state) == {near(): (RESOLVED, CRITICAL)}
     assert active(polled(state, 10.0)) == {}
@@ -173,7 +157,7 @@ def test_a_pool_whose_sockets_are_gone_has_no_alert_any_more() -> None:
 def test_pools_of_two_namespaces_are_apart() -> None:
     full = make_namespace(make_tcp(clients(95)), netns="full", inode=1)
     idle = make_namespace(make_tcp(clients(5)), netns="idle", inode=2)
-    state = conclude(make_snapshot(full, idle), blank(), 0.0)
+    state = conclude(make_snapshot(full, idle), blank_state(), 0.0)
 
     assert [(key.netns, key.pool and key.pool.netns) for key in state.report.alerts.states] == [("full", "full")]
 
@@ -186,7 +170,11 @@ def test_the_first_override_that_matches_wins_in_the_order_of_the_file() -> None
     narrow_one = ThresholdOverride(destination=ip_network("10.0.0.9/32"), warning=LOW_THRESHOLD)
     wide_one = ThresholdOverride(destination=ip_network("10.0.0.0/24"), warning=HIGH_THRESHOLD)
     found = [
-        set(active(polled(blank(Rules(thresholds=Thresholds(overrides=overrides))), 0.0, clients(30), clients(75, 8))))
+        set(
+            active(
+                polled(blank_state(Rules(thresholds=Thresholds(overrides=overrides))), 0.0, clients(30), clients(75, 8))
+            )
+        )
         for overrides in [(), (narrow_one, wide_one), (wide_one, narrow_one)]
     ]
 
@@ -196,7 +184,7 @@ def test_the_first_override_that_matches_wins_in_the_order_of_the_file() -> None
 def test_a_threshold_far_below_the_others_is_found_among_many_pools() -> None:
     override = ThresholdOverride(destination_port=5432, warning=LOW_THRESHOLD)
     rules = Rules(thresholds=Thresholds(overrides=(override,)))
-    state = polled(blank(rules), 0.0, *(clients(19, 8, port) for port in range(1, 500)), clients(20, 8, 5432))
+    state = polled(blank_state(rules), 0.0, *(clients(19, 8, port) for port in range(1, 500)), clients(20, 8, 5432))
 
     assert active(state) == {near(8, 5432): (FIRING, WARNING)}
 
@@ -205,8 +193,8 @@ def test_a_threshold_far_below_the_others_is_found_among_many_pools() -> None:
 
 
 def test_one_program_that_binds_seventy_percent_of_the_ports_raises_one_alert() -> None:
-    rows = [binder(70), *(clients(host, host) for host in range(1, 21))]
-    state = blank()
+    rows = [listeners(70), *(clients(host, host) for host in range(1, 21))]
+    state = blank_state()
     for now in (0.0, 5.0, 10.0, 15.0):
         state = polled(state, now, *rows)
         assert set(active(state)) == {OF_SHARE}
@@ -217,7 +205,7 @@ def test_one_program_that_binds_seventy_percent_of_the_ports_raises_one_alert() 
 
 
 def test_blocked_ports_alert_without_any_pool() -> None:
-    state = polled(polled(blank(), 0.0, binder(75)), 10.0, binder(75))
+    state = polled(polled(blank_state(), 0.0, listeners(75)), 10.0, listeners(75))
 
     assert active(state) == {OF_SHARE: (FIRING, WARNING)}
     assert named(state) == []
@@ -225,8 +213,8 @@ def test_blocked_ports_alert_without_any_pool() -> None:
 
 def test_the_alert_of_blocked_ports_takes_the_severity_of_the_worst_pool_at_once() -> None:
     """A critical has no `for`: nobody waits for that of the warning, and no pool fires by itself meanwhile."""
-    assert active(polled(blank(), 0.0, binder(70), clients(20))) == {OF_SHARE: (FIRING, CRITICAL)}
-    assert active(polled(blank(), 0.0, binder(70), clients(19))) == {OF_SHARE: (PENDING, WARNING)}
+    assert active(polled(blank_state(), 0.0, listeners(70), clients(20))) == {OF_SHARE: (FIRING, CRITICAL)}
+    assert active(polled(blank_state(), 0.0, listeners(70), clients(19))) == {OF_SHARE: (PENDING, WARNING)}
 
 
 BLOCKED_EARLY = Rules(
@@ -238,7 +226,7 @@ BLOCKED_EARLY = Rules(
 
 
 def test_a_pool_that_takes_more_than_is_blocked_alerts_by_itself() -> None:
-    state = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(29, 8), clients(30, 9))
+    state = polled(blank_state(BLOCKED_EARLY), 0.0, listeners(30), clients(29, 8), clients(30, 9))
 
     assert active(state) == {OF_SHARE: (FIRING, WARNING), near(9): (FIRING, WARNING)}
     assert named(state) == ["10.0.0.8"]
@@ -250,7 +238,7 @@ def test_ports_that_the_kernel_hands_out_again_are_not_what_a_pool_takes() -> No
     left = connected(
         "127.0.0.1", range(LOW + 29, LOW + 60), "127.0.0.1", 443, state=TcpState.TIME_WAIT, left_ms=50_000, no_port=True
     )
-    state = polled(blank(BLOCKED_EARLY), 0.0, binder(30), live, left)
+    state = polled(blank_state(BLOCKED_EARLY), 0.0, listeners(30), live, left)
 
     assert [(pool.in_use, pool.reusable) for pool in state.report.alerts.states[OF_SHARE].pools] == [(60, 31)]
     assert active(state) == {OF_SHARE: (FIRING, WARNING)}
@@ -258,8 +246,8 @@ def test_ports_that_the_kernel_hands_out_again_are_not_what_a_pool_takes() -> No
 
 def test_other_kinds_alert_by_themselves_while_ports_are_blocked() -> None:
     udp = UdpSockets(sockets=make_table([bound("0.0.0.0", range(LOW, LOW + 95))]))
-    namespace = replace(make_namespace(make_tcp(binder(75))), udp=udp)
-    state = conclude(make_snapshot(namespace), blank(), 0.0)
+    namespace = replace(make_namespace(make_tcp(listeners(75))), udp=udp)
+    state = conclude(make_snapshot(namespace), blank_state(), 0.0)
 
     assert {(key.name, key.pool and key.pool.kind) for key in state.report.alerts.states} == {
         (BLOCKED, None),
@@ -268,32 +256,32 @@ def test_other_kinds_alert_by_themselves_while_ports_are_blocked() -> None:
 
 
 def test_below_its_band_blocked_ports_stand_for_nobody() -> None:
-    assert active(polled(blank(), 0.0, binder(64), clients(30))) == {near(): (FIRING, CRITICAL)}
+    assert active(polled(blank_state(), 0.0, listeners(64), clients(30))) == {near(): (FIRING, CRITICAL)}
 
 
 def test_within_its_band_blocked_ports_stand_for_the_pools_that_they_lift_over_a_threshold() -> None:
     """Else a program that binds ever more of them raises an alert for each pool before there is the one of all."""
     lifted = [clients(10, host) for host in range(1, 21)]
-    state = polled(polled(blank(), 0.0, binder(66), *lifted), 10.0, binder(66), *lifted)
-    nobody = polled(polled(blank(), 0.0, binder(66), clients(3)), 10.0, binder(66), clients(3))
+    state = polled(polled(blank_state(), 0.0, listeners(66), *lifted), 10.0, listeners(66), *lifted)
+    nobody = polled(polled(blank_state(), 0.0, listeners(66), clients(3)), 10.0, listeners(66), clients(3))
 
     assert active(state) == {OF_SHARE: (FIRING, WARNING)}
     assert active(nobody) == {}
 
 
 def test_the_alert_of_blocked_ports_ends_below_clear_and_not_within_the_band() -> None:
-    state = polled(polled(blank(), 0.0, binder(70), clients(3)), 10.0, binder(70), clients(3))
+    state = polled(polled(blank_state(), 0.0, listeners(70), clients(3)), 10.0, listeners(70), clients(3))
     for now, number, phase in [(15.0, 65, FIRING), (20.0, 64, RESOLVED)]:
-        state = polled(state, now, binder(number), clients(3))
+        state = polled(state, now, listeners(number), clients(3))
         assert active(state) == {OF_SHARE: (phase, WARNING)}
 
 
 def test_a_share_that_wanders_around_clear_raises_nothing_new() -> None:
     """The pool is critical all the time: on the first turn the alert goes from the share to the pool, and stays."""
-    state = blank()
+    state = blank_state()
     found = []
     for now, number in enumerate([66, 64, 66, 64, 66]):
-        state = polled(state, 5.0 * now, binder(number), clients(30))
+        state = polled(state, 5.0 * now, listeners(number), clients(30))
         found.append({key for key, (phase, _) in active(state).items() if phase is FIRING})
 
     assert found == [{OF_SHARE}, {near()}, {near()}, {near()}, {near()}]
@@ -301,22 +289,22 @@ def test_a_share_that_wanders_around_clear_raises_nothing_new() -> None:
 
 def test_where_a_pool_and_the_blocked_ports_have_equal_shares_their_alerts_do_not_take_turns() -> None:
     warning = Threshold(utilisation=0.5, for_seconds=0.0, clear=0.4)
-    state = blank(Rules(thresholds=Thresholds(warning=warning)))
+    state = blank_state(Rules(thresholds=Thresholds(warning=warning)))
     found = []
     for now, number in enumerate([44, 46, 44, 46, 44, 39]):
-        state = polled(state, 5.0 * now, binder(45), clients(number))
+        state = polled(state, 5.0 * now, listeners(45), clients(number))
         found.append({key for key, (phase, _) in active(state).items() if phase is FIRING})
 
     assert found == [{OF_SHARE}, *[{OF_SHARE, near()}] * 4, {OF_SHARE}]
 
 
 def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_fires() -> None:
-    state = polled(polled(blank(), 0.0, binder(40), clients(35)), 10.0, binder(40), clients(35))
+    state = polled(polled(blank_state(), 0.0, listeners(40), clients(35)), 10.0, listeners(40), clients(35))
     assert active(state) == {near(): (FIRING, WARNING)}
 
     found = []
     for now in (15.0, 20.0, 25.0, 30.0, 35.0):
-        state = polled(state, now, binder(70), clients(15))
+        state = polled(state, now, listeners(70), clients(15))
         found.append(active(state))
 
     assert found == [
@@ -329,10 +317,10 @@ def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_
 
 
 def test_an_alert_that_ended_because_blocked_ports_cover_its_pool_is_told_from_one_whose_pool_is_gone() -> None:
-    state = polled(blank(BLOCKED_EARLY), 0.0, binder(30), clients(40, 8), clients(40, 9))
+    state = polled(blank_state(BLOCKED_EARLY), 0.0, listeners(30), clients(40, 8), clients(40, 9))
     assert not any(is_covered(alert, state.report.alerts) for alert in state.report.alerts.states.values())
 
-    state = polled(state, 5.0, binder(30), clients(10, 9))
+    state = polled(state, 5.0, listeners(30), clients(10, 9))
     ended = {key: alert for key, alert in state.report.alerts.states.items() if alert.phase is RESOLVED}
 
     assert {key: is_covered(alert, state.report.alerts) for key, alert in ended.items()} == {
@@ -343,55 +331,55 @@ def test_an_alert_that_ended_because_blocked_ports_cover_its_pool_is_told_from_o
 
 
 def test_a_pool_that_is_critical_in_its_band_makes_the_alert_that_stands_for_it_critical() -> None:
-    state = polled(blank(), 0.0, binder(40), clients(50))
-    state = polled(state, 5.0, binder(70), clients(16))
+    state = polled(blank_state(), 0.0, listeners(40), clients(50))
+    state = polled(state, 5.0, listeners(70), clients(16))
 
     assert active(state) == {OF_SHARE: (FIRING, CRITICAL), near(): (FIRING, CRITICAL)}
 
 
 def test_without_a_usable_port_everything_is_blocked() -> None:
     sysctls = make_sysctls(LOW, LOW + 1, reserved=[LOW, LOW + 1])
-    state = conclude(reading(clients(2, 8), clients(2, 9), sysctls=sysctls), blank(), 0.0)
+    state = conclude(snapshot_of(clients(2, 8), clients(2, 9), sysctls=sysctls), blank_state(), 0.0)
 
     assert active(state) == {OF_SHARE: (FIRING, CRITICAL)}
 
 
 def test_sixty_thousand_pools_that_are_lifted_are_one_alert() -> None:
-    rows = [binder(90), *(clients(1, 9, port) for port in range(1, 60_001))]
+    rows = [listeners(90), *(clients(1, 9, port) for port in range(1, 60_001))]
 
-    assert set(active(polled(blank(), 0.0, *rows))) == {OF_SHARE}
+    assert set(active(polled(blank_state(), 0.0, *rows))) == {OF_SHARE}
 
 
 # --- what was not looked at ---------------------------------------------------------------------------------------
 
 
 def test_a_failed_poll_holds_every_alert() -> None:
-    state = polled(blank(), 0.0, clients(95), binder(3))
+    state = polled(blank_state(), 0.0, clients(95), listeners(3))
     failed = after_failed_poll(after_failed_poll(state, "No.", Reason.KERNEL, 5.0), "No.", Reason.KERNEL, 5.0)
 
     assert failed.report.alerts == state.report.alerts
-    assert active(polled(failed, 3600.0, clients(95), binder(3))) == {near(): (FIRING, CRITICAL)}
+    assert active(polled(failed, 3600.0, clients(95), listeners(3))) == {near(): (FIRING, CRITICAL)}
     assert polled(failed, 3600.0, clients(95)).report.alerts.states[near()].since.monotonic == 0.0
 
 
 def test_alerts_of_a_protocol_that_could_not_be_read_are_held_and_none_comes() -> None:
-    state = polled(blank(), 0.0, binder(92), clients(1))
+    state = polled(blank_state(), 0.0, listeners(92), clients(1))
     without = conclude(make_snapshot(make_namespace(None)), state, 5.0)
 
     assert without.report.success
     assert active(without) == active(state) == {OF_SHARE: (FIRING, CRITICAL)}
-    assert active(conclude(make_snapshot(make_namespace(None)), blank(), 0.0)) == {}
+    assert active(conclude(make_snapshot(make_namespace(None)), blank_state(), 0.0)) == {}
 
 
 def test_alerts_of_a_namespace_that_is_gone_end() -> None:
     other = make_namespace(make_tcp(clients(95)), netns="other", inode=2)
-    state = conclude(make_snapshot(other), blank(), 0.0)
+    state = conclude(make_snapshot(other), blank_state(), 0.0)
 
     assert [alert.phase for alert in polled(state, 5.0).report.alerts.states.values()] == [RESOLVED]
 
 
 def test_a_narrow_poll_judges_its_own_pools_and_holds_the_others() -> None:
-    state = polled(blank(), 0.0, clients(95, 8), clients(75, 9))
+    state = polled(blank_state(), 0.0, clients(95, 8), clients(75, 9))
     fuller = looked(state, 1.0, clients(91, 9))
     emptier = looked(fuller, 2.0, clients(10, 9))
 
@@ -402,11 +390,11 @@ def test_a_narrow_poll_judges_its_own_pools_and_holds_the_others() -> None:
 
 
 def test_a_narrow_poll_makes_the_alert_of_blocked_ports_worse_but_never_better() -> None:
-    rows = [binder(70), clients(14, 8), clients(10, 9)]
-    state = polled(polled(blank(), 0.0, *rows), 10.0, *rows)
+    rows = [listeners(70), clients(14, 8), clients(10, 9)]
+    state = polled(polled(blank_state(), 0.0, *rows), 10.0, *rows)
     worse = looked(state, 11.0, clients(25, 9))
     no_better = looked(worse, 12.0, clients(1, 9))
-    full = polled(no_better, 15.0, binder(70), clients(14, 8), clients(1, 9))
+    full = polled(no_better, 15.0, listeners(70), clients(14, 8), clients(1, 9))
 
     assert active(state) == {OF_SHARE: (FIRING, WARNING)}
     assert active(worse) == active(no_better) == {OF_SHARE: (FIRING, CRITICAL)}
@@ -415,7 +403,7 @@ def test_a_narrow_poll_makes_the_alert_of_blocked_ports_worse_but_never_better()
 
 
 def test_a_narrow_poll_that_succeeds_while_full_ones_fail_changes_alerts() -> None:
-    failed = after_failed_poll(polled(blank(), 0.0, clients(80)), "No.", Reason.KERNEL, 5.0)
+    failed = after_failed_poll(polled(blank_state(), 0.0, clients(80)), "No.", Reason.KERNEL, 5.0)
 
     assert active(looked(failed, 6.0, clients(95))) == {near(): (FIRING, CRITICAL)}
 
@@ -424,14 +412,14 @@ def test_a_narrow_poll_that_succeeds_while_full_ones_fail_changes_alerts() -> No
 
 
 def test_a_reload_that_leaves_the_thresholds_alone_changes_nothing() -> None:
-    state = polled(blank(), 0.0, clients(95))
+    state = polled(blank_state(), 0.0, clients(95))
     reloaded = replace(state, rules=Rules(listing=ListingRules(top=3)))
 
     assert polled(reloaded, 5.0, clients(95)).report.alerts == polled(state, 5.0, clients(95)).report.alerts
 
 
 def test_new_thresholds_are_judged_at_the_next_poll_and_an_alert_that_goes_on_keeps_its_time() -> None:
-    state = polled(polled(blank(), 0.0, clients(80)), 10.0, clients(80))
+    state = polled(polled(blank_state(), 0.0, clients(80)), 10.0, clients(80))
     stricter = Thresholds(critical=Threshold(utilisation=0.75, for_seconds=0.0, clear=0.73))
     looser = Thresholds(warning=Threshold(utilisation=0.88, for_seconds=10.0, clear=0.83))
 
@@ -445,7 +433,7 @@ def test_new_thresholds_are_judged_at_the_next_poll_and_an_alert_that_goes_on_ke
 
 
 def test_a_pending_alert_goes_on_waiting_over_a_reload() -> None:
-    state = polled(blank(), 0.0, clients(75))
+    state = polled(blank_state(), 0.0, clients(75))
     sooner = Thresholds(warning=Threshold(utilisation=0.70, for_seconds=5.0, clear=0.65))
 
     assert active(polled(replace(state, rules=Rules(thresholds=sooner)), 5.0, clients(75))) == {
@@ -454,7 +442,7 @@ def test_a_pending_alert_goes_on_waiting_over_a_reload() -> None:
 
 
 def test_max_active_is_that_of_the_configuration() -> None:
-    state = polled(blank(Rules(max_active=2)), 0.0, *(clients(95, host) for host in range(1, 6)))
+    state = polled(blank_state(Rules(max_active=2)), 0.0, *(clients(95, host) for host in range(1, 6)))
 
     assert set(active(state)) == {near(1), near(2), near(3), near(4), SUMMARY}
     assert [alert.key for alert in state.report.alerts.firing] == [near(1), near(2), SUMMARY]
@@ -481,7 +469,7 @@ def forecast(
     found: list[tuple[Phase, Severity] | None] = []
     for number, left in enumerate(seconds):
         alerts = after_full_poll(
-            survey(reading(clients(in_use + rise * number), *rows)),
+            survey(snapshot_of(clients(in_use + rise * number), *rows)),
             alerts,
             Rules(),
             Moment(interval * number, TAKEN_AT),
@@ -534,7 +522,7 @@ def test_a_pool_that_fires_by_a_threshold_has_no_forecast_alert_beside_it() -> N
 
 
 def test_a_pool_that_blocked_ports_stand_for_has_no_forecast_alert() -> None:
-    assert forecast([10.0, 10.0, 10.0], 21, binder(70))[1:] == [None, None]
+    assert forecast([10.0, 10.0, 10.0], 21, listeners(70))[1:] == [None, None]
 
 
 # --- failed connect() calls ---------------------------------------------------------------------------------------
@@ -545,7 +533,7 @@ def failures(
 ) -> dict[AlertKey, tuple[Phase, Severity]]:
     recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=count, last_at=last_at)
     alerts = after_full_poll(
-        survey(reading(*rows)), state.report.alerts, state.rules, Moment(now, TAKEN_AT), exhaustions=[recent]
+        survey(snapshot_of(*rows)), state.report.alerts, state.rules, Moment(now, TAKEN_AT), exhaustions=[recent]
     )
     return {key: (alert.phase, alert.severity) for key, alert in alerts.states.items() if key.name is FAILED}
 
@@ -555,13 +543,13 @@ def failures(
     [
         ([clients(69)], WARNING),
         ([clients(70)], CRITICAL),
-        ([binder(69)], WARNING),
-        ([binder(70)], CRITICAL),
+        ([listeners(69)], WARNING),
+        ([listeners(70)], CRITICAL),
         ([], WARNING),
     ],
 )
 def test_failed_calls_are_critical_only_where_ports_are_scarce(rows: list[Sockets], severity: Severity) -> None:
-    assert failures(blank(), 1.0, *rows) == {near()._replace(name=FAILED): (FIRING, severity)}
+    assert failures(blank_state(), 1.0, *rows) == {near()._replace(name=FAILED): (FIRING, severity)}
 
 
 def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
@@ -571,7 +559,7 @@ def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
     for now, sockets in rows.items():
         recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=3, last_at=0.0)
         alerts = after_full_poll(
-            survey(reading(*sockets)), alerts, Rules(), Moment(now, TAKEN_AT), exhaustions=[recent]
+            survey(snapshot_of(*sockets)), alerts, Rules(), Moment(now, TAKEN_AT), exhaustions=[recent]
         )
         found.append((alerts.states[key].phase, alerts.states[key].severity))
 
@@ -581,7 +569,7 @@ def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
 
 def test_alerts_of_failed_calls_are_held_while_nobody_counts_them() -> None:
     recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=3, last_at=0.0)
-    surveys = survey(reading(clients(99)))
+    surveys = survey(snapshot_of(clients(99)))
     alerts = after_full_poll(surveys, Alerts(), Rules(), Moment(0.0, TAKEN_AT), exhaustions=[recent])
     held = after_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT))
     over = after_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT), exhaustions=[])
@@ -592,7 +580,7 @@ def test_alerts_of_failed_calls_are_held_while_nobody_counts_them() -> None:
 
 def test_calls_that_fail_toward_many_destinations_raise_a_few_alerts_and_push_no_other_out() -> None:
     """Any user can make them. Those that alert go on, whoever fails more often by now."""
-    surveys = survey(reading(clients(75)))
+    surveys = survey(snapshot_of(clients(75)))
     rules = Rules(max_active=15)
     at_first = [
         RecentFailures(key=connect_key(f"10.1.0.{host}", 443, "10.0.0.1"), count=1, last_at=0.0) for host in range(50)

@@ -13,14 +13,14 @@ from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import TcpState, UdpSockets
 from ephmon.model.pools.kinds import PoolKey, PoolKind
-from ephmon.model.report import ReloadStatus
-from ephmon.model.rules import ListingRules, Rules
-from ephmon.model.state import State, initial_state
+from ephmon.model.rules import ListingRules
 from ephmon.model.step import after_failed_poll, after_narrow_poll, conclude
 from tests.model.facts import (
     TAKEN_AT,
     Sockets,
+    blank_state,
     bound,
+    clients,
     connect_key,
     connected,
     make_namespace,
@@ -38,14 +38,11 @@ if TYPE_CHECKING:
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.model.forecast.forecast import Forecast
+    from ephmon.model.state import State
 
 LOW, HIGH = 40_000, 40_999
 SYSCTLS = make_sysctls(LOW, HIGH, tw_reuse=0)
 TOWARD = connect_key("10.0.0.9", 443, "10.0.0.1")
-
-
-def clients(number: int, host: int = 9) -> Sockets:
-    return connected("10.0.0.1", range(LOW, LOW + number), f"10.0.0.{host}", 443, no_port=True)
 
 
 def closed(first: int, number: int, left_ms: int, host: int = 9) -> Sockets:
@@ -54,14 +51,9 @@ def closed(first: int, number: int, left_ms: int, host: int = 9) -> Sockets:
     return connected("10.0.0.1", ports, f"10.0.0.{host}", 443, state=TcpState.TIME_WAIT, no_port=True, left_ms=left_ms)
 
 
-def blank(top: int = 50) -> State:
-    rules = Rules(listing=ListingRules(top=top))
-    return initial_state(rules, ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60))
-
-
 def polled(polls: Iterable[Iterable[Sockets]], state: State | None = None, sysctls: Sysctls = SYSCTLS) -> State:
     """Return the state after polls that come every five seconds."""
-    after = state or blank()
+    after = state or blank_state()
     for rows in polls:
         before = after.report.taken_at_monotonic
         now = 0.0 if before is None else before + 5
@@ -120,7 +112,7 @@ def test_a_pool_that_is_no_longer_listed_loses_its_history() -> None:
 def test_only_listed_pools_have_a_history() -> None:
     polls = [[clients(number), clients(number // 2, 8)] for number in (100, 200, 300)]
 
-    assert set(polled(polls, blank(top=1)).histories) == {TOWARD}
+    assert set(polled(polls, blank_state(ListingRules(top=1))).histories) == {TOWARD}
 
 
 def test_a_change_of_the_range_begins_anew() -> None:
@@ -157,7 +149,7 @@ def test_for_bind_the_time_waits_of_the_address_count_once_a_port() -> None:
     each_second = [closed(15 * second, 15, 1000 * second + 500, host) for second in range(60) for host in (8, 9)]
     sockets = make_tcp(bound("10.0.0.1", HIGH), *each_second)
     namespace = make_namespace(replace(sockets, bound_to_any_port=frozenset({packed("10.0.0.1")})), SYSCTLS)
-    state = blank()
+    state = blank_state()
     for at in (0.0, 5.0, 10.0):
         state = conclude(make_snapshot(namespace), state, at)
     key = PoolKey(OWN_NETNS, PoolKind.TCP_BIND, "10.0.0.1", None, None)
@@ -169,7 +161,7 @@ def test_for_bind_the_time_waits_of_the_address_count_once_a_port() -> None:
 
 
 def test_udp_leaves_no_time_wait() -> None:
-    state = blank()
+    state = blank_state()
     for at, number in enumerate((100, 200, 300)):
         sockets = UdpSockets(sockets=make_table([bound("10.0.0.1", range(LOW, LOW + number))]))
         namespace = replace(make_namespace(make_tcp(), SYSCTLS), udp=sockets)

@@ -15,7 +15,7 @@ from tests.builders import (
     make_bind_pool,
     make_first_failure,
     make_forecast,
-    make_namespace,
+    make_namespace_report,
     make_owners,
     make_pool,
     make_report,
@@ -65,8 +65,8 @@ def test_document_has_the_contract_keys_in_their_order() -> None:
 def test_pools_given_are_the_pools_printed_and_all_that_exist_are_counted() -> None:
     pools = [make_pool(destination_port=port) for port in (443, 80)]
     namespaces = [
-        make_namespace(pools={PoolKind.TCP_CONNECT: 312, PoolKind.UDP_BIND: 4}),
-        make_namespace(netns="blue", pools={PoolKind.TCP_CONNECT: 5}),
+        make_namespace_report(pools={PoolKind.TCP_CONNECT: 312, PoolKind.UDP_BIND: 4}),
+        make_namespace_report(netns="blue", pools={PoolKind.TCP_CONNECT: 5}),
     ]
     document = pools_document(make_report(namespaces=namespaces, listed=[]), pools)
 
@@ -127,7 +127,7 @@ def test_protocol_that_could_not_be_read_is_named_and_its_figures_are_null() -> 
     report = make_report(
         backends={Protocol.UDP: Backend.INET_DIAG},
         missing={Protocol.TCP: "permission denied"},
-        namespaces=[make_namespace(blocked_ports=None, ambiguous_ports=None, pools={})],
+        namespaces=[make_namespace_report(blocked_ports=None, ambiguous_ports=None, pools={})],
     )
     document = json.loads(encode(pools_document(report, [])))
 
@@ -157,7 +157,7 @@ def test_ratio_is_one_only_when_nothing_remains(in_use: int, ratio: float) -> No
 
 
 def test_blindness_is_listed() -> None:
-    report = make_report(namespaces=[make_namespace(blind_to=("bound_unconnected", "v6only"))])
+    report = make_report(namespaces=[make_namespace_report(blind_to=("bound_unconnected", "v6only"))])
 
     assert pools_document(report, [])["namespaces"][0]["blind_to"] == ["bound_unconnected", "v6only"]
 

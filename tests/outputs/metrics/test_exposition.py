@@ -35,7 +35,7 @@ from tests.builders import (
     make_bind_pool,
     make_first_failure,
     make_forecast,
-    make_namespace,
+    make_namespace_report,
     make_owners,
     make_pool,
     make_report,
@@ -96,7 +96,7 @@ def everything() -> Report:
             make_bind_pool(),
         ],
         namespaces=[
-            make_namespace(
+            make_namespace_report(
                 pools={PoolKind.TCP_CONNECT: 312, PoolKind.TCP_BIND: 1},
                 listed={PoolKind.TCP_CONNECT: 2, PoolKind.TCP_BIND: 1},
                 worst={PoolKind.TCP_CONNECT: 0.5, PoolKind.TCP_BIND: 0.25},
@@ -320,7 +320,7 @@ def test_pool_without_a_destination_has_empty_labels() -> None:
 
 
 def test_unlisted_pools_are_those_that_exist_minus_those_listed() -> None:
-    namespace = make_namespace(
+    namespace = make_namespace_report(
         pools={PoolKind.TCP_CONNECT: 312, PoolKind.UDP_BIND: 4}, listed={PoolKind.TCP_CONNECT: 50}
     )
     found = samples(exposed(make_report(namespaces=[namespace])).full)
@@ -364,7 +364,7 @@ def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
 
 
 def test_protocol_that_could_not_be_read_is_unavailable_and_its_facts_are_absent() -> None:
-    namespace = make_namespace(
+    namespace = make_namespace_report(
         blocked_ports=None,
         ambiguous_ports=None,
         pools={PoolKind.UDP_BIND: 0},
@@ -451,7 +451,7 @@ def test_thresholds_and_reload_are_those_in_force() -> None:
 @example(name="n" * 300)
 @given(name=st.text(st.characters() | st.characters(categories=["Cs", "Cc"]), max_size=300))
 def test_any_name_becomes_one_valid_label_of_at_most_128_characters(name: str) -> None:
-    report = make_report(namespaces=[make_namespace(netns=name)])
+    report = make_report(namespaces=[make_namespace_report(netns=name)])
     text = exposed(report).full.decode("utf-8")
     openmetrics = exposed(report, openmetrics=True).full.decode("utf-8")
 
@@ -467,7 +467,7 @@ def test_any_name_becomes_one_valid_label_of_at_most_128_characters(name: str) -
 
 
 def test_label_keeps_what_can_be_kept() -> None:
-    namespace = make_namespace(netns='a"b\\c\nd\udce9 \u00e9')
+    namespace = make_namespace_report(netns='a"b\\c\nd\udce9 \u00e9')
     line = next(
         line
         for line in exposed(make_report(namespaces=[namespace])).full.decode().splitlines()

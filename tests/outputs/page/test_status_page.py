@@ -23,7 +23,7 @@ from tests.builders import (
     make_bind_pool,
     make_first_failure,
     make_forecast,
-    make_namespace,
+    make_namespace_report,
     make_owners,
     make_pool,
     make_report,
@@ -70,7 +70,7 @@ def busy() -> Report:
         success=False,
         error="the netlink dump took longer than 5 s",
         missing={Protocol.UDP: "no such file"},
-        namespaces=[make_namespace(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
+        namespaces=[make_namespace_report(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
         listed=[
             ListedPool(
                 pool=make_pool(in_use=28229), peak_utilisation=1.0, forecast=make_forecast(seconds_to_exhaustion=0)
@@ -122,7 +122,7 @@ def test_rows_carry_the_severity_they_have_reached() -> None:
 
 
 def test_with_every_port_blocked_the_page_says_so_and_marks_the_range() -> None:
-    namespace = make_namespace(usable_ports=1000, blocked_ports=1000)
+    namespace = make_namespace_report(usable_ports=1000, blocked_ports=1000)
     page = render(make_report(namespaces=[namespace]), expired=False).decode("utf-8")
     expired = render(make_report(namespaces=[namespace]), expired=True).decode("utf-8")
 
@@ -215,7 +215,9 @@ def test_markup_in_any_string_is_shown_as_text() -> None:
     )
     report = make_report(
         error=SCRIPT,
-        namespaces=[make_namespace(netns=SCRIPT, blind_to=(SCRIPT,), backends={}, missing={Protocol.UDP: SCRIPT})],
+        namespaces=[
+            make_namespace_report(netns=SCRIPT, blind_to=(SCRIPT,), backends={}, missing={Protocol.UDP: SCRIPT})
+        ],
         listed=[pool],
         reload=ReloadStatus(successful=False, succeeded_at=TAKEN_AT, error=SCRIPT),
         alerts=[make_alert(pool)],

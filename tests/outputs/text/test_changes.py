@@ -16,7 +16,7 @@ from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.collectors import Health
 from ephmon.model.pace import BudgetKey, Pace
 from ephmon.outputs.text import changes
-from tests.builders import make_alert, make_first_failure, make_namespace, make_owners, make_pool, make_report
+from tests.builders import make_alert, make_first_failure, make_namespace_report, make_owners, make_pool, make_report
 
 if TYPE_CHECKING:
     from ephmon.model.pools.kinds import Pool
@@ -25,8 +25,8 @@ GOOD = make_report()
 NOTHING_YET = make_report(success=False, taken_at=None, namespaces=(), listed=())
 FAILED = make_report(success=False, error="The table is cut.")
 PROCFS = {Protocol.TCP: Backend.PROCFS, Protocol.UDP: Backend.INET_DIAG}
-FALLEN_BACK = make_report(namespaces=[make_namespace(backends=PROCFS, fallbacks={Protocol.TCP: "No handler."})])
-BLIND = make_namespace(blind_to=("bound_unconnected", "v6only"))
+FALLEN_BACK = make_report(namespaces=[make_namespace_report(backends=PROCFS, fallbacks={Protocol.TCP: "No handler."})])
+BLIND = make_namespace_report(blind_to=("bound_unconnected", "v6only"))
 BLIND_TO = "netns=own blind_to=bound_unconnected,v6only"
 TORN = (
     "Sockets changed while they were read, so pools seem to use more ports than exist; "
@@ -37,7 +37,7 @@ NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
 STRETCHED = replace(GOOD, pace=Pace(full=8.0, limited_by=BudgetKey.URGENT), full_poll_cpu_seconds=1.0)
 LIFTED = make_pool(usable=28_232, blocked=20_001, in_use=3_001)
 IS_NEAR = "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left."
-SYSCTLS = make_namespace().sysctls
+SYSCTLS = make_namespace_report().sysctls
 ADVICE = advise(NEAR, SYSCTLS, listening_ports=None).in_short
 ADVICE_ON_HAPROXY = advise(NEAR, SYSCTLS, listening_ports=None, program="haproxy").in_short
 ADVICE_ON_BLOCKED = advise_blocked(
@@ -89,11 +89,11 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     ),
     "another reason for a backend": (
         FALLEN_BACK,
-        make_report(namespaces=[make_namespace(backends=PROCFS, fallbacks={Protocol.TCP: "No socket."})]),
+        make_report(namespaces=[make_namespace_report(backends=PROCFS, fallbacks={Protocol.TCP: "No socket."})]),
         [("warning", "Sockets of tcp are read by procfs: No socket. netns=own before=procfs")],
     ),
     "a first poll that falls back": (
-        replace(NOTHING_YET, namespaces=(make_namespace(backends={}),)),
+        replace(NOTHING_YET, namespaces=(make_namespace_report(backends={}),)),
         FALLEN_BACK,
         [
             ("warning", "Sockets of tcp are read by procfs: No handler. netns=own before=None"),
@@ -142,12 +142,12 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     ),
     "another range": (
         GOOD,
-        make_report(namespaces=[make_namespace(port_range=(1024, 60999), usable_ports=59976)]),
+        make_report(namespaces=[make_namespace_report(port_range=(1024, 60999), usable_ports=59976)]),
         [("info", "59976 ports are usable. netns=own port_range=1024-60999 reserved=0")],
     ),
     "more reserved ports": (
         GOOD,
-        make_report(namespaces=[make_namespace(reserved_ports=2, usable_ports=28230)]),
+        make_report(namespaces=[make_namespace_report(reserved_ports=2, usable_ports=28230)]),
         [("info", "28230 ports are usable. netns=own port_range=32768-60999 reserved=2")],
     ),
     "what cannot be seen": (
@@ -164,7 +164,7 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     "all is seen again": (make_report(namespaces=[BLIND]), GOOD, []),
     "pools that moved": (
         GOOD,
-        make_report(namespaces=[replace(make_namespace(), torn_pools=2)]),
+        make_report(namespaces=[replace(make_namespace_report(), torn_pools=2)]),
         [
             ("warning", TORN + " netns=own pools=2"),
         ],

@@ -15,7 +15,7 @@ from ephmon.model.alerting.thresholds import Threshold, ThresholdOverride, Thres
 from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.report import ReloadStatus
 from ephmon.outputs.text.table import Selection, render
-from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+from tests.builders import TAKEN_AT, make_bind_pool, make_first_failure, make_namespace_report, make_pool, make_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_table_is_the_golden_file(golden: Callable[[Path, str], None]) -> None:
         error="the netlink dump took longer than 5 s",
         backends={Protocol.TCP: Backend.PROCFS},
         missing={Protocol.UDP: "/proc/net/udp cannot be read: permission denied"},
-        namespaces=[make_namespace(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
+        namespaces=[make_namespace_report(blind_to=("bound_unconnected",), pools={PoolKind.TCP_CONNECT: 312})],
         reload=ReloadStatus(successful=False, succeeded_at=TAKEN_AT, error="/etc/ephmon/config.yaml: line 3"),
     )
     golden(GOLDEN / "table.txt", render(report, some_pools(), colour=False, width=None))
@@ -105,7 +105,7 @@ def test_colour_follows_the_override_that_matches_the_pool() -> None:
 
 
 def test_without_colour_there_is_no_escape_character() -> None:
-    report = make_report(error="\x1b[2Jgone", namespaces=[make_namespace(netns="\x1b]0;x\x07")])
+    report = make_report(error="\x1b[2Jgone", namespaces=[make_namespace_report(netns="\x1b]0;x\x07")])
     pools = [make_pool(netns="\x1b[31m", in_use=28229, states={"\x1b": 1})]
 
     assert "\x1b" not in render(report, pools, colour=False, width=None)
@@ -139,7 +139,7 @@ BLOCKED = {
 
 @pytest.mark.parametrize(("blocked", "colour"), BLOCKED.values(), ids=BLOCKED)
 def test_the_range_has_the_colour_of_its_blocked_share(blocked: int, colour: str) -> None:
-    namespace = make_namespace(usable_ports=1000, blocked_ports=blocked, pools={})
+    namespace = make_namespace_report(usable_ports=1000, blocked_ports=blocked, pools={})
     lines = render(make_report(namespaces=[namespace]), [], colour=True, width=None).splitlines()
     (place,) = [place for place, line in enumerate(lines) if " usable (" in line]
 
@@ -149,9 +149,9 @@ def test_the_range_has_the_colour_of_its_blocked_share(blocked: int, colour: str
 
 def test_with_every_port_blocked_the_first_line_says_in_red_that_no_connect_gets_one() -> None:
     namespaces = [
-        make_namespace(usable_ports=1000, blocked_ports=1000),
-        make_namespace(netns="blue", reserved_ports=1000, usable_ports=0, blocked_ports=0),
-        make_namespace(netns="green", blocked_ports=None),
+        make_namespace_report(usable_ports=1000, blocked_ports=1000),
+        make_namespace_report(netns="blue", reserved_ports=1000, usable_ports=0, blocked_ports=0),
+        make_namespace_report(netns="green", blocked_ports=None),
     ]
     lines = render(make_report(namespaces=namespaces), [], colour=True, width=None).splitlines()
 
@@ -161,7 +161,7 @@ def test_with_every_port_blocked_the_first_line_says_in_red_that_no_connect_gets
 
 
 def test_the_last_line_says_what_the_pools_were_chosen_from() -> None:
-    report = make_report(namespaces=[make_namespace(pools={PoolKind.TCP_CONNECT: 7})])
+    report = make_report(namespaces=[make_namespace_report(pools={PoolKind.TCP_CONNECT: 7})])
 
     def last(shown: int, selection: Selection | None = None) -> str:
         pools = [make_pool()] * shown
@@ -221,7 +221,7 @@ def test_namespace_is_a_column_only_where_there_are_others() -> None:
 
 
 def test_empty_table_is_one_sentence() -> None:
-    nobody = make_report(namespaces=[make_namespace(pools={PoolKind.TCP_CONNECT: 0}, listed={})], listed=[])
+    nobody = make_report(namespaces=[make_namespace_report(pools={PoolKind.TCP_CONNECT: 0}, listed={})], listed=[])
 
     assert render(nobody, [], colour=False, width=80).endswith(
         "\n\nThere are no pools: no socket that could be read uses the port range.\n"
@@ -261,7 +261,7 @@ def test_odd_values_are_shown_rather_than_raised(
     )
     report = make_report(
         error=name,
-        namespaces=[make_namespace(netns=name, blind_to=(name,), missing={Protocol.UDP: name}, backends={})],
+        namespaces=[make_namespace_report(netns=name, blind_to=(name,), missing={Protocol.UDP: name}, backends={})],
     )
 
     text = render(report, [pool, make_pool()], colour=colour, width=width)

@@ -22,7 +22,7 @@ from ephmon.outputs.text.wording import (
     remaining,
     utc_time,
 )
-from tests.builders import make_bind_pool, make_first_failure, make_namespace, make_pool, make_report
+from tests.builders import make_bind_pool, make_first_failure, make_namespace_report, make_pool, make_report
 
 
 @given(text=st.text(st.characters() | st.characters(categories=["Cs", "Cc"])))
@@ -102,7 +102,10 @@ def test_cells_stand_under_their_columns() -> None:
 
 
 def test_every_blindness_is_put_into_words_once() -> None:
-    namespaces = [make_namespace(blind_to=tuple(Blindness)), make_namespace(netns="blue", blind_to=tuple(Blindness))]
+    namespaces = [
+        make_namespace_report(blind_to=tuple(Blindness)),
+        make_namespace_report(netns="blue", blind_to=tuple(Blindness)),
+    ]
     sentences = gaps(make_report(namespaces=namespaces))
 
     assert len(sentences) == len(Blindness)
@@ -110,7 +113,7 @@ def test_every_blindness_is_put_into_words_once() -> None:
 
 
 def test_blindness_without_words_is_named() -> None:
-    assert gaps(make_report(namespaces=[make_namespace(blind_to=("x_rays",))])) == ("Not visible: x_rays.",)
+    assert gaps(make_report(namespaces=[make_namespace_report(blind_to=("x_rays",))])) == ("Not visible: x_rays.",)
 
 
 def test_all_well_means_no_failures_and_no_gaps() -> None:
@@ -134,7 +137,7 @@ def test_all_well_means_no_failures_and_no_gaps() -> None:
 def test_the_blocked_share_is_held_against_the_general_thresholds(
     usable: int, blocked: int | None, severity: Severity | None
 ) -> None:
-    report = make_report(namespaces=[make_namespace(usable_ports=usable, blocked_ports=blocked)])
+    report = make_report(namespaces=[make_namespace_report(usable_ports=usable, blocked_ports=blocked)])
 
     assert facts(report)[0][1] is severity
     assert (facts(report)[1][0].startswith("As root, `ss -tlnp` shows")) is (severity is not None and usable > 0)
@@ -142,9 +145,9 @@ def test_the_blocked_share_is_held_against_the_general_thresholds(
 
 
 def test_a_namespace_in_which_no_connect_gets_a_port_is_named_with_the_reason() -> None:
-    blocked = make_namespace(netns="blue", usable_ports=5, blocked_ports=5)
-    reserved = make_namespace(netns="green", usable_ports=0, reserved_ports=28_232, blocked_ports=0)
-    unread = make_namespace(usable_ports=0, reserved_ports=5, blocked_ports=None)
+    blocked = make_namespace_report(netns="blue", usable_ports=5, blocked_ports=5)
+    reserved = make_namespace_report(netns="green", usable_ports=0, reserved_ports=28_232, blocked_ports=0)
+    unread = make_namespace_report(usable_ports=0, reserved_ports=5, blocked_ports=None)
 
     assert exhaustion(make_report(namespaces=[blocked, reserved, unread])) == (
         "No port of blue is left for any connect(): all 5 usable ports are blocked.",
@@ -162,7 +165,10 @@ def test_first_failure_says_why_there_are_no_figures() -> None:
 
 
 def test_facts_say_unknown_rather_than_zero() -> None:
-    namespaces = [make_namespace(), make_namespace(netns="blue", blocked_ports=None, ambiguous_ports=None)]
+    namespaces = [
+        make_namespace_report(),
+        make_namespace_report(netns="blue", blocked_ports=None, ambiguous_ports=None),
+    ]
 
     assert facts(make_report(namespaces=namespaces, backends={Protocol.UDP: Backend.PROCFS})) == (
         ("Ports 32768-60999: 28232 usable (0 reserved), 3 blocked for connect(), 120 ambiguous.", None),
