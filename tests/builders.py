@@ -215,7 +215,7 @@ def make_alert(
     ended: float | None = None,
     value: float | None = None,
     named: Sequence[Pool] = (),
-    is_told: bool | None = None,
+    is_announced: bool | None = None,
 ) -> Alert:
     """Build an alert of a pool, or of the namespace without one; times are seconds after TAKEN_AT."""
     begun = Moment(1000.0 + since, TAKEN_AT + since)
@@ -227,7 +227,7 @@ def make_alert(
         ended=None if ended is None else Moment(1000.0 + ended, TAKEN_AT + ended),
         value=(0.0 if pool is None else pool.utilisation) if value is None else value,
         pools=tuple(named) if pool is None else (pool,),
-        is_told=phase in (Phase.FIRING, Phase.RESOLVED) if is_told is None else is_told,
+        is_announced=phase in (Phase.FIRING, Phase.RESOLVED) if is_announced is None else is_announced,
         tracks={one: Track(phase if one is severity else Phase.INACTIVE, begun) for one in Severity},
     )
 

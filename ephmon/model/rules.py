@@ -1,4 +1,4 @@
-"""What the user asks of the model: limits and thresholds, already checked.
+"""What the user configures of the model, already checked.
 
 `ephmon.config.settings` builds them from YAML.
 """
@@ -27,15 +27,15 @@ class ListingRules:
 
     top: int = 50
     min_in_use: int = 10
-    """Ports of the range, blocked ones included, that a pool needs before it is listed."""
+    """A pool is listed only if it holds so many ports of the range, blocked ones included."""
     peak_window_seconds: float = 60.0
     ignore_destinations: tuple[DestinationPattern, ...] = ()
-    """Left out of lists, worst and alerts."""
+    """Pools toward these are not listed, not counted as the worst, and raise no alert."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollingRules:
-    """How often polls should come, in seconds, and which shares of one core they may take."""
+    """How often to poll, in seconds, and which shares of one core polls may use."""
 
     interval_seconds: float = 5.0
     urgent_interval_seconds: float = 1.0
@@ -45,12 +45,12 @@ class PollingRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Everything that `build_report` is told beside the facts."""
+    """Everything that a poll is judged by, beside what it read."""
 
     listing: ListingRules = field(default=ListingRules())
     thresholds: Thresholds = field(default=Thresholds())
     polling: PollingRules = field(default=PollingRules())
     max_active: int = 50
-    """Alerts that fire at once; one more says how many found no place."""
+    """So many alerts are announced; one more says how many others fire."""
     own_ports: frozenset[int] = frozenset()
-    """Ports that ephmon sends from, which a wider port range should leave out."""
+    """The ports that ephmon sends from: advice on a wider port range leaves them out."""

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.errors import Reason
 from ephmon.facts.sockets import NO_SOCKETS, Capability, Protocol, TcpSockets
-from ephmon.model.alerting.conditions import after_full_poll as alerts_after_full_poll
-from ephmon.model.alerting.conditions import after_narrow_poll as alerts_after_narrow_poll
+from ephmon.model.alerting.conditions import judge_full_poll, judge_narrow_poll
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.collectors import Health
 from ephmon.model.failures.recent import recent_failures
@@ -96,7 +95,7 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
             for pool in pools
         ),
         totals=before.totals.counted(),
-        alerts=alerts_after_full_poll(
+        alerts=judge_full_poll(
             surveys,
             before.alerts,
             previous.rules,
@@ -197,7 +196,7 @@ def after_narrow_poll(narrow: NarrowSnapshot, previous: State, now: float) -> St
         namespaces=tuple(_with_worst(namespace, listed) for namespace in before.namespaces),
         totals=before.totals.counted(Poll.NARROW),
         narrow_poll_error=None,
-        alerts=alerts_after_narrow_poll(
+        alerts=judge_narrow_poll(
             read.values(), before.alerts, previous.rules, Moment(now, narrow.taken_at), exhaustions=failures
         ),
     )

@@ -49,7 +49,7 @@ def test_what_an_alert_is_not_about_is_no_label() -> None:
 
 
 def test_only_what_fires_for_all_to_see_is_delivered() -> None:
-    assert notified(make_alert(phase=Phase.PENDING), make_alert(make_pool(), is_told=False)) == []
+    assert notified(make_alert(phase=Phase.PENDING), make_alert(make_pool(), is_announced=False)) == []
 
 
 def test_users_cannot_choose_a_label_that_alerts_have_themselves() -> None:

@@ -85,7 +85,7 @@ def test_blocked_ports_that_turn_critical_count() -> None:
         make_alert(FULL, severity=Severity.WARNING),
         make_alert(FULL, severity=Severity.CRITICAL, phase=Phase.PENDING),
         make_alert(FULL, severity=Severity.CRITICAL, phase=Phase.RESOLVED),
-        make_alert(FULL, severity=Severity.CRITICAL, is_told=False),
+        make_alert(FULL, severity=Severity.CRITICAL, is_announced=False),
         make_alert(name=AlertName.TOO_MANY_ALERTS, severity=Severity.CRITICAL),
         make_alert(FULL, name=AlertName.CONNECT_EXHAUSTIONS, severity=Severity.CRITICAL),
     ],

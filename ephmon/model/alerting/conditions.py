@@ -3,24 +3,24 @@
 Pools and thresholds in, observations for `ephmon.model.alerting.state_machine` out.
 
 EphmonPoolNearExhaustion
-    The utilisation ratio of a pool, held against the thresholds of the first override that matches it, else against
-    the general ones. Every pool counts, listed or not, however few ports it holds: in a range of five ports, or where
-    most are blocked, the last two matter. Only destinations that are ignored do not.
+    The utilisation ratio of a pool reached a threshold of the first override that matches the pool, or else a general
+    one. Every pool is judged, listed or not, even if it holds few ports: in a range of five ports, or where most ports
+    are blocked, the last two matter. Only ignored destinations are not judged.
 EphmonPortsBlocked
-    The share of the usable ports that are blocked for every connect(), held against the general thresholds: one
-    program that binds many ports lifts all tcp_connect pools at once. While it fires it stands for those whose own
-    share is smaller than the blocked one: it takes the severity of the worst of them and names the worst five. So that
-    they do not fire one by one before it does, it stands for them from the moment its share is in the band where it
-    would go on firing (`clear` of the warning), and starts there as soon as one of them that does not fire yet reaches
-    a threshold. With no usable port at all everything is blocked.
+    The share of the usable ports that are blocked for every connect() reached a general threshold. One program that
+    binds many ports lifts all tcp_connect pools at once. So this alert covers the pools whose own share is smaller
+    than the blocked one (`ephmon.model.alerting.blocked`): it takes the severity of the worst of them and names the
+    worst five. Between `clear` and the threshold of the warning it starts as soon as a pool that it covers, and that
+    does not fire yet, reaches a threshold. Where no port is usable, all are blocked.
 EphmonPoolExhaustionForecast
-    The pool is more than half full and runs out within a minute at the present rate, and fires by no threshold yet.
+    The pool is more than half full, runs out within a minute at its present rate, and fires by no threshold yet.
 EphmonConnectExhaustions
-    The kernel failed a connect() for want of a port. Critical only where the pool, or the blocked share, is above its
-    warning threshold too: a socket with a port range of its own runs out in an empty pool, and any user can make one.
+    The kernel failed a connect() because no port was left. This is critical only where the pool, or the blocked share,
+    is above its warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can
+    make one.
 
-What was not read is not judged: without TCP there is no observation of TCP pools, and their alerts are held. A narrow
-poll judges the pools that it read; of the blocked share it can only tell that a pool which that stands for got worse.
+Only what was read is judged: without TCP there is no observation of TCP pools, and their alerts stay as they are. A
+narrow poll judges the pools that it read. It knows no new blocked ports, so it can only make EphmonPortsBlocked worse.
 """
 
 from __future__ import annotations
@@ -55,31 +55,31 @@ if TYPE_CHECKING:
     from ephmon.model.rules import Rules
 
 MOST_JUDGED = 1_000
-"""So many pools of a namespace are judged at a poll, or twice `max_active` if that is more: the fullest ones.
+"""So many pools of a namespace are judged at most, the fullest ones; the daemon judges those with an alert besides.
 
-Those whose alerts are not inactive are judged besides.
-
-They cost some 10 microseconds each; only blocked ports or a very low threshold bring more of them near one.
+The daemon takes twice `max_active` if that is more. One pool takes some 0.08 ms of CPU, so 1,000 take about what
+`poll.cpu_budget` allows one poll by default. `ephmon check` could judge more, but would then find what the daemon does
+not. Only blocked ports or a very low threshold bring more pools near a threshold.
 """
 MOST_FAILING = 10
-"""Pools that are not scarce, but toward which connect() failed: so many alert at once."""
+"""At most so many alerts of failed calls toward pools that are not full, of each namespace."""
 TAKE_OVER_MARGIN = 0.05
 """EphmonPortsBlocked takes a pool over whose own alert fires only where blocked ports take so much more of it than its
 own connections. Else the two alerts would take turns while both shares are about equal."""
 
 FORECAST_SECONDS = 60.0
-"""A forecast starts to count here. A ramp that takes 10 minutes is warned of by the thresholds 3 minutes before its
-end; one that takes a minute leaves them seconds, and that is what the forecast is for."""
+"""A pool has to run out within this time. If a pool fills within 10 minutes, the thresholds warn 3 minutes before its
+end. If it fills within one minute, they warn seconds before it, and then the forecast is earlier."""
 FORECAST_CLEAR_SECONDS = 120.0
 FORECAST_UTILISATION = 0.5
-"""A pool that is emptier has room for a burst, and its forecast rests on what it did while it was nearly empty."""
+"""An emptier pool has room for a burst, and its forecast only knows what it did while it was nearly empty."""
 FORECAST_CLEAR_UTILISATION = 0.45
 FORECAST_FOR_SECONDS = 4.0
-"""Two polls at the default interval have to agree, since a forecast errs most where a load changes. It is less than the
-interval, because every other time they are some milliseconds closer together, and a third would be waited for."""
+"""Two polls at the default interval have to agree, because a forecast errs most where a load changes. This is less than
+the interval: half of the time two polls are some milliseconds closer together, and a third poll would be needed."""
 
 
-def after_full_poll(
+def judge_full_poll(
     surveys: Sequence[NamespaceSurvey],
     previous: Alerts,
     rules: Rules,
@@ -88,23 +88,23 @@ def after_full_poll(
     forecasts: Mapping[PoolKey, Forecast] = MappingProxyType({}),
     exhaustions: Sequence[RecentFailures] | None = None,
 ) -> Alerts:
-    """Return the alerts after a poll that read everything, but for protocols that are missing.
+    """Return the alerts after a poll that read everything but missing protocols.
 
     Args:
         surveys: The pools of each namespace.
-        previous: The alerts before.
-        rules: What is in force now.
+        previous: The alerts before the poll.
+        rules: The rules in force now.
         at: When the poll was.
-        forecasts: Where pools are heading, for those of which that is known.
-        exhaustions: Pools of which connect() calls failed; of namespaces that are watched only. None if nobody counts.
+        forecasts: Of the pools that have one.
+        exhaustions: The pools toward which connect() failed lately; None if failed calls are not counted.
     """
     observations: dict[AlertKey, Observation] = {}
     for one in surveys:
         netns = one.namespace.netns
         failed = [recent for recent in exhaustions or () if recent.key.netns == netns]
-        ahead = _seconds_ahead(forecasts, netns)
-        asked = [key.pool for key in previous.states if key.pool and key.netns == netns]
-        pools = _near(one, [*asked, *ahead, *(recent.key for recent in failed)], rules)
+        ahead = _seconds_to_exhaustion(forecasts, netns)
+        alerting = [key.pool for key in previous.states if key.pool and key.netns == netns]
+        pools = _pools_to_judge(one, [*alerting, *ahead, *(recent.key for recent in failed)], rules)
         namespace = _Namespace(netns, BlockedPorts.of_namespace(one), previous, rules.thresholds)
         observations |= namespace.of_pools(pools.values(), is_full=True)
         observations |= namespace.of_forecasts((pools[key], seconds) for key, seconds in ahead.items() if key in pools)
@@ -117,12 +117,12 @@ def after_full_poll(
         if key.name is AlertName.CONNECT_EXHAUSTIONS:
             return exhaustions is not None
         kind = key.pool.kind if key.pool else PoolKind.TCP_CONNECT
-        return key.netns not in read or kind in read[key.netns]  # a namespace that is not there any more has no pools
+        return key.netns not in read or kind in read[key.netns]  # a namespace that is gone has no pools
 
     return step(previous, observations, looked_at, at, rules.max_active)
 
 
-def after_narrow_poll(
+def judge_narrow_poll(
     pools: Iterable[Pool],
     previous: Alerts,
     rules: Rules,
@@ -130,9 +130,14 @@ def after_narrow_poll(
     *,
     exhaustions: Iterable[RecentFailures] = (),
 ) -> Alerts:
-    """Return the alerts after a poll that read these tcp_connect pools alone; what blocks ports is as known before.
+    """Return the alerts after a poll that read only some tcp_connect pools, which know the blocked ports from before.
 
-    Of `exhaustions` those of the pools that were read are judged.
+    Args:
+        pools: The pools that were read.
+        previous: The alerts before the poll.
+        rules: The rules in force now.
+        at: When the poll was.
+        exhaustions: The pools toward which connect() failed lately; only those that were read are judged.
     """
     observations: dict[AlertKey, Observation] = {}
     by_netns: dict[str, dict[PoolKey, Pool]] = {}
@@ -150,7 +155,7 @@ _COVERED_BY_BLOCKED_PORTS = (AlertName.POOL_NEAR_EXHAUSTION, AlertName.POOL_EXHA
 
 
 def is_covered(alert: Alert, alerts: Alerts) -> bool:
-    """Tell whether an alert of a pool ended because EphmonPortsBlocked, which fires, speaks for the pool now."""
+    """Tell whether an alert of a pool ended because EphmonPortsBlocked fires and now covers the pool."""
     if alert.phase is not Phase.RESOLVED or alert.key.name not in _COVERED_BY_BLOCKED_PORTS:
         return False
     blocked_ports_fire = alerts.is_firing(AlertKey(AlertName.PORTS_BLOCKED, alert.key.netns))
@@ -158,11 +163,11 @@ def is_covered(alert: Alert, alerts: Alerts) -> bool:
 
 
 _OVER = {severity: Judgement(Signal.BELOW) for severity in Severity}
-"""What a poll says of an alert that ends whatever the figures are."""
+"""The judgements of an alert that has to end, whatever its figures are."""
 
 
 class _Namespace(NamedTuple):
-    """What the pools of one namespace are judged by."""
+    """What it takes to judge the pools of one namespace."""
 
     netns: str
     blocked: BlockedPorts | None
@@ -180,13 +185,13 @@ class _Namespace(NamedTuple):
         covered = []
         for pool in pools:
             key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
-            judgements = _judged(pool.utilisation, self.thresholds.of(pool.key))
+            judgements = _judge_utilisation(pool.utilisation, self.thresholds.of(pool.key))
             if self._is_covered(pool):
                 fires_by_itself = self.previous.is_firing(key) and not self.previous.is_firing(self._blocked_key)
-                # In the band, an alert that fires already is no reason to start another: a share that wanders around
-                # `clear` would start and end the alert of blocked ports again and again.
-                if not fires_by_itself or self._blocked_ports_start():
-                    covered.append((pool, _as_it_fires(judgements, self.previous.states.get(key))))
+                # Below the threshold, an alert that fires already is no reason to start another: a blocked share that
+                # wavers around `clear` would start and end the alert of blocked ports again and again.
+                if not fires_by_itself or self._is_blocked_share_urgent():
+                    covered.append((pool, _keeping_what_fires(judgements, self.previous.states.get(key))))
                 # An alert of the pool goes on until the one that covers it fires, so that there is always one.
                 if not fires_by_itself:
                     if is_full and key in self.previous.states:
@@ -196,23 +201,23 @@ class _Namespace(NamedTuple):
         return observations | self._of_blocked_ports(covered, is_full=is_full)
 
     def of_forecasts(self, forecasts: Iterable[tuple[Pool, float]]) -> dict[AlertKey, Observation]:
-        """Judge how soon pools run out, but for those of which there is an alert already."""
+        """Judge how soon pools run out, except pools that have an alert already."""
         observations = {}
         for pool, seconds in forecasts:
             key = AlertKey(AlertName.POOL_EXHAUSTION_FORECAST, self.netns, pool.key)
-            judgement = _judged_ahead(pool, seconds, self.previous.states.get(key))
-            judgements = _OVER if self._fires_now(pool) else {Severity.WARNING: judgement}
+            judgement = _judge_forecast(pool, seconds, self.previous.states.get(key))
+            judgements = _OVER if self._has_an_alert_already(pool) else {Severity.WARNING: judgement}
             observations[key] = Observation(value=seconds, judgements=judgements, pools=(pool,))
         return observations
 
     def of_exhaustions(
         self, recent: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool], at: Moment
     ) -> dict[AlertKey, Observation]:
-        """Judge the failed connect() calls; what failed too long ago is left out, and so ends."""
+        """Judge the failed connect() calls; calls that failed too long ago are left out, so their alerts end."""
         observations = {}
-        for one in self._foremost(recent, pools, at):
+        for one in self._failures_to_judge(recent, pools, at):
             pool = pools.get(one.key)
-            # Between the severities, so that a pool which empties meanwhile does not take the alert up and down.
+            # BETWEEN, not BELOW: an alert that was critical stays so while its pool empties and fills again.
             critical = Signal.REACHED if self._is_scarce(pool) else Signal.BETWEEN
             observations[AlertKey(AlertName.CONNECT_EXHAUSTIONS, self.netns, one.key)] = Observation(
                 value=one.count,
@@ -222,12 +227,13 @@ class _Namespace(NamedTuple):
             )
         return observations
 
-    def _foremost(
+    def _failures_to_judge(
         self, recent: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool], at: Moment
     ) -> list[RecentFailures]:
-        """Return the failures that may alert: of scarce pools all, of others a few, those that alert already first.
+        """Return the failures that may alert: all toward scarce pools, and a few of the others.
 
-        Any user can make calls fail toward any number of destinations, by a port range of the socket's own.
+        Those that alert already go first. The others are bounded, because any user can make calls fail toward any
+        number of destinations: a socket may have a port range of its own (IP_LOCAL_PORT_RANGE).
         """
         lately = [one for one in recent if at.monotonic - one.last_at < QUIET_SECONDS]
         scarce = [one for one in lately if self._is_scarce(pools.get(one.key))]
@@ -237,12 +243,12 @@ class _Namespace(NamedTuple):
         )
         return [*scarce, *others[:MOST_FAILING]]
 
-    def _blocked_ports_start(self) -> bool:
-        """Tell whether so many ports are blocked that an alert of them starts for that alone."""
+    def _is_blocked_share_urgent(self) -> bool:
+        """Tell whether the blocked share alone reaches a threshold, whatever the pools that it covers do."""
         return self.blocked is not None and self.blocked.severity(self.thresholds) is not None
 
     def _is_covered(self, pool: Pool) -> bool:
-        """Tell whether EphmonPortsBlocked is to speak for the pool."""
+        """Tell whether EphmonPortsBlocked is to cover the pool."""
         if self.blocked is None:
             return False
         fires = self.previous.is_firing(AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key))
@@ -257,7 +263,7 @@ class _Namespace(NamedTuple):
         judgements = [judgements for _, judgements in covered]
         general = self.thresholds.general()
         if is_full:
-            judgements.append(_judged(self.blocked.share, general))
+            judgements.append(_judge_utilisation(self.blocked.share, general))
         else:
             before = self.previous.states.get(self._blocked_key)
             pools = {pool.key: pool for pool in (before.pools if before else ())} | pools
@@ -269,40 +275,40 @@ class _Namespace(NamedTuple):
         observation = Observation(value=self.blocked.share, judgements=merged, pools=pools_to_name(pools.values()))
         return {self._blocked_key: observation}
 
-    def _fires_now(self, pool: Pool) -> bool:
+    def _has_an_alert_already(self, pool: Pool) -> bool:
         key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
         is_covered_now = self._is_covered(pool) and self.previous.is_firing(self._blocked_key)
         return is_covered_now or self.previous.is_firing(key)
 
     def _is_scarce(self, pool: Pool | None) -> bool:
-        """Tell whether the pool, or the share of ports that nobody can connect from, is above its warning threshold."""
-        if self._blocked_ports_start():
+        """Tell whether the pool, or the blocked share, has reached its warning threshold."""
+        if self._is_blocked_share_urgent():
             return True
         return pool is not None and self.thresholds.severity_at(pool.key, pool.utilisation) is not None
 
 
-def _near(one: NamespaceSurvey, asked: Iterable[PoolKey], rules: Rules) -> dict[PoolKey, Pool]:
-    """Return the pools that are near a threshold, and those that are asked for, exist and are not ignored."""
+def _pools_to_judge(one: NamespaceSurvey, besides: Iterable[PoolKey], rules: Rules) -> dict[PoolKey, Pool]:
+    """Return the pools that are near a threshold, and of the others `besides` those that exist and are not ignored."""
     number = max(MOST_JUDGED, 2 * rules.max_active)
     near = one.worst(rules.listing.ignore_destinations, number=number, at_least=rules.thresholds.lowest_clear())
     found = {pool.key: pool for pool in (entry.pools.pool(entry.key) for entry in near)}
-    for key in asked:
+    for key in besides:
         if key not in found and (pool := one.find(key, rules.listing.ignore_destinations)) is not None:
             found[key] = pool
     return found
 
 
-def _seconds_ahead(forecasts: Mapping[PoolKey, Forecast], netns: str) -> dict[PoolKey, float]:
-    """Return when pools of the namespace run out, for those that do so soon enough to matter."""
+def _seconds_to_exhaustion(forecasts: Mapping[PoolKey, Forecast], netns: str) -> dict[PoolKey, float]:
+    """Return when pools of the namespace run out, in seconds; only those whose forecast may alert."""
     known = ((key, one.seconds_to_exhaustion) for key, one in forecasts.items() if key.netns == netns)
     return {key: seconds for key, seconds in known if seconds is not None and seconds < FORECAST_CLEAR_SECONDS}
 
 
-def _judged(value: float, thresholds: Mapping[Severity, Threshold]) -> dict[Severity, Judgement]:
-    return {severity: _held_against(value, threshold) for severity, threshold in thresholds.items()}
+def _judge_utilisation(value: float, thresholds: Mapping[Severity, Threshold]) -> dict[Severity, Judgement]:
+    return {severity: _judge_ratio(value, threshold) for severity, threshold in thresholds.items()}
 
 
-def _held_against(value: float, threshold: Threshold) -> Judgement:
+def _judge_ratio(value: float, threshold: Threshold) -> Judgement:
     if value >= threshold.utilisation:
         signal = Signal.REACHED
     else:
@@ -310,8 +316,8 @@ def _held_against(value: float, threshold: Threshold) -> Judgement:
     return Judgement(signal, threshold.for_seconds)
 
 
-def _judged_ahead(pool: Pool, seconds: float, alert: Alert | None) -> Judgement:
-    """Return what a forecast says; one whose pool has not filled further since the last poll is as good as refuted."""
+def _judge_forecast(pool: Pool, seconds: float, alert: Alert | None) -> Judgement:
+    """Return the judgement of a forecast. It alerts only while the pool still fills from poll to poll."""
     is_rising = alert is None or all(pool.utilisation > before.utilisation for before in alert.pools)
     if seconds < FORECAST_SECONDS and pool.utilisation >= FORECAST_UTILISATION and is_rising:
         signal = Signal.REACHED
@@ -321,8 +327,11 @@ def _judged_ahead(pool: Pool, seconds: float, alert: Alert | None) -> Judgement:
     return Judgement(signal, FORECAST_FOR_SECONDS)
 
 
-def _as_it_fires(judgements: Mapping[Severity, Judgement], alert: Alert | None) -> dict[Severity, Judgement]:
-    """Return the judgements for the alert that stands for a pool: what fires in its band is as bad as it was."""
+def _keeping_what_fires(judgements: Mapping[Severity, Judgement], alert: Alert | None) -> dict[Severity, Judgement]:
+    """Return the judgements that a pool brings to the alert that covers it.
+
+    A severity in which the pool's own alert fires stays reached until the pool is below `clear`, as it would alone.
+    """
     return {
         severity: judgement._replace(signal=Signal.REACHED)
         if alert is not None and judgement.signal is Signal.BETWEEN and alert.fires_as(severity)
@@ -332,5 +341,5 @@ def _as_it_fires(judgements: Mapping[Severity, Judgement], alert: Alert | None) 
 
 
 def _worst(judgements: Iterable[Judgement]) -> Judgement:
-    """Return the worst signal, with the shortest `for` of those that say so."""
+    """Return the judgement with the worst signal; among equal signals the one with the shortest `for`."""
     return max(judgements, key=lambda judgement: (judgement.signal, -judgement.for_seconds))

@@ -1,25 +1,28 @@
-"""The alerts: a state machine that is written as a table, and the bound on how many are told.
+"""The alerts: a state machine that is written as a table, and the bound on how many are announced.
 
-What comes in is what a poll says of each alert (`Observation`); `ephmon.model.alerting.conditions` draws that from the
-pools. Nothing here knows of ports or thresholds, reads a clock, or notifies anybody.
+The input is what a poll says of each alert (`Observation`), which `ephmon.model.alerting.conditions` finds out from the
+pools. Nothing here knows ports or thresholds, reads a clock, or notifies anybody.
 
-An alert has a track for each severity, and each track goes by `TRANSITIONS`. What a poll says of a track is a signal:
+An alert has a track for each severity, and each track follows `TRANSITIONS`. What a poll says of a track is a signal:
 
 =========  =============================================================================================================
 UNSEEN     The poll did not look, so nothing changes: no alert comes or goes for want of data.
-BELOW      Below `clear`, or what it is about is no longer there.
+BELOW      Below `clear`, or the pool of the alert is gone.
 BETWEEN    At or above `clear`, but below where it starts: the band in which nothing starts and nothing ends.
 REACHED    Where it starts, or above.
 DUE        REACHED, and for as long as `for` asks.
 =========  =============================================================================================================
 
-`for` counts from the poll that first saw REACHED and starts anew when a poll sees less, BETWEEN included: the
-condition has to hold throughout, as in Prometheus, so that nothing starts to fire while it is below its threshold.
-That a pool around its threshold is told later is the price; a threshold without `for` bounds it.
+`for` counts from the poll that first saw REACHED, and starts again after any poll that saw less, BETWEEN included. The
+condition has to hold all the time, as in Prometheus, so that nothing starts to fire while it is below its threshold.
+The price is that a pool which wavers around its threshold is announced later.
 
 A critical alert silences the warning of the same key: they are one alert, with the severity in force. While the
-critical track fires, the warning track counts as firing too, so an alert that is critical no longer becomes a warning
-at once and does not wait for `for` again.
+critical track fires, the warning track counts as firing too. So when an alert is no longer critical, it becomes a
+warning at once, without waiting for `for` again.
+
+At most `max_active` alerts are announced: shown and sent one by one. One more alert, the summary, says how many others
+fire. Those wait, unannounced, until there is room.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class AlertName(StrEnum):
-    """What an alert is about; the value of the label `alertname`."""
+    """The kinds of alerts; the value of the label `alertname`."""
 
     POOL_NEAR_EXHAUSTION = "EphmonPoolNearExhaustion"
     POOL_EXHAUSTION_FORECAST = "EphmonPoolExhaustionForecast"
@@ -66,14 +69,14 @@ class Phase(StrEnum):
 
     INACTIVE = "inactive"
     PENDING = "pending"
-    """Reached, but not for as long as `for` asks."""
+    """The threshold is reached, but not yet for as long as `for` says."""
     FIRING = "firing"
     RESOLVED = "resolved"
-    """Fired until this very poll."""
+    """Ended at this poll."""
 
 
 class Signal(IntEnum):
-    """What a poll says of one severity, the worse the greater."""
+    """What a poll says of one severity of an alert; a worse signal is a greater number."""
 
     UNSEEN = 0
     BELOW = 1
@@ -115,16 +118,16 @@ class Moment(NamedTuple):
     """One moment on two clocks, in seconds."""
 
     monotonic: float
-    """What durations are counted on."""
+    """For durations."""
     wall: float
-    """Since the epoch: what people are told."""
+    """Since the epoch, for people."""
 
 
 class Judgement(NamedTuple):
     """What a poll says of one severity of an alert."""
 
     signal: Signal
-    """Any but DUE, which is for the state machine to say."""
+    """Never DUE: only the state machine knows how long the threshold has been reached."""
     for_seconds: float = 0.0
 
 
@@ -137,13 +140,13 @@ class Observation:
     """What a poll says of one alert."""
 
     value: float
-    """What is judged, as people are told it: a ratio, seconds or a count, by the name of the alert."""
+    """The number that was judged: a ratio, seconds or a count, which depends on the name of the alert."""
     judgements: Mapping[Severity, Judgement]
     """A severity that is left out is UNSEEN."""
     pools: tuple[Pool, ...] = ()
-    """The pool it is about, or those that it names, worst first."""
+    """The pool of the alert, or the pools that the alert names, worst first."""
     call: ExhaustionEvent | None = None
-    """The connect() call it is about, or the last of them."""
+    """The last connect() call that failed, for an alert of failed calls."""
 
 
 class Track(NamedTuple):
@@ -160,28 +163,28 @@ class Alert:
     key: AlertKey
     phase: Phase
     severity: Severity
-    """In force; the last one that was if it is resolved, the worst that may come if it is pending."""
+    """While it fires, the severity in force; once resolved, the last one; while pending, the worst that may come."""
     since: Moment
-    """When it became pending if it is that, else when it began to fire, in whatever severity."""
+    """When it became pending, or once it has fired, when it began to fire, in any severity."""
     ended: Moment | None = None
-    """When it was seen to be over; None unless it is resolved."""
+    """When a poll saw that it is over; None unless it is resolved."""
     value: float
-    """As it was when last looked at; see `Observation`."""
+    """See `Observation`; from the last poll that looked."""
     pools: tuple[Pool, ...]
     """The same."""
     call: ExhaustionEvent | None = None
     """The same."""
-    is_told: bool = False
-    """Whether it fires for all to see, or resolved after it did; False for one that found no place."""
+    is_announced: bool = False
+    """Whether people see it, or saw it until it resolved; False for an alert beyond `max_active`."""
     tracks: Mapping[Severity, Track]
 
     @property
     def severity_since(self) -> Moment:
-        """Since when it has the severity that it has."""
+        """When it took the severity that it has now."""
         return self.tracks[self.severity].since
 
     def fires_as(self, severity: Severity) -> bool:
-        """Tell whether the condition of a severity holds, whether or not a worse one silences it."""
+        """Tell whether the condition of a severity holds, even if a worse severity silences it."""
         return self.tracks[severity].phase is Phase.FIRING
 
 
@@ -193,16 +196,16 @@ class Alerts:
 
     @property
     def firing(self) -> tuple[Alert, ...]:
-        """Those that fire for all to see, at most `max_active` and the summary."""
-        return tuple(alert for alert in self.states.values() if alert.is_told and alert.phase is Phase.FIRING)
+        """The announced alerts that fire, at most `max_active` and the summary."""
+        return tuple(alert for alert in self.states.values() if alert.is_announced and alert.phase is Phase.FIRING)
 
     @property
     def resolved(self) -> tuple[Alert, ...]:
-        """Those that were told and ended with the latest poll that looked."""
+        """The announced alerts that ended at the latest poll that looked."""
         return tuple(alert for alert in self.states.values() if alert.phase is Phase.RESOLVED)
 
     def is_firing(self, key: AlertKey) -> bool:
-        """Tell whether an alert fires, told or not."""
+        """Tell whether an alert fires, announced or not."""
         alert = self.states.get(key)
         return alert is not None and alert.phase is Phase.FIRING
 
@@ -224,47 +227,50 @@ def step(
     """Return the alerts after a poll.
 
     Args:
-        previous: The alerts before it.
-        observations: What it says.
-        looked_at: Whether a key without observation was looked at, so that what it is about is no longer there; asked
-            of the summary, whether everything was looked at.
-        at: When it was.
-        max_active: How many alerts fire for all to see; one more, the summary, says how many found no place.
+        previous: The alerts before the poll.
+        observations: What the poll says.
+        looked_at: Whether the poll looked at a key of which it says nothing; if so, the pool of the alert is gone. For
+            the key of the summary: whether the poll looked at everything.
+        at: When the poll was.
+        max_active: How many alerts are announced, the summary apart.
     """
     keys = {*previous.states, *observations} - {SUMMARY}
     stepped = (
         _next(key, previous.states.get(key), observations.get(key), _BELOW if looked_at(key) else _UNSEEN, at)
         for key in keys
     )
-    told, waiting, resolved = _by_place([alert for alert in stepped if alert is not None], max_active)
-    followed, forgotten = waiting[:max_active], waiting[max_active:]
-    homeless = [alert for alert in followed if alert.phase is Phase.FIRING]
-    if len(told) == max_active:  # else what is forgotten while it is pending finds a place later
-        homeless += forgotten
+    announced, waiting, resolved = _split([alert for alert in stepped if alert is not None], max_active)
+    # Any user can make any number of alerts, so only so many of those that wait are remembered.
+    kept, forgotten = waiting[:max_active], waiting[max_active:]
+    unannounced = [alert for alert in kept if alert.phase is Phase.FIRING]
+    if len(announced) == max_active:  # otherwise a forgotten alert that is pending will be announced once it fires
+        unannounced += forgotten
     before = previous.states.get(SUMMARY)
-    summed_up = _summed_up(homeless) if looked_at(SUMMARY) else _at_least(_summed_up(homeless), before)
-    summary = _next(SUMMARY, before, summed_up, _BELOW, at)
-    last = [] if summary is None else [replace(summary, is_told=True)]
-    return Alerts(states={alert.key: alert for alert in (*told, *followed, *resolved, *last)})
+    observation = _of_summary(unannounced)
+    if not looked_at(SUMMARY):
+        observation = _only_worse(observation, before)
+    summary = _next(SUMMARY, before, observation, _BELOW, at)
+    last = [] if summary is None else [replace(summary, is_announced=True)]
+    return Alerts(states={alert.key: alert for alert in (*announced, *kept, *resolved, *last)})
 
 
 def transitions(previous: Alerts, current: Alerts) -> list[Transition]:
-    """Return what changed for people from one report to the next: phase, severity, or whether it is told.
+    """Return the alerts whose phase, severity or announcement changed from one report to the next.
 
-    It follows from the two alone, so that a report which comes twice tells nothing twice.
+    The result depends on these two reports alone, so a report that comes twice repeats nothing.
     """
     found = (Transition(previous.states.get(key), alert) for key, alert in current.states.items())
-    return [one for one in found if one.before is None or _shown(one.before) != _shown(one.after)]
+    return [one for one in found if one.before is None or _visible_part(one.before) != _visible_part(one.after)]
 
 
-def _shown(alert: Alert) -> tuple[Phase, Severity, bool]:
-    return alert.phase, alert.severity, alert.is_told
+def _visible_part(alert: Alert) -> tuple[Phase, Severity, bool]:
+    return alert.phase, alert.severity, alert.is_announced
 
 
 def _next(
     key: AlertKey, before: Alert | None, observation: Observation | None, default: Judgement, at: Moment
 ) -> Alert | None:
-    """Return an alert after a poll, None if it is inactive; `default` judges it where there is no observation."""
+    """Return an alert after a poll, None if it is inactive; `default` is its judgement without an observation."""
     tracks = _tracks(before, observation, default, at)
     phases = [track.phase for track in tracks.values()]
     phase = next((phase for phase in _MOST_ACTIVE_FIRST if phase in phases), Phase.INACTIVE)
@@ -282,7 +288,7 @@ def _next(
         value=seen.value,
         pools=seen.pools,
         call=seen.call,
-        is_told=before is not None and before.is_told and before.phase is Phase.FIRING,
+        is_announced=before is not None and before.is_announced and before.phase is Phase.FIRING,
         tracks=tracks,
     )
 
@@ -304,61 +310,62 @@ def _tracks(
 def _advance(track: Track, judgement: Judgement, at: Moment) -> Track:
     signal = judgement.signal
     if signal is Signal.REACHED:
-        begun = track.since if track.phase is Phase.PENDING else at
-        if at.monotonic - begun.monotonic >= judgement.for_seconds:
+        reached_since = track.since if track.phase is Phase.PENDING else at
+        if at.monotonic - reached_since.monotonic >= judgement.for_seconds:
             signal = Signal.DUE
     phase = TRANSITIONS[track.phase, signal]
     return track if phase is track.phase else Track(phase, at)
 
 
-def _by_place(alerts: Iterable[Alert], places: int) -> tuple[list[Alert], list[Alert], list[Alert]]:
-    """Return the alerts that are told, those that fire untold or are pending, and those that were told until now."""
+def _split(alerts: Iterable[Alert], max_active: int) -> tuple[list[Alert], list[Alert], list[Alert]]:
+    """Return the alerts to announce, those that fire unannounced or are pending, and the announced ones that ended."""
     by_phase: dict[Phase, list[Alert]] = {phase: [] for phase in _MOST_ACTIVE_FIRST}
     for alert in sorted(alerts, key=_most_urgent_first):
         by_phase[alert.phase].append(alert)
     firing = by_phase[Phase.FIRING]
-    told = [replace(alert, is_told=True) for alert in firing[:places]]
-    untold = [replace(alert, is_told=False) for alert in firing[places:]]
-    return told, [*untold, *by_phase[Phase.PENDING]], [alert for alert in by_phase[Phase.RESOLVED] if alert.is_told]
+    announced = [replace(alert, is_announced=True) for alert in firing[:max_active]]
+    unannounced = [replace(alert, is_announced=False) for alert in firing[max_active:]]
+    ended = [alert for alert in by_phase[Phase.RESOLVED] if alert.is_announced]
+    return announced, [*unannounced, *by_phase[Phase.PENDING]], ended
 
 
 def _most_urgent_first(alert: Alert) -> tuple[bool, bool, bool, bool, float, float, tuple[str, ...]]:
-    """Return what decides who gets a place.
+    """Return what decides which alerts are announced.
 
-    A condition of a namespace stands for many pools; a critical alert must not be kept out by warnings; and among
-    equals those keep their places who have them, because a place that is lost looks like an end. Failed calls that no
-    pool explains come last: any user can make them.
+    An alert of a namespace comes first, because it covers many pools. Warnings must not keep a critical alert out.
+    Failed calls that no full pool explains come last, because any user can make them. Among equal alerts those stay
+    announced that are, because an alert that disappears looks as if it had ended.
     """
     utilisation = alert.pools[0].utilisation if alert.pools else 0.0
     return (
         alert.key.pool is not None,
         alert.severity is not Severity.CRITICAL,
         alert.key.name is AlertName.CONNECT_EXHAUSTIONS and alert.severity is not Severity.CRITICAL,
-        not alert.is_told,
+        not alert.is_announced,
         alert.since.monotonic,
         -utilisation,
-        _text(alert.key),
+        _comparable(alert.key),
     )
 
 
-def _text(key: AlertKey) -> tuple[str, ...]:
+def _comparable(key: AlertKey) -> tuple[str, ...]:
     return key.name, key.netns, *("" if part is None else str(part) for part in key.pool or ())
 
 
-def _summed_up(homeless: Sequence[Alert]) -> Observation:
-    severities = {alert.severity for alert in homeless}
-    critical = _of(found=Severity.CRITICAL in severities)
+def _of_summary(unannounced: Sequence[Alert]) -> Observation:
+    """Return what a poll that looked at everything says of the summary."""
+    severities = {alert.severity for alert in unannounced}
+    reached = {Severity.CRITICAL: Severity.CRITICAL in severities, Severity.WARNING: bool(severities)}
     return Observation(
-        value=len(homeless),
-        judgements={Severity.CRITICAL: critical, Severity.WARNING: _of(found=bool(severities))},
+        value=len(unannounced),
+        judgements={
+            severity: Judgement(Signal.REACHED if is_reached else Signal.BELOW)
+            for severity, is_reached in reached.items()
+        },
     )
 
 
-def _at_least(found: Observation, before: Alert | None) -> Observation:
-    """Return what a poll that did not look at everything says: that there are so many, not that there are no more."""
-    reached = {severity: one for severity, one in found.judgements.items() if one.signal is Signal.REACHED}
-    return replace(found, value=max(found.value, before.value if before else 0), judgements=reached)
-
-
-def _of(*, found: bool) -> Judgement:
-    return Judgement(Signal.REACHED if found else Signal.BELOW)
+def _only_worse(observation: Observation, before: Alert | None) -> Observation:
+    """Return what a poll that did not look at everything says: there may be more unannounced alerts, but not fewer."""
+    reached = {severity: one for severity, one in observation.judgements.items() if one.signal is Signal.REACHED}
+    return replace(observation, value=max(observation.value, before.value if before else 0), judgements=reached)

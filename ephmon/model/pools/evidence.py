@@ -50,7 +50,7 @@ LITTLE_SHARE = 0.01
 """So small a share of the usable ports may be blocked by others than listeners where polls only count."""
 
 
-class Verdict(IntEnum):
+class PortVerdict(IntEnum):
     """What holds of a port as long as the same sockets are on it."""
 
     NONE = 0
@@ -60,8 +60,8 @@ class Verdict(IntEnum):
     """Not certain: only likely to be blocked. The signs may fade while the sockets stay."""
 
 
-_UNCERTAIN = (Verdict.NONE, Verdict.SUSPECT)
-_IS_BLOCKING = bytes(value in (Verdict.BLOCKED, Verdict.SUSPECT) for value in range(256))
+_UNCERTAIN = (PortVerdict.NONE, PortVerdict.SUSPECT)
+_IS_BLOCKING = bytes(value in (PortVerdict.BLOCKED, PortVerdict.SUSPECT) for value in range(256))
 _NOT = bytes([1]) + bytes(255)
 
 
@@ -85,7 +85,7 @@ class Evidence:
     """What is remembered of every port of one namespace; three tables of one size, whatever is on the ports."""
 
     verdicts: bytes = field(default=bytes(PORTS))
-    """`Verdict` by port."""
+    """`PortVerdict` by port."""
     fingerprints: array[int] = field(default_factory=lambda: array("Q", bytes(8 * PORTS)))
     """Of the sockets that each verdict is about, by port (typecode "Q")."""
     past: bytes = field(default=bytes(PORTS))
@@ -128,13 +128,13 @@ def weigh(
         return _as_last_judged(sysctls, tcp, previous, held, past)
     uncertain = _uncertain_ports(tcp, past, held) - blocking
     verdicts = _verdicts(tcp, previous, uncertain, answers)
-    _assign(verdicts, held - uncertain, Verdict.SHARED)
-    _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), Verdict.BLOCKED)
-    blocked = {port for port in held.union(blocking, answers) if verdicts[port] == Verdict.BLOCKED}
+    _assign(verdicts, held - uncertain, PortVerdict.SHARED)
+    _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), PortVerdict.BLOCKED)
+    blocked = {port for port in held.union(blocking, answers) if verdicts[port] == PortVerdict.BLOCKED}
     unanswered = {port for port in uncertain if verdicts[port] in _UNCERTAIN}
     suspects = _with_a_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
     suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked, past)
-    _assign(verdicts, suspects, Verdict.SUSPECT)
+    _assign(verdicts, suspects, PortVerdict.SUSPECT)
     classes = _classes(sysctls, unanswered, suspects, blocked)
     accepted = _left_by_listeners(past, held)
     ports = TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers), accepted - blocking)
@@ -143,7 +143,7 @@ def weigh(
         fingerprints=tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints,
         past=bytes(past),
         binders=_binders(tcp, previous, (blocked | suspects) - blocking - accepted, answers, likely_binder_ports),
-        settles_much=verdicts.count(Verdict.SHARED) >= ports.ambiguous
+        settles_much=verdicts.count(PortVerdict.SHARED) >= ports.ambiguous
         or _without_listener(past, blocked | suspects) > LITTLE_SHARE * ports.usable,
     )
     return ports, evidence
@@ -248,7 +248,7 @@ def _verdicts(tcp: TcpSockets, previous: Evidence, ports: Iterable[int], answers
     now, before = tcp.fingerprints, previous.fingerprints
     for port in ports:
         if port in answers:
-            verdicts[port] = Verdict.SHARED if answers[port] else Verdict.BLOCKED
+            verdicts[port] = PortVerdict.SHARED if answers[port] else PortVerdict.BLOCKED
         elif now is not None and previous.verdicts[port] and now[port] == before[port]:
             verdicts[port] = previous.verdicts[port]
     return verdicts

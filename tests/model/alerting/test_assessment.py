@@ -62,7 +62,7 @@ def shown(findings: Iterable[Finding]) -> list[tuple[str | None, Severity | None
     ]
 
 
-def test_what_reached_a_threshold_is_told_the_most_urgent_first() -> None:
+def test_what_reached_a_threshold_comes_the_most_urgent_first() -> None:
     rows = [clients(number, host) for host, number in ((1, 75), (2, 95), (3, 69), (4, 70), (5, 90))]
 
     assert shown(assessed(*rows).urgent) == [

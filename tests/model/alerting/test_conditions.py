@@ -1,4 +1,4 @@
-"""What a poll says of the alerts: which pools count, what blocked ports stand for, and what is held."""
+"""What a poll says of the alerts: which pools are judged, which of them blocked ports cover, and what is held."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import TcpState, UdpSockets
-from ephmon.model.alerting.conditions import MOST_FAILING, after_full_poll, is_covered
+from ephmon.model.alerting.conditions import MOST_FAILING, is_covered, judge_full_poll
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
@@ -255,11 +255,11 @@ def test_other_kinds_alert_by_themselves_while_ports_are_blocked() -> None:
     }
 
 
-def test_below_its_band_blocked_ports_stand_for_nobody() -> None:
+def test_below_clear_blocked_ports_cover_no_pool() -> None:
     assert active(polled(blank_state(), 0.0, listeners(64), clients(30))) == {near(): (FIRING, CRITICAL)}
 
 
-def test_within_its_band_blocked_ports_stand_for_the_pools_that_they_lift_over_a_threshold() -> None:
+def test_between_clear_and_threshold_blocked_ports_cover_the_pools_that_they_lift_over_a_threshold() -> None:
     """Else a program that binds ever more of them raises an alert for each pool before there is the one of all."""
     lifted = [clients(10, host) for host in range(1, 21)]
     state = polled(polled(blank_state(), 0.0, listeners(66), *lifted), 10.0, listeners(66), *lifted)
@@ -298,7 +298,7 @@ def test_where_a_pool_and_the_blocked_ports_have_equal_shares_their_alerts_do_no
     assert found == [{OF_SHARE}, *[{OF_SHARE, near()}] * 4, {OF_SHARE}]
 
 
-def test_a_pool_that_fires_by_itself_goes_on_until_the_alert_that_stands_for_it_fires() -> None:
+def test_an_alert_of_a_pool_goes_on_until_the_alert_that_covers_the_pool_fires() -> None:
     state = polled(polled(blank_state(), 0.0, listeners(40), clients(35)), 10.0, listeners(40), clients(35))
     assert active(state) == {near(): (FIRING, WARNING)}
 
@@ -330,7 +330,7 @@ def test_an_alert_that_ended_because_blocked_ports_cover_its_pool_is_told_from_o
     assert ended[near(9)].value == 0.4, "as the poll saw it that looked last"
 
 
-def test_a_pool_that_is_critical_in_its_band_makes_the_alert_that_stands_for_it_critical() -> None:
+def test_a_pool_that_is_critical_and_above_clear_makes_the_alert_that_covers_it_critical() -> None:
     state = polled(blank_state(), 0.0, listeners(40), clients(50))
     state = polled(state, 5.0, listeners(70), clients(16))
 
@@ -468,7 +468,7 @@ def forecast(
     alerts = Alerts()
     found: list[tuple[Phase, Severity] | None] = []
     for number, left in enumerate(seconds):
-        alerts = after_full_poll(
+        alerts = judge_full_poll(
             survey(snapshot_of(clients(in_use + rise * number), *rows)),
             alerts,
             Rules(),
@@ -521,7 +521,7 @@ def test_a_pool_that_fires_by_a_threshold_has_no_forecast_alert_beside_it() -> N
     assert forecast([50.0] * 4, 95)[1:] == [None] * 3
 
 
-def test_a_pool_that_blocked_ports_stand_for_has_no_forecast_alert() -> None:
+def test_a_pool_that_blocked_ports_cover_has_no_forecast_alert() -> None:
     assert forecast([10.0, 10.0, 10.0], 21, listeners(70))[1:] == [None, None]
 
 
@@ -532,7 +532,7 @@ def failures(
     state: State, now: float, *rows: Sockets, count: int = 3, last_at: float = 0.0
 ) -> dict[AlertKey, tuple[Phase, Severity]]:
     recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=count, last_at=last_at)
-    alerts = after_full_poll(
+    alerts = judge_full_poll(
         survey(snapshot_of(*rows)), state.report.alerts, state.rules, Moment(now, TAKEN_AT), exhaustions=[recent]
     )
     return {key: (alert.phase, alert.severity) for key, alert in alerts.states.items() if key.name is FAILED}
@@ -558,7 +558,7 @@ def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
     alerts, found = Alerts(), []
     for now, sockets in rows.items():
         recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=3, last_at=0.0)
-        alerts = after_full_poll(
+        alerts = judge_full_poll(
             survey(snapshot_of(*sockets)), alerts, Rules(), Moment(now, TAKEN_AT), exhaustions=[recent]
         )
         found.append((alerts.states[key].phase, alerts.states[key].severity))
@@ -570,9 +570,9 @@ def test_failed_calls_stay_critical_until_they_cease_for_a_minute() -> None:
 def test_alerts_of_failed_calls_are_held_while_nobody_counts_them() -> None:
     recent = RecentFailures(key=connect_key("10.0.0.9", 443, "10.0.0.1"), count=3, last_at=0.0)
     surveys = survey(snapshot_of(clients(99)))
-    alerts = after_full_poll(surveys, Alerts(), Rules(), Moment(0.0, TAKEN_AT), exhaustions=[recent])
-    held = after_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT))
-    over = after_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT), exhaustions=[])
+    alerts = judge_full_poll(surveys, Alerts(), Rules(), Moment(0.0, TAKEN_AT), exhaustions=[recent])
+    held = judge_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT))
+    over = judge_full_poll(surveys, alerts, Rules(), Moment(600.0, TAKEN_AT), exhaustions=[])
     key = near()._replace(name=FAILED)
 
     assert [one.states[key].phase for one in (alerts, held, over)] == [FIRING, FIRING, RESOLVED]
@@ -588,10 +588,10 @@ def test_calls_that_fail_toward_many_destinations_raise_a_few_alerts_and_push_no
     later = [
         RecentFailures(key=connect_key(f"10.2.0.{host}", 443, "10.0.0.1"), count=9, last_at=10.0) for host in range(50)
     ]
-    before = after_full_poll(surveys, Alerts(), rules, Moment(0.0, TAKEN_AT), exhaustions=at_first)
-    after = after_full_poll(surveys, before, rules, Moment(10.0, TAKEN_AT), exhaustions=[*at_first, *later])
+    before = judge_full_poll(surveys, Alerts(), rules, Moment(0.0, TAKEN_AT), exhaustions=at_first)
+    after = judge_full_poll(surveys, before, rules, Moment(10.0, TAKEN_AT), exhaustions=[*at_first, *later])
 
     failing = [{key for key in alerts.states if key.name is FAILED} for alerts in (before, after)]
     assert failing[0] == failing[1]
     assert len(failing[0]) == MOST_FAILING
-    assert after.states[near()].is_told
+    assert after.states[near()].is_announced

@@ -1,4 +1,4 @@
-"""Loads as they develop: what is healthy raises no alert in a day, and what runs out is told of in time."""
+"""Loads as they develop: what is healthy raises no alert in a day, and what runs out is announced in time."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_day_of_ten_destinations_around_sixty_percent_raises_no_alert() -> Non
             for destination, level in zip(DESTINATIONS, levels, strict=True)
         ]
         highest = max(highest, *levels)
-        alerts = conditions.after_narrow_poll(pools, alerts, Rules(), Moment(5.0 * number, TAKEN_AT + 5.0 * number))
+        alerts = conditions.judge_narrow_poll(pools, alerts, Rules(), Moment(5.0 * number, TAKEN_AT + 5.0 * number))
         assert alerts.states == {}
 
     assert highest > 0.67
@@ -175,7 +175,7 @@ INTERVAL, URGENT, FOR = 5.0, 1.0, 10.0
 
 @pytest.mark.parametrize("offset", [0.0, 1.3, 2.5, 4.9])
 @pytest.mark.parametrize("seconds", [60.0, 90.0, 300.0, 3600.0])
-def test_a_ramp_to_exhaustion_is_told_of_before_its_end(seconds: float, offset: float) -> None:
+def test_a_ramp_to_exhaustion_is_announced_before_its_end(seconds: float, offset: float) -> None:
     """The lead is (1 - threshold) * T - (interval + for) at least; from the warning on, the interval is the urgent one.
 
     Where the critical threshold is reached within the `for` of the warning, the alert is critical from the first.
@@ -193,7 +193,7 @@ def test_a_ramp_to_exhaustion_is_told_of_before_its_end(seconds: float, offset: 
 
 
 @pytest.mark.parametrize("seconds", [60.0, 90.0])
-def test_a_steep_ramp_is_told_of_by_the_forecast_before_any_threshold_tells(seconds: float) -> None:
+def test_a_steep_ramp_is_announced_by_the_forecast_before_any_threshold(seconds: float) -> None:
     """From the poll after the one that sees the pool half full: two polls later at the most."""
     watched = Watched(lambda now: [opened(min(PORTS, int(PORTS * now / seconds)))]).until(seconds)
     ahead = watched.fired[AlertName.POOL_EXHAUSTION_FORECAST, Severity.WARNING]
@@ -202,7 +202,7 @@ def test_a_steep_ramp_is_told_of_by_the_forecast_before_any_threshold_tells(seco
     assert all(ahead < at for (name, _), at in watched.fired.items() if name is NEAR)
 
 
-def test_a_ramp_of_blocked_ports_is_told_of_before_its_end_and_once() -> None:
+def test_a_ramp_of_blocked_ports_is_announced_before_its_end_and_once() -> None:
     """Somebody listens on ever more ports, while ten destinations have connections."""
 
     def sockets(now: float) -> list[Sockets]:

@@ -1,4 +1,4 @@
-"""The state machine of the alerts: its table, its laws, and who is told when there are more than there are places."""
+"""The state machine of the alerts: its table, its laws, and which alerts are announced if there are too many."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def the_alert(alerts: Alerts) -> Alert:
     return alerts.states[key()]
 
 
-def told(alerts: Alerts) -> list[AlertKey]:
+def announced(alerts: Alerts) -> list[AlertKey]:
     return [alert.key for alert in alerts.firing]
 
 
@@ -253,11 +253,11 @@ polls = st.lists(observations, min_size=1, max_size=6)
 
 @given(polls, st.integers(1, 6), st.integers())
 def test_the_order_of_the_observations_does_not_matter(
-    told_by_polls: list[dict[int, Observation]], max_active: int, seed: int
+    observed: list[dict[int, Observation]], max_active: int, seed: int
 ) -> None:
     random = Random(seed)
     one = other = Alerts()
-    for number, found in enumerate(told_by_polls):
+    for number, found in enumerate(observed):
         in_order = [(key(host), said) for host, said in found.items()]
         one = after(one, 5.0 * number, dict(in_order), max_active)
         other = after(other, 5.0 * number, dict(random.sample(in_order, len(in_order))), max_active)
@@ -266,17 +266,17 @@ def test_the_order_of_the_observations_does_not_matter(
 
 
 @given(polls, st.integers(1, 6))
-def test_what_is_kept_and_told_is_bounded_and_what_is_not_told_is_summed_up(
-    told_by_polls: list[dict[int, Observation]], max_active: int
+def test_what_is_kept_and_announced_is_bounded_and_the_summary_counts_the_rest(
+    observed: list[dict[int, Observation]], max_active: int
 ) -> None:
     alerts = Alerts()
-    for number, found in enumerate(told_by_polls):
+    for number, found in enumerate(observed):
         alerts = after(alerts, 5.0 * number, {key(host): said for host, said in found.items()}, max_active)
-        untold = [alert for alert in alerts.states.values() if alert.phase is FIRING and not alert.is_told]
+        unannounced = [alert for alert in alerts.states.values() if alert.phase is FIRING and not alert.is_announced]
 
-        assert len([one for one in told(alerts) if one != SUMMARY]) <= max_active
+        assert len([one for one in announced(alerts) if one != SUMMARY]) <= max_active
         assert len(alerts.states) <= 3 * max_active + 1
-        assert not untold or SUMMARY in told(alerts)
+        assert not unannounced or SUMMARY in announced(alerts)
 
 
 def without_ended_tracks(alert: Alert) -> Alert:
@@ -287,9 +287,9 @@ def without_ended_tracks(alert: Alert) -> Alert:
 
 
 @given(polls)
-def test_no_alert_comes_or_goes_for_want_of_data(told_by_polls: list[dict[int, Observation]]) -> None:
+def test_no_alert_comes_or_goes_for_want_of_data(observed: list[dict[int, Observation]]) -> None:
     alerts = Alerts()
-    for number, found in enumerate(told_by_polls):
+    for number, found in enumerate(observed):
         alerts = after(alerts, 5.0 * number, {key(host): said for host, said in found.items()})
     unseen = step(alerts, {}, lambda _: False, at(1000.0), 50)
 
@@ -301,13 +301,13 @@ def test_no_alert_comes_or_goes_for_want_of_data(told_by_polls: list[dict[int, O
 
 
 @given(polls)
-def test_whatever_was_told_ends_as_resolved_once_its_pool_is_gone(told_by_polls: list[dict[int, Observation]]) -> None:
+def test_whatever_was_announced_ends_as_resolved_once_its_pool_is_gone(observed: list[dict[int, Observation]]) -> None:
     alerts = Alerts()
-    for number, found in enumerate(told_by_polls):
+    for number, found in enumerate(observed):
         alerts = after(alerts, 5.0 * number, {key(host): said for host, said in found.items()})
     gone = after(alerts, 1000.0, {})
 
-    assert {alert.key for alert in gone.resolved} == set(told(alerts))
+    assert {alert.key for alert in gone.resolved} == set(announced(alerts))
     assert (gone.firing, after(gone, 1005.0, {})) == ((), Alerts())
 
 
@@ -322,7 +322,7 @@ def test_beyond_max_active_one_summary_counts_the_rest_in_the_severity_of_the_wo
     alerts = after(Alerts(), 0.0, hosts((1, 0.7), (2, 0.7), (3, 0.7), (4, 0.7)), 2)
     summary = alerts.states[SUMMARY]
 
-    assert told(alerts) == [key(1), key(2), SUMMARY]
+    assert announced(alerts) == [key(1), key(2), SUMMARY]
     assert (summary.severity, summary.value, summary.since) == (WARNING, 2, at(0.0))
     worse = after(alerts, 5.0, hosts((1, 0.95), (2, 0.95), (3, 0.95), (4, 0.7)), 2)
     assert (worse.states[SUMMARY].severity, worse.states[SUMMARY].since) == (CRITICAL, at(0.0))
@@ -332,7 +332,7 @@ def test_the_summary_ends_when_all_have_a_place() -> None:
     alerts = after(Alerts(), 0.0, hosts((1, 0.7), (2, 0.7)), 1)
     alerts = after(alerts, 5.0, hosts((1, 0.5), (2, 0.7)), 1)
 
-    assert told(alerts) == [key(2)]
+    assert announced(alerts) == [key(2)]
     assert [(alert.key, alert.phase) for alert in alerts.resolved] == [(key(1), RESOLVED), (SUMMARY, RESOLVED)]
 
 
@@ -341,8 +341,8 @@ def test_those_who_have_a_place_keep_it_from_equals_and_give_it_to_a_critical_on
     equals = after(alerts, 5.0, hosts((1, 0.89), (8, 0.7), (9, 0.7)), 2)
     critical = after(alerts, 5.0, hosts((1, 0.9), (8, 0.7), (9, 0.7)), 2)
 
-    assert told(equals) == [key(8), key(9), SUMMARY]
-    assert told(critical) == [key(1), key(8), SUMMARY]
+    assert announced(equals) == [key(8), key(9), SUMMARY]
+    assert announced(critical) == [key(1), key(8), SUMMARY]
 
 
 def test_one_that_is_critical_no_longer_keeps_the_place_that_it_took() -> None:
@@ -350,7 +350,7 @@ def test_one_that_is_critical_no_longer_keeps_the_place_that_it_took() -> None:
     alerts = after(alerts, 5.0, hosts((8, 0.7), (9, 0.9)), 1)
     alerts = after(alerts, 10.0, hosts((8, 0.7), (9, 0.7)), 1)
 
-    assert told(alerts) == [key(9), SUMMARY]
+    assert announced(alerts) == [key(9), SUMMARY]
 
 
 def test_a_place_that_becomes_free_goes_to_the_one_that_has_fired_longest() -> None:
@@ -359,7 +359,7 @@ def test_a_place_that_becomes_free_goes_to_the_one_that_has_fired_longest() -> N
         alerts = after(alerts, now, hosts(*values), 1)
     alerts = after(alerts, 15.0, hosts((9, 0.7), (1, 0.7)), 1)
 
-    assert told(alerts) == [key(9), SUMMARY]
+    assert announced(alerts) == [key(9), SUMMARY]
 
 
 def test_of_those_that_begin_at_once_the_fullest_pool_gets_the_place() -> None:
@@ -367,7 +367,7 @@ def test_of_those_that_begin_at_once_the_fullest_pool_gets_the_place() -> None:
     found = {AlertKey(NEAR, "own", pool.key): replace(seen(pool.utilisation), pools=(pool,)) for pool in pools}
     alerts = after(Alerts(), 0.0, found, 1)
 
-    assert told(alerts) == [key(9), SUMMARY]
+    assert announced(alerts) == [key(9), SUMMARY]
 
 
 def test_a_condition_of_the_namespace_comes_before_any_pool() -> None:
@@ -375,18 +375,18 @@ def test_a_condition_of_the_namespace_comes_before_any_pool() -> None:
     alerts = after(Alerts(), 0.0, hosts((9, 0.95)), 1)
     alerts = after(alerts, 5.0, hosts((9, 0.95)) | {blocked: seen(0.7)}, 1)
 
-    assert told(alerts) == [blocked, SUMMARY]
+    assert announced(alerts) == [blocked, SUMMARY]
 
 
-def test_one_that_finds_no_place_is_told_as_soon_as_there_is_one_without_waiting_anew() -> None:
+def test_an_alert_beyond_max_active_is_announced_as_soon_as_there_is_room_without_waiting_again() -> None:
     waiting = {key(2): seen(0.7, warning_for=10.0)}
     alerts = Alerts()
     for now in (0.0, 5.0, 10.0):
         alerts = after(alerts, now, hosts((1, 0.7)) | waiting, 1)
-    assert told(alerts) == [key(1), SUMMARY]
+    assert announced(alerts) == [key(1), SUMMARY]
 
     alerts = after(alerts, 15.0, waiting, 1)
-    assert told(alerts) == [key(2)]
+    assert announced(alerts) == [key(2)]
     assert alerts.states[key(2)].since == at(10.0)
 
 
@@ -401,7 +401,7 @@ def test_one_that_was_never_told_ends_without_a_word() -> None:
 def test_pools_that_are_pending_are_no_alerts_to_be_summed_up() -> None:
     pending = {key(host): seen(0.7, warning_for=10.0) for host in range(1, 9)}
 
-    assert told(after(Alerts(), 0.0, pending, 2)) == []
+    assert announced(after(Alerts(), 0.0, pending, 2)) == []
 
 
 def test_a_poll_that_did_not_look_at_everything_takes_nothing_off_the_summary() -> None:
@@ -422,14 +422,14 @@ def test_a_smaller_max_active_takes_the_places_of_the_least_urgent() -> None:
     alerts = after(Alerts(), 0.0, hosts((1, 0.7), (2, 0.95), (3, 0.7)), 3)
     alerts = after(alerts, 5.0, hosts((1, 0.7), (2, 0.95), (3, 0.7)), 1)
 
-    assert told(alerts) == [key(2), SUMMARY]
+    assert announced(alerts) == [key(2), SUMMARY]
     assert alerts.states[SUMMARY].value == 2
 
 
 # --- what is said of a change -------------------------------------------------------------------------------------
 
 
-def test_each_change_is_told_once() -> None:
+def test_each_change_is_reported_once() -> None:
     found = [Alerts(), *run([0.7, 0.7, 0.7, 0.9, 0.9, 0.5, 0.5], warning_for=10.0)]
     told_of = [
         [(one.before and one.before.phase, one.after.phase, one.after.severity) for one in transitions(before, now)]

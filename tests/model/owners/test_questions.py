@@ -62,7 +62,7 @@ def test_processes_are_asked_for_once_an_alert_fires_for_all_to_see() -> None:
     found = raised_by_firing(
         alerts(
             make_alert(firing),
-            make_alert(untold, is_told=False),
+            make_alert(untold, is_announced=False),
             make_alert(pending, phase=Phase.PENDING),
             make_alert(name=AlertName.PORTS_BLOCKED, phase=Phase.PENDING),
         ),

@@ -410,7 +410,7 @@ def test_alerts_that_fire_are_exposed_also_when_the_figures_have_expired() -> No
                 make_alert(bound),
                 make_alert(make_pool(source="10.0.0.2"), phase=Phase.PENDING),
                 make_alert(make_pool(source="10.0.0.3"), phase=Phase.RESOLVED),
-                make_alert(make_pool(source="10.0.0.4"), is_told=False),
+                make_alert(make_pool(source="10.0.0.4"), is_announced=False),
                 make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", severity=Severity.CRITICAL, value=1),
             ]
         )

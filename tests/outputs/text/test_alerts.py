@@ -123,7 +123,7 @@ def test_the_json_holds_the_alerts_that_fire_the_most_urgent_first() -> None:
         alerts=[
             make_alert(FULL, severity=Severity.CRITICAL, since=5.0),
             make_alert(BOUND, phase=Phase.PENDING),
-            make_alert(ELSEWHERE, is_told=False),
+            make_alert(ELSEWHERE, is_announced=False),
             make_alert(name=SUMMARY.name, netns=SUMMARY.netns, value=1),
         ]
     )

@@ -276,7 +276,7 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     ),
     "an alert that loses its place": (
         make_report(alerts=[make_alert(NEAR)]),
-        make_report(alerts=[make_alert(NEAR, is_told=False)]),
+        make_report(alerts=[make_alert(NEAR, is_announced=False)]),
         [
             (
                 "info",
@@ -285,7 +285,7 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "an alert that never had one": (GOOD, make_report(alerts=[make_alert(NEAR, is_told=False)]), []),
+    "an alert that never had one": (GOOD, make_report(alerts=[make_alert(NEAR, is_announced=False)]), []),
     "an alert of the namespace while polls fail": (
         make_report(success=False, error="x"),
         make_report(success=False, error="x", alerts=[BLOCKED]),
