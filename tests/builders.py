@@ -13,7 +13,8 @@ from ephmon.model.alerting.state_machine import Alert, AlertKey, AlertName, Aler
 from ephmon.model.alerting.thresholds import Severity, Thresholds
 from ephmon.model.collectors import Collector, Health
 from ephmon.model.forecast.forecast import Forecast
-from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
+from ephmon.model.owners.names import Owner, OwnerKind
+from ephmon.model.owners.shares import Owners, OwnerShare
 from ephmon.model.pace import Pace
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals, ReloadStatus, Report

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon.facts.snapshot import PortRange
-from ephmon.model.owners.shares import Owner, OwnerKind
+from ephmon.model.owners.names import Owner, OwnerKind
 from tests import sockets
 from tests.cgroups import Cgroups
 from tests.namespaces import Namespace

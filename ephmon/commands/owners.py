@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from ephmon.daemon.owner_reader import OwnerReader
 from ephmon.errors import KernelError, Reason
+from ephmon.facts.foreign_text import printable
 from ephmon.kernel.deadline import Deadline
 from ephmon.model.advice.for_alert import largest_owner
 from ephmon.model.collectors import Collector, Health
-from ephmon.model.owners.answers import BLOCKED, Ground
-from ephmon.model.owners.questions import OwnerQuestions, refusal, unanswerable
+from ephmon.model.owners.answers import PortState
+from ephmon.model.owners.questions import BLOCKED_PORTS, OwnerQuestions, PortSet, refusal, unanswerable
 from ephmon.outputs.text.owners import owner_lines, processes_line
-from ephmon.outputs.text.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ephmon.kernel.proc.processes import Search
-    from ephmon.model.owners.answers import Held
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.report import Report
@@ -36,7 +35,7 @@ class OwnersAnswer:
 
     report: Report
     """The report of the poll, with the owners."""
-    searches: Mapping[Held, Search] = field(default_factory=dict)
+    searches: Mapping[PortSet, Search] = field(default_factory=dict)
     """The process searches, if any were made."""
     failure: KernelError | None = None
     """Why there are no owners, or only of some protocols."""
@@ -63,7 +62,7 @@ class OwnersAnswer:
         for pool, entry in zip(shown, document["pools"], strict=True):
             entry["processes"] = _process_objects(self.searches.get(pool.key))
         for entry in document["namespaces"]:
-            entry["blocked_processes"] = _process_objects(self.searches.get(BLOCKED))
+            entry["blocked_processes"] = _process_objects(self.searches.get(BLOCKED_PORTS))
         owners = self.report.health(Collector.OWNERS)
         document["owners_error"] = owners.reason if self.failure is None else str(self.failure)
         searches = self.searches.values()
@@ -91,9 +90,9 @@ def find_owners(
     if answerable.is_none:
         return OwnersAnswer(report=report, failure=failure)
     reader = OwnerReader(proc, time.monotonic)
-    ground = Ground(surveyed.namespace.sysctls, surveyed.ports)
+    ports = PortState(surveyed.namespace.sysctls, surveyed.ports)
     try:
-        answer = reader.read(answerable, ground, Deadline(deadline_seconds, time.monotonic))
+        answer = reader.read(answerable, ports, Deadline(deadline_seconds, time.monotonic))
     except KernelError as error:
         return OwnersAnswer(report=report, failure=error)
     blocked = {} if answer.blocked is None else {surveyed.namespace.netns: answer.blocked}
@@ -109,7 +108,6 @@ def find_owners(
     )
 
 
-def _searches(reader: OwnerReader, asked: OwnerQuestions) -> dict[Held, Search]:
-    held: list[Held] = [*asked.pools, *([BLOCKED] if asked.blocked else [])]
-    search = reader.process_search(held)
-    return {} if search is None else dict(zip(held, search(), strict=True))
+def _searches(reader: OwnerReader, asked: OwnerQuestions) -> dict[PortSet, Search]:
+    search = reader.process_search(asked.port_sets)
+    return {} if search is None else dict(zip(asked.port_sets, search(), strict=True))

@@ -19,8 +19,8 @@ from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.proc import sysctl
 from ephmon.log import Line
 from ephmon.model.collectors import Health
-from ephmon.model.owners.questions import raised_by, raised_by_firing, refusal, unanswerable
-from ephmon.outputs.text.owners import held_ports, processes_line
+from ephmon.model.owners.questions import BLOCKED_PORTS, raised_by, raised_by_firing, refusal, unanswerable
+from ephmon.outputs.text.owners import port_set_name, processes_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from ephmon.daemon.owner_reader import OwnerReader
     from ephmon.kernel.proc.processes import Search
-    from ephmon.model.owners.answers import Ground, Held
-    from ephmon.model.owners.questions import OwnerQuestions
+    from ephmon.model.owners.answers import PortState
+    from ephmon.model.owners.questions import OwnerQuestions, PortSet
     from ephmon.model.report import NamespaceReport, Report
     from ephmon.model.state import NamespaceMemory, State
 
@@ -54,7 +54,7 @@ class OwnerWatch:
         self._clock = clock
         self._wanted = wanted
         self._reader: OwnerReader | None = None
-        self._searched: frozenset[Held] = frozenset()
+        self._searched: frozenset[PortSet] = frozenset()
         self._thread: threading.Thread | None = None
         self._processes: Health | None = None
         """Whether the latest search could look at all processes, None before the first; written by its thread."""
@@ -98,7 +98,7 @@ class OwnerWatch:
 
         reader = self._reader = self._reader or OwnerReader(self._proc, self._clock)
         deadline = Deadline(LONGEST_SECONDS, self._clock, self._wanted)
-        answer = reader.read(answerable, self._ground(memory), deadline)
+        answer = reader.read(answerable, self._port_state(memory), deadline)
         self._find_processes(reader, raised_by_firing(report.alerts, OWN_NETNS).without(refused))
         return replace(
             report,
@@ -106,20 +106,20 @@ class OwnerWatch:
             blocked_owners={} if answer.blocked is None else {OWN_NETNS: answer.blocked},
         ).with_health(owners=Health(available=not refused, reason=refusal(refused) if refused else reader.problem))
 
-    def _ground(self, memory: NamespaceMemory | None) -> Ground:
-        from ephmon.model.owners.answers import Ground  # noqa: PLC0415 - for the same reason
+    def _port_state(self, memory: NamespaceMemory | None) -> PortState:
+        from ephmon.model.owners.answers import PortState  # noqa: PLC0415 - for the same reason
 
         if memory is None:
-            return Ground(sysctl.read_sysctls(self._proc), None)
-        return Ground(memory.sysctls, memory.ports)
+            return PortState(sysctl.read_sysctls(self._proc), None)
+        return PortState(memory.sysctls, memory.ports)
 
     def _find_processes(self, reader: OwnerReader, firing: OwnerQuestions) -> None:
         """Look for the processes behind alerts that fire, once for each, unless the search before goes on."""
         if self._thread is not None and self._thread.is_alive():
             return
-        held: list[Held] = [*firing.pools, *([None] if firing.blocked else [])]
-        new = [one for one in held if one not in self._searched]
-        before, self._searched = self._searched, frozenset(held)
+        asked = firing.port_sets
+        new = [one for one in asked if one not in self._searched]
+        before, self._searched = self._searched, frozenset(asked)
         search = reader.process_search(new) if new else None
         if search is not None:
             thread = threading.Thread(target=self._search, args=(new, search), name="ephmon-owners", daemon=True)
@@ -131,14 +131,15 @@ class OwnerWatch:
                 return
             self._thread = thread
 
-    def _search(self, held: Sequence[Held], search: Callable[[], list[Search]]) -> None:
+    def _search(self, port_sets: Sequence[PortSet], search: Callable[[], list[Search]]) -> None:
         found = search()
         problem = next((one.problem for one in found if one.problem is not None), None)
         self._processes = Health(available=problem is None, reason=problem)
-        for one, its in zip(held, found, strict=True):
+        for one, its in zip(port_sets, found, strict=True):
             if its.processes:
                 line = processes_line(its.processes, is_complete=its.is_complete)
-                fields = {} if one is None else {"kind": one.kind, "source": one.source}
+                fields = {} if one is BLOCKED_PORTS else {"kind": one.kind, "source": one.source}
                 log.write(
-                    _log, Line(logging.INFO, f"{held_ports(one)} are held by {line}.", {"netns": OWN_NETNS, **fields})
+                    _log,
+                    Line(logging.INFO, f"{port_set_name(one)} are held by {line}.", {"netns": OWN_NETNS, **fields}),
                 )

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ephmon.facts.foreign_text import printable
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.outputs.metrics.metric import POOL, pool_labels
 from ephmon.outputs.text.advice import advice_lines
 from ephmon.outputs.text.alerts import sentence
 from ephmon.outputs.text.owners import owners_behind, owners_line
-from ephmon.outputs.text.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

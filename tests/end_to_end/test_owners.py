@@ -19,7 +19,7 @@ from ephmon.kernel.netlink.sock_diag import SockDiag
 from ephmon.kernel.proc.cgroup import CgroupTree
 from ephmon.kernel.proc.processes import ProcessSearch
 from ephmon.kernel.source import SocketSource
-from ephmon.model.owners.shares import Owners, Recent, blocked_owners, pool_owners, port_bits
+from ephmon.model.owners.shares import Owners, RecentOwners, blocked_owners, pool_owners, port_bits
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.port_classes import OPEN_CLASSES, PortClass
 from ephmon.model.pools.survey import survey
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ephmon.facts.owned_sockets import OwnerTable
-    from ephmon.model.owners.shares import Owner
+    from ephmon.model.owners.names import Owner
 
 pytestmark = pytest.mark.only_root("makes cgroups")
 
@@ -90,7 +90,7 @@ def be_nobody() -> None:
     os.setresuid(65534, 65534, 65534)
 
 
-def pool_owners_of(seen: Holders, recent: Recent, now: float) -> tuple[Owners, Recent]:
+def pool_owners_of(seen: Holders, recent: RecentOwners, now: float) -> tuple[Owners, RecentOwners]:
     return pool_owners(KEY, seen.pool, seen.paths, ports=seen.open_ports, recent=recent, now=now)
 
 
@@ -111,7 +111,7 @@ def test_both_are_named_for_connections_and_for_the_time_waits_they_leave(stage:
     stage.connect(TO_NGINX, 20, tag="nginx keeps")
     stage.connect(TO_NGINX, 7, tag="nginx ends")
     seen = stage.cgroups.observer.call(read)
-    owners, recent = pool_owners_of(seen, Recent(), 1000.0)
+    owners, recent = pool_owners_of(seen, RecentOwners(), 1000.0)
 
     assert by_owner(owners) == {HAPROXY: (42, 0), NGINX: (27, 0)}
     assert seen.comms == {"haproxy", "nginx"}
@@ -122,17 +122,17 @@ def test_both_are_named_for_connections_and_for_the_time_waits_they_leave(stage:
 
     assert by_owner(pool_owners_of(later, recent, 1030.0)[0]) == {HAPROXY: (42, 12), NGINX: (27, 7)}
     # Whoever looks for the first time shares them out by who is there: 19 of 50 ports, 30 and 20 live.
-    assert by_owner(pool_owners_of(later, Recent(), 1030.0)[0]) == {HAPROXY: (41, 11), NGINX: (28, 8)}
+    assert by_owner(pool_owners_of(later, RecentOwners(), 1030.0)[0]) == {HAPROXY: (41, 11), NGINX: (28, 8)}
 
 
 def test_both_are_named_as_those_who_block_ports(stage: Stage) -> None:
     stage.connect(TO_HAPROXY_THAT_BINDS, 25, tag="clients")
     seen = stage.cgroups.observer.call(read)
-    owners, _ = blocked_owners(seen.blocking, seen.paths, blocked=seen.blocked_ports, recent=Recent(), now=1000.0)
+    owners, _ = blocked_owners(seen.blocking, seen.paths, blocked=seen.blocked_ports, recent=RecentOwners(), now=1000.0)
 
     assert by_owner(owners) == {HAPROXY: (25, 0), NGINX: (2, 0)}
     # None of these is a port of the pool that runs out.
-    assert by_owner(pool_owners_of(seen, Recent(), 1000.0)[0]) == {}
+    assert by_owner(pool_owners_of(seen, RecentOwners(), 1000.0)[0]) == {}
 
 
 def test_without_any_capability_owners_are_named_and_processes_are_not(stage: Stage) -> None:
@@ -143,5 +143,5 @@ def test_without_any_capability_owners_are_named_and_processes_are_not(stage: St
         observer.call(be_nobody)
         seen = observer.call(read)
 
-    assert by_owner(pool_owners_of(seen, Recent(), 1000.0)[0]) == {HAPROXY: (5, 0), NGINX: (3, 0)}
+    assert by_owner(pool_owners_of(seen, RecentOwners(), 1000.0)[0]) == {HAPROXY: (5, 0), NGINX: (3, 0)}
     assert seen.comms == set()

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.errors import KernelError, Reason
+from ephmon.facts.foreign_text import escaped
 from ephmon.facts.namespaces import OTHER_NETNS, OWN_NETNS, UNKNOWN_NETNS, Netns
 
 if TYPE_CHECKING:
@@ -122,20 +123,6 @@ def _cgroup(directory: int) -> str | None:
         return None
     paths = (line.removeprefix(b"0::") for line in lines if line.startswith(b"0::"))
     return next((os.fsdecode(path) for path in paths), None)
-
-
-def escaped(name: bytes) -> str:
-    r"""Return a name as printable text: what is not, and the backslash, as `\xff`, `\n`, `\u200b` and the like."""
-    text = name.decode("utf-8", "surrogateescape")
-    return "".join(
-        character if character.isprintable() and character != "\\" else _escape(character) for character in text
-    )
-
-
-def _escape(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def _has_the_hosts_numbers(proc: Path) -> bool:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.facts.foreign_text import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
@@ -235,7 +237,6 @@ def _comm(process: int) -> str:
     """Return the name of a process, of which each byte may be anything but 0."""
     descriptor = os.open("comm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
     try:
-        name = os.read(descriptor, _NAME_BYTES).removesuffix(b"\n").decode("utf-8", "replace")
+        return printable(os.read(descriptor, _NAME_BYTES).removesuffix(b"\n"))
     finally:
         os.close(descriptor)
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

@@ -1,24 +1,38 @@
-"""Whose ports are asked about. Asked after every poll, and mostly answered with nothing, so this is all that takes."""
+"""Which ports need an owner: those of pools and namespaces whose alerts are pending or fire.
+
+Asked after every poll, and mostly answered with "none", so this module does without the others of the package.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from ephmon.facts.sockets import Backend, Capability, Protocol
 from ephmon.model.alerting.state_machine import AlertName, Phase
+from ephmon.model.pools.kinds import PoolKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ephmon.model.alerting.state_machine import Alert, Alerts
-    from ephmon.model.pools.kinds import PoolKey
 
 MOST_POOLS = 16
 """So many pools are asked about because of their alerts, the most urgent first."""
 
 
+class _Blocked(Enum):
+    PORTS = "blocked ports"
+
+
+BLOCKED_PORTS: Final = _Blocked.PORTS
+"""The blocked ports of a namespace, where else a pool stands for its ports."""
+PortSet = PoolKey | Literal[_Blocked.PORTS]
+"""The ports of a pool, or `BLOCKED_PORTS`."""
+
+
 class OwnerQuestions(NamedTuple):
-    """What is asked of one namespace: who holds the ports of these pools, and who its blocked ports."""
+    """What is asked of one namespace: who holds the ports of some pools, and maybe who holds its blocked ports."""
 
     pools: tuple[PoolKey, ...] = ()
     blocked: bool = False
@@ -27,6 +41,11 @@ class OwnerQuestions(NamedTuple):
     def is_none(self) -> bool:
         """Whether nothing is asked."""
         return not (self.pools or self.blocked)
+
+    @property
+    def port_sets(self) -> tuple[PortSet, ...]:
+        """What is asked about, the pools first."""
+        return (*self.pools, BLOCKED_PORTS) if self.blocked else self.pools
 
     @property
     def protocols(self) -> frozenset[Protocol]:
@@ -50,7 +69,7 @@ def raised_by(alerts: Alerts, netns: str) -> OwnerQuestions:
 
 
 def raised_by_firing(alerts: Alerts, netns: str) -> OwnerQuestions:
-    """Return what to ask because alerts of a namespace fire for all to see."""
+    """Return what to ask because alerts of a namespace fire and are shown."""
     return _about(alert for alert in alerts.firing if alert.key.netns == netns)
 
 
@@ -61,7 +80,7 @@ def _about(alerts: Iterable[Alert]) -> OwnerQuestions:
 
 
 def unanswerable(questions: OwnerQuestions, backends: Mapping[Protocol, Backend]) -> frozenset[Protocol]:
-    """Return the protocols of which owners cannot be told: only inet_diag tells them."""
+    """Return the protocols whose owners cannot be found, because they were not read by inet_diag."""
     return frozenset(one for one in questions.protocols if not _shows_owners(backends.get(one)))
 
 
@@ -71,9 +90,8 @@ def _shows_owners(backend: Backend | None) -> bool:
 
 def refusal(protocols: Iterable[Protocol]) -> str:
     """Return in one sentence why the owners of these protocols' ports are not known."""
-    names = sorted(protocols)
-    are = "is" if len(names) == 1 else "are"
+    names = " and ".join(sorted(protocols))
     return (
-        f"Only inet_diag tells who holds ports, and {' and '.join(names)} {are} not read by it: load the kernel "
-        "modules tcp_diag and udp_diag, allow AF_NETLINK, and leave poll.backend at auto."
+        f"Only inet_diag shows who holds ports, and ephmon did not use it for {names}. Load the kernel modules "
+        "tcp_diag and udp_diag, allow AF_NETLINK, and leave poll.backend at auto."
     )

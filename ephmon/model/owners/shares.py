@@ -1,30 +1,18 @@
-"""Who holds the ports: owners by name, the ports of a pool or of a namespace's blocked ones counted by them.
+"""Who holds the ports: the ports of a pool, or of a namespace's blocked ones, counted by owner.
 
-In come an `OwnerTable` and the paths of cgroups, out come `Owners`: at most five, most ports first, and what is left.
+In come an `OwnerTable` and the paths of cgroups, out come `Owners`: at most five, most ports first, and the rest in
+sum.
 
-An owner is named by the first of these that is known:
-
-container  any part of the path ends in 64 hexadecimal digits, as Docker, containerd, CRI-O and Podman name their
-           cgroups, with systemd or without it: the first 12 of them; LXC names its own; one that a user's service
-           manager runs bears that manager's name too, since users name cgroups there as they like
-unit       the outermost systemd service or scope of the path (cg_path_get_unit(), src/basic/cgroup-util.c of systemd);
-           of a user's service manager also the unit below it; of a session the slice of its user too
-slice      the innermost systemd slice
-cgroup     the path, where nobody follows systemd's naming
-uid        the user id of the socket, where the path is `/` or is not known
-
-Nobody owns a TIME_WAIT. What is known is who had the pool's ports a moment ago: a `Recent` remembers for two minutes
-which owner had which port. A TIME_WAIT port belongs to the owner that had it last; ports that nobody was seen to have
-are shared out in proportion to the ports that each owner has given up meanwhile. Both are estimates and say so. The
-same goes for sockets that a process has closed and whose cgroup is not known.
+Nobody owns a TIME_WAIT. What is known is who had the pool's ports a moment ago: `RecentOwners` remembers for two
+minutes which owner had which port. A TIME_WAIT port counts for the owner that had it last. Ports that no owner was seen
+with are shared out in proportion to the ports that each owner has given up meanwhile. Both are estimates and marked as
+such. The same goes for sockets that a process has closed and whose cgroup is not known.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import reduce
 from itertools import compress, count
 from operator import or_
@@ -32,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.addresses import PORTS, V6_BYTES, overlap, packed_address
 from ephmon.facts.sockets import TcpState
+from ephmon.model.owners.names import Owner, owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,26 +33,7 @@ MOST_OWNERS = 5
 REMEMBERED_SECONDS = 120.0
 """For so long it is known who had a port, and for a third longer at most."""
 MOST_REMEMBERED = 8
-"""So many owners of a pool are remembered in each third of that time: those with most ports, 8 KiB each."""
-LONGEST_NAME = 96
-
-
-class OwnerKind(StrEnum):
-    """What an owner's name is the name of, from the most telling to the least."""
-
-    CONTAINER = "container"
-    UNIT = "unit"
-    SLICE = "slice"
-    CGROUP = "cgroup"
-    UID = "uid"
-
-
-class Owner(NamedTuple):
-    """Whoever made sockets. `name` is printable, valid UTF-8 and at most `LONGEST_NAME` characters."""
-
-    kind: OwnerKind
-    name: str
-    """`haproxy.service`, `3f2a9c0b1d4e`, `user-1000.slice/session-3.scope`, `uid 33`."""
+"""So many owners of a pool are remembered in each third of that time, those with most ports. Each takes 8 KiB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +43,11 @@ class OwnerShare:
     owner: Owner
     ports: int
     estimated_ports: int = 0
-    """Those of `ports` that are the owner's by estimate."""
+    """Those of `ports` that are estimated."""
 
     @property
     def is_estimated(self) -> bool:
-        """Whether any of the ports is the owner's by estimate only."""
+        """Whether any of the ports is estimated."""
         return self.estimated_ports > 0
 
 
@@ -92,7 +62,7 @@ class Owners:
     other_ports: int = 0
     """The ports of those."""
     unknown_ports: int = 0
-    """Ports of which nothing tells who had them: TIME_WAITs that were there before anybody looked."""
+    """Ports whose owner cannot be estimated: TIME_WAITs from before the first reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +74,24 @@ class _Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
+class RecentOwners:
     """Who had which ports of one pool, or of a namespace's blocked ones, in the last two minutes."""
 
     spans: tuple[_Span, ...] = field(default=())
     """The newest first."""
 
-    def after(self, now: float, live: Mapping[Owner, int]) -> Recent:
+    def after(self, now: float, live: Mapping[Owner, int]) -> RecentOwners:
         """Return what is remembered once these ports were seen, at `now` in monotonic seconds."""
         length = REMEMBERED_SECONDS / 3
         spans = [span for span in self.spans if now - span.began < REMEMBERED_SECONDS + length]
         latest = spans.pop(0) if spans and now - spans[0].began < length else _Span(now, {})
+        # A port that an owner has now belongs to that one alone, so that a TIME_WAIT there later counts for it.
         changed_hands = reduce(or_, live.values(), 0)
         ports = {
             owner: latest.ports.get(owner, 0) & ~changed_hands | live.get(owner, 0) for owner in {*latest.ports, *live}
         }
         most = sorted(ports, key=lambda owner: (-ports[owner].bit_count(), owner))[:MOST_REMEMBERED]
-        return Recent((_Span(latest.began, {owner: ports[owner] for owner in most}), *spans))
+        return RecentOwners((_Span(latest.began, {owner: ports[owner] for owner in most}), *spans))
 
     def ports(self) -> dict[Owner, int]:
         """Return all ports that each owner had."""
@@ -131,22 +102,15 @@ class Recent:
         return dict(had)
 
 
-def owner_of(path: str | None, uid: int | None) -> Owner | None:
-    """Return the owner that a cgroup's path and a user id tell, None if neither is known."""
-    if path is not None and path.strip("/"):
-        return _named(path)
-    return None if uid is None else Owner(OwnerKind.UID, f"uid {uid}")
-
-
 def pool_owners(
     key: PoolKey,
     table: OwnerTable,
     paths: Mapping[int, str],
     *,
     ports: int,
-    recent: Recent,
+    recent: RecentOwners,
     now: float,
-) -> tuple[Owners, Recent]:
+) -> tuple[Owners, RecentOwners]:
     """Return who holds the ports of a pool, and what is remembered for the next time.
 
     Args:
@@ -157,12 +121,12 @@ def pool_owners(
         recent: What was remembered of the same pool.
         now: Monotonic seconds.
     """
-    return _owners([_held(table, paths, _of_pool(table.groups, key), ports)], recent, now)
+    return _owners([_held_ports(table, paths, _of_pool(table.groups, key), ports)], recent, now)
 
 
 def blocked_owners(
-    table: OwnerTable, paths: Mapping[int, str], *, blocked: int, recent: Recent, now: float
-) -> tuple[Owners, Recent]:
+    table: OwnerTable, paths: Mapping[int, str], *, blocked: int, recent: RecentOwners, now: float
+) -> tuple[Owners, RecentOwners]:
     """Return who holds the blocked ports of a namespace, and what is remembered for the next time.
 
     Where a socket listens or is bound without a connection, that is what blocks the port, whoever else is on it.
@@ -176,97 +140,41 @@ def blocked_owners(
     """
     bound = [group.state in _BOUND_STATES for group in table.groups]
     others = [not one for one in bound]
-    return _owners([_held(table, paths, chosen, blocked) for chosen in (bound, others)], recent, now)
+    return _owners([_held_ports(table, paths, chosen, blocked) for chosen in (bound, others)], recent, now)
 
 
 def sockets_of_pool(key: PoolKey, table: OwnerTable) -> list[int]:
-    """Return the places of the groups whose sockets hold their ports against a pool."""
+    """Return the indices of the groups whose sockets hold their ports against a pool."""
     return list(compress(count(), _of_pool(table.groups, key)))
 
 
 def sockets_of_blocked(table: OwnerTable) -> list[int]:
-    """Return the places of all groups, those first that block the port whoever else is on it."""
-    return sorted(range(len(table.groups)), key=lambda place: table.groups[place].state not in _BOUND_STATES)
+    """Return the indices of all groups, those that listen or are bound first: they block the port."""
+    return sorted(range(len(table.groups)), key=lambda index: table.groups[index].state not in _BOUND_STATES)
 
 
 def port_bits(ports: Iterable[int]) -> int:
-    """Return a set of ports as a number with a bit for each: what this module counts and compares in one step."""
+    """Return a set of ports as a number with a bit for each, so that sets are counted and compared in one step."""
     flags = bytearray(PORTS // 8)
     for port in ports:
         flags[port >> 3] |= 1 << (port & 7)
     return int.from_bytes(flags, "little")
 
 
-# --- names --------------------------------------------------------------------------------------------------------
-
-_CONTAINER = re.compile(r"(?:.*[-:])?([0-9a-f]{64})(?:\.scope)?", re.DOTALL)
-_MONITOR = re.compile(r"(?:.*-)?conmon-[0-9a-f]{64}\.scope", re.DOTALL)
-_LXC = re.compile(r"lxc\.payload\.(.+)", re.DOTALL)
-_UNIT = re.compile(r".+\.(?:service|scope)", re.DOTALL)
-_USER_MANAGER = re.compile(r"user@[0-9]+\.service")
-_USER_SLICE = re.compile(r"user-[0-9]+\.slice")
-_SHORT_ID = 12
-
-
-def _named(path: str) -> Owner:
-    parts = [part for part in path.split("/") if part]
-    if (container := _container(parts)) is not None:
-        # A user may name cgroups below their own service manager as they like.
-        manager = next((f"{part}/" for part in parts if _USER_MANAGER.fullmatch(part)), "")
-        return Owner(OwnerKind.CONTAINER, _label(f"{manager}{container}"))
-    if (unit := _unit(parts)) is not None:
-        return Owner(OwnerKind.UNIT, _label(unit))
-    slices = [part for part in parts if part.endswith(".slice")]
-    return Owner(OwnerKind.SLICE, _label(slices[-1])) if slices else Owner(OwnerKind.CGROUP, _label(path))
-
-
-def _container(parts: Iterable[str]) -> str | None:
-    """Return the container that a path leads into, the innermost; what watches over a container is not in it."""
-    found = None
-    for part in parts:
-        if (match := _LXC.fullmatch(part)) is not None:
-            found = match[1]
-        elif (match := _CONTAINER.fullmatch(part)) is not None and not _MONITOR.fullmatch(part):
-            found = match[1][:_SHORT_ID]
-    return found
-
-
-def _unit(parts: list[str]) -> str | None:
-    """Return the outermost unit of a path, with what tells more of it."""
-    at = next((index for index, part in enumerate(parts) if _UNIT.fullmatch(part)), None)
-    if at is None:
-        return None
-    unit = parts[at]
-    if _USER_MANAGER.fullmatch(unit):
-        below = next((part for part in parts[at + 1 :] if _UNIT.fullmatch(part) and part != "init.scope"), None)
-        return unit if below is None else f"{unit}/{below}"
-    if at and unit.startswith("session-") and _USER_SLICE.fullmatch(parts[at - 1]):
-        return f"{parts[at - 1]}/{unit}"
-    return unit
-
-
-def _label(name: str) -> str:
-    """Return a name fit for a label, the middle left out of a long one."""
-    plain = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
-    half = (LONGEST_NAME - 1) // 2
-    return plain if len(plain) <= LONGEST_NAME else f"{plain[:half]}\N{HORIZONTAL ELLIPSIS}{plain[-half:]}"
-
-
-# --- ports --------------------------------------------------------------------------------------------------------
-
 _BOUND_STATES = (TcpState.LISTEN, TcpState.CLOSE)
 
 
-class _Held(NamedTuple):
-    """Ports with an owner, by owner, and ports that have sockets without one; a bit for each port."""
+class _HeldPorts(NamedTuple):
+    """Sets of ports, a bit for each port."""
 
-    live: dict[Owner, int]
+    by_owner: dict[Owner, int]
     ownerless: int
+    """Ports that have a socket without an owner."""
 
 
-def _held(table: OwnerTable, paths: Mapping[int, str], chosen: Iterable[bool], ports: int) -> _Held:
-    """Return what the chosen groups hold of the ports."""
-    live: defaultdict[Owner, int] = defaultdict(int)
+def _held_ports(table: OwnerTable, paths: Mapping[int, str], chosen: Iterable[bool], ports: int) -> _HeldPorts:
+    """Return which of `ports` the chosen groups hold."""
+    by_owner: defaultdict[Owner, int] = defaultdict(int)
     ownerless = 0
     for group, ports_of_group, is_chosen in zip(table.groups, table.ports_of, chosen, strict=True):
         held = port_bits(ports_of_group) & ports if is_chosen else 0
@@ -276,17 +184,17 @@ def _held(table: OwnerTable, paths: Mapping[int, str], chosen: Iterable[bool], p
         if owner is None:
             ownerless |= held
         else:
-            live[owner] |= held
-    return _Held(dict(live), ownerless)
+            by_owner[owner] |= held
+    return _HeldPorts(dict(by_owner), ownerless)
 
 
-def _owners(tiers: Iterable[_Held], recent: Recent, now: float) -> tuple[Owners, Recent]:
-    """Return the owners; of a port that is in several tiers, the first one decides."""
+def _owners(tiers: Iterable[_HeldPorts], recent: RecentOwners, now: float) -> tuple[Owners, RecentOwners]:
+    """Return the owners. A port that is in several tiers counts in the first one only."""
     live: defaultdict[Owner, int] = defaultdict(int)
     ownerless = taken = 0
     for tier in tiers:
         free = ~taken
-        for owner, ports in tier.live.items():
+        for owner, ports in tier.by_owner.items():
             live[owner] |= ports & free
             taken |= ports
         ownerless |= tier.ownerless
@@ -312,14 +220,14 @@ def _owners(tiers: Iterable[_Held], recent: Recent, now: float) -> tuple[Owners,
     return owners, remembered
 
 
-def _estimate(ownerless: int, live: Mapping[Owner, int], recent: Recent) -> tuple[dict[Owner, int], int]:
-    """Share ports without an owner out; return how many each owner gets, and how many nobody does."""
+def _estimate(ownerless: int, live: Mapping[Owner, int], recent: RecentOwners) -> tuple[dict[Owner, int], int]:
+    """Share ports without an owner out. Return how many each owner gets, and how many nobody gets."""
     estimates: defaultdict[Owner, int] = defaultdict(int)
     for span in recent.spans:
         for owner in sorted(span.ports):
-            its = ownerless & span.ports[owner]
-            estimates[owner] += its.bit_count()
-            ownerless &= ~its
+            had_last = ownerless & span.ports[owner]
+            estimates[owner] += had_last.bit_count()
+            ownerless &= ~had_last
     had = recent.ports()
     given_up = {owner: (ports & ~live.get(owner, 0)).bit_count() for owner, ports in had.items()}
     weights = given_up if any(given_up.values()) else {owner: ports.bit_count() for owner, ports in had.items()}

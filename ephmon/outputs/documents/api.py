@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ephmon.outputs.text.wording import existing_pools, printable, utc_time
+from ephmon.facts.foreign_text import printable
+from ephmon.outputs.text.wording import existing_pools, utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

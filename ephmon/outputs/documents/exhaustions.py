@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ephmon.facts.addresses import address_text
+from ephmon.facts.foreign_text import printable
 from ephmon.model.collectors import Collector
-from ephmon.model.owners.shares import owner_of
+from ephmon.model.owners.names import owner_of
 from ephmon.outputs.documents.api import SCHEMA
-from ephmon.outputs.text.wording import printable, utc_time
+from ephmon.outputs.text.wording import utc_time
 
 if TYPE_CHECKING:
     from ephmon.facts.failed_calls import ExhaustionEvent

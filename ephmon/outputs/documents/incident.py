@@ -11,19 +11,20 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.facts.addresses import address_text
+from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.port_list import format_ports
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.state_machine import Alerts
 from ephmon.model.incidents import Reason
-from ephmon.model.owners.shares import owner_of
+from ephmon.model.owners.names import owner_of
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.survey import worst_first
 from ephmon.outputs.documents import api
 from ephmon.outputs.documents.exhaustions import exhaustions_document
 from ephmon.outputs.text.advice import advice_object
 from ephmon.outputs.text.alerts import alert_objects, sentence
-from ephmon.outputs.text.wording import endpoint, one_line, printable, utc_time
+from ephmon.outputs.text.wording import endpoint, one_line, utc_time
 
 if TYPE_CHECKING:
     from ephmon.facts.failed_calls import ExhaustionEvent

@@ -11,9 +11,10 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ephmon.errors import EphmonError, quote
+from ephmon.facts.foreign_text import printable
 from ephmon.outputs.documents import api
 from ephmon.outputs.documents.incident import DOCUMENT, SCHEMA
-from ephmon.outputs.text.wording import one_line, printable
+from ephmon.outputs.text.wording import one_line
 from ephmon.regular_file import UnreadableFileError, read_regular_file
 
 if TYPE_CHECKING:

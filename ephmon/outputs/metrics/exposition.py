@@ -14,9 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from ephmon.facts.foreign_text import printable
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.metric import Metric, MetricsInput, MetricType
-from ephmon.outputs.text.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

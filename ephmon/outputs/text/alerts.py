@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName
-from ephmon.model.owners.shares import OwnerKind, owner_of
-from ephmon.outputs.text.wording import endpoint, percent, pool_name, printable, remaining, utc_time
+from ephmon.model.owners.names import OwnerKind, owner_of
+from ephmon.outputs.text.wording import endpoint, percent, pool_name, remaining, utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

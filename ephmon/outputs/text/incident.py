@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.model.advice.causes import Advice
-from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
+from ephmon.model.owners.names import Owner, OwnerKind
+from ephmon.model.owners.shares import Owners, OwnerShare
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.report import NamespaceReport
 from ephmon.outputs.text.advice import advice_lines

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.facts.foreign_text import printable
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.collectors import Collector
-from ephmon.outputs.text.wording import endpoint, pool_name, printable
+from ephmon.model.owners.questions import BLOCKED_PORTS, PortSet
+from ephmon.outputs.text.wording import endpoint, pool_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,13 +56,13 @@ def ports(number: int) -> str:
     return "1 port" if number == 1 else f"{number} ports"
 
 
-def held_ports(held: PoolKey | None) -> str:
-    """Return `Ports toward 10.0.0.9:443`, `Ports of tcp_bind at 10.0.0.1`, `Blocked ports` for None."""
-    if held is None:
+def port_set_name(port_set: PortSet) -> str:
+    """Return `Ports toward 10.0.0.9:443`, `Ports of tcp_bind at 10.0.0.1` or `Blocked ports`."""
+    if port_set is BLOCKED_PORTS:
         return "Blocked ports"
-    if held.destination is None:
-        return f"Ports of {pool_name(held)}"
-    return f"Ports toward {endpoint(held.destination, held.destination_port)}"
+    if port_set.destination is None:
+        return f"Ports of {pool_name(port_set)}"
+    return f"Ports toward {endpoint(port_set.destination, port_set.destination_port)}"
 
 
 def processes_line(found: Sequence[tuple[int, str, int]], *, is_complete: bool) -> str:
@@ -80,7 +82,7 @@ def processes_line(found: Sequence[tuple[int, str, int]], *, is_complete: bool) 
 
 
 def owner_lines(
-    report: Report, asked: Sequence[PoolKey], processes: Mapping[PoolKey | None, str], left_out: int
+    report: Report, asked: Sequence[PoolKey], processes: Mapping[PortSet, str], left_out: int
 ) -> Iterator[str]:
     """Yield the lines below a table: the owners of each pool in `asked`, then those of the blocked ports.
 
@@ -92,11 +94,13 @@ def owner_lines(
     """
     yield ""
     yield "Who holds the ports:"
-    answers = [(key, pool_name(key), report.owners.get(key)) for key in asked]
-    blocked = [(None, "blocked ports", owners) for owners in report.blocked_owners.values() if owners_line(owners)]
-    for held, name, owners in (*answers, *blocked):
+    answers: list[tuple[PortSet, str, Owners | None]] = [(key, pool_name(key), report.owners.get(key)) for key in asked]
+    answers += [
+        (BLOCKED_PORTS, "blocked ports", owners) for owners in report.blocked_owners.values() if owners_line(owners)
+    ]
+    for port_set, name, owners in answers:
         yield f"{name}: {_line_or_nobody(owners)}"
-        if line := processes.get(held):
+        if line := processes.get(port_set):
             yield f"  {line}"
     if left_out:
         more = "1 more pool" if left_out == 1 else f"{left_out} more pools"

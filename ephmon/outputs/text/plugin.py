@@ -9,11 +9,12 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.advice import advice_lines
-from ephmon.outputs.text.wording import percent, pool_name, printable, remaining
+from ephmon.outputs.text.wording import percent, pool_name, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import host_and_port
+from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness
 from ephmon.model.pools.kinds import PoolKind
@@ -21,7 +22,6 @@ _WHO_BLOCKS = "As root, `ss -tlnp` shows who listens, and `ss -tanp state all` s
 _ESTIMATE = "~ marks an estimate: some socket properties are not visible."
 _PROBE = " `ephmon headroom DESTINATION:PORT --probe` asks the kernel and settles most cases."
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 _BLINDNESS: dict[str, str] = {
     Blindness.BOUND_UNCONNECTED: "Bound TCP sockets without a connection are not visible: fewer ports may remain.",
@@ -31,17 +31,6 @@ _BLINDNESS: dict[str, str] = {
 
 COLUMNS = ("KIND", "SOURCE", "DESTINATION", "UTIL%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "STATES")
 """The headings of `cells`."""
-
-
-def printable(text: str) -> str:
-    """Return `text` with every character that cannot be displayed replaced by U+FFFD.
-
-    Names of processes and namespaces may contain control characters, which a terminal obeys, and lone surrogates, which
-    are not valid UTF-8. `str.isprintable` is false for both.
-    """
-    if text.isprintable():
-        return text
-    return "".join(character if character.isprintable() else REPLACEMENT for character in text)
 
 
 def one_line(text: str) -> str:

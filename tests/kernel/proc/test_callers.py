@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.kernel.proc.callers import GONE, Callers, escaped
+from ephmon.facts.foreign_text import escaped
+from ephmon.kernel.proc.callers import GONE, Callers
 from tests.namespaces import Agent, Namespace
 from tests.tracing import host_pids
 

@@ -1,4 +1,4 @@
-"""Who holds the ports that were asked about: what is read for it, which ports count, and whose processes are sought."""
+"""Who holds the ports that were asked about: what is read, which ports count, and which processes are looked at."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 from ephmon.facts.addresses import Endpoint
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
 from ephmon.facts.sockets import Protocol, TcpState
-from ephmon.model.owners import answers as holders_module
-from ephmon.model.owners.answers import BLOCKED, Ground, OwnerReading, Sought, ToRead, holders, sought, to_read
-from ephmon.model.owners.questions import OwnerQuestions
-from ephmon.model.owners.shares import Recent
+from ephmon.model.owners import answers as answers_module
+from ephmon.model.owners.answers import (
+    OwnedSockets,
+    PortState,
+    ProcessQuery,
+    SocketQuery,
+    find_owners,
+    process_query,
+    socket_query,
+)
+from ephmon.model.owners.questions import BLOCKED_PORTS, OwnerQuestions
+from ephmon.model.owners.shares import RecentOwners
 from ephmon.model.pools.kinds import PoolKind
 from tests.builders import make_bind_pool, make_pool
 from tests.model.facts import HIGH, LOW, make_ports, make_sysctls, packed
@@ -27,7 +35,7 @@ UDP = BIND._replace(kind=PoolKind.UDP_BIND)
 SHARED, SUSPECT_PORT, BLOCKED_PORT, RESERVED = LOW, LOW + 1, LOW + 2, LOW + 3
 USABLE = [port for port in range(LOW, HIGH + 1) if port != RESERVED]
 SYSCTLS = make_sysctls(reserved=[RESERVED])
-GROUND = Ground(SYSCTLS, make_ports(SYSCTLS, blocked=[BLOCKED_PORT], suspect=[SUSPECT_PORT]))
+PORT_STATE = PortState(SYSCTLS, make_ports(SYSCTLS, blocked=[BLOCKED_PORT], suspect=[SUSPECT_PORT]))
 HERE, THERE = packed("10.0.0.1"), packed("10.0.0.9")
 PATHS = {7: "/system.slice/haproxy.service", 8: "/system.slice/nginx.service"}
 
@@ -67,23 +75,23 @@ def ports_of(owners: Owners | None) -> dict[str, int]:
 
 
 def test_pools_with_a_destination_are_read_toward_it_and_nothing_else_is() -> None:
-    assert to_read(OwnerQuestions((CONNECT, OTHER)), GROUND) == ToRead(
+    assert socket_query(OwnerQuestions((CONNECT, OTHER)), PORT_STATE) == SocketQuery(
         frozenset({Endpoint(THERE, 443), Endpoint(packed("10.0.0.8"), 443)}), {}
     )
 
 
 def test_blocked_ports_are_read_alone_unless_all_ports_are_read_anyway() -> None:
-    blocked = to_read(OwnerQuestions(blocked=True), GROUND)
-    both = to_read(OwnerQuestions((BIND, UDP), blocked=True), GROUND)
+    blocked = socket_query(OwnerQuestions(blocked=True), PORT_STATE)
+    both = socket_query(OwnerQuestions((BIND, UDP), blocked=True), PORT_STATE)
 
-    assert blocked == ToRead(frozenset(), {Protocol.TCP: [SUSPECT_PORT, BLOCKED_PORT]})
-    assert both == ToRead(frozenset(), {Protocol.TCP: USABLE, Protocol.UDP: USABLE})
+    assert blocked == SocketQuery(frozenset(), {Protocol.TCP: [SUSPECT_PORT, BLOCKED_PORT]})
+    assert both == SocketQuery(frozenset(), {Protocol.TCP: USABLE, Protocol.UDP: USABLE})
 
 
 def test_while_tcp_could_never_be_read_udp_is() -> None:
-    ground = Ground(SYSCTLS, None)
+    port_state = PortState(SYSCTLS, None)
 
-    assert to_read(OwnerQuestions((UDP,)), ground) == ToRead(frozenset(), {Protocol.UDP: USABLE})
+    assert socket_query(OwnerQuestions((UDP,)), port_state) == SocketQuery(frozenset(), {Protocol.UDP: USABLE})
 
 
 # --- which ports count --------------------------------------------------------------------------------------------
@@ -91,12 +99,12 @@ def test_while_tcp_could_never_be_read_udp_is() -> None:
 
 def test_of_a_pool_the_ports_of_its_capacity_count() -> None:
     ports = [SHARED, SUSPECT_PORT, BLOCKED_PORT, RESERVED]
-    reading = OwnerReading(
+    sockets = OwnedSockets(
         toward=make_owner_table(row(ports, [1, 2, 3, 4])),
         on_ports={Protocol.TCP: make_owner_table(row(ports, [1, 2, 3, 4], to=bytes(4)))},
         paths=PATHS,
     )
-    answer = holders(OwnerQuestions((CONNECT, BIND), blocked=True), reading, GROUND, 1000.0)
+    answer = find_owners(OwnerQuestions((CONNECT, BIND), blocked=True), sockets, PORT_STATE, 1000.0)
 
     assert ports_of(answer.pools[CONNECT]) == {"haproxy.service": 1}
     assert ports_of(answer.pools[BIND]) == {"haproxy.service": 3}
@@ -104,14 +112,14 @@ def test_of_a_pool_the_ports_of_its_capacity_count() -> None:
 
 
 def test_tcp_and_udp_are_told_apart() -> None:
-    reading = OwnerReading(
+    sockets = OwnedSockets(
         on_ports={
             Protocol.TCP: make_owner_table(listening([SHARED], [1])),
             Protocol.UDP: make_owner_table(listening([SHARED, SHARED + 5], [2, 3], 7)),
         },
         paths=PATHS,
     )
-    answer = holders(OwnerQuestions((BIND, UDP)), reading, GROUND, 1000.0)
+    answer = find_owners(OwnerQuestions((BIND, UDP)), sockets, PORT_STATE, 1000.0)
 
     assert ports_of(answer.pools[BIND]) == {"nginx.service": 1}
     assert ports_of(answer.pools[UDP]) == {"haproxy.service": 2}
@@ -120,26 +128,26 @@ def test_tcp_and_udp_are_told_apart() -> None:
 
 def test_what_is_remembered_is_of_the_questions_asked() -> None:
     """A pool that is asked about again after another answer has begun anew."""
-    reading = OwnerReading(toward=make_owner_table(row([SHARED], [1])), paths=PATHS)
-    waiting = OwnerReading(
+    sockets = OwnedSockets(toward=make_owner_table(row([SHARED], [1])), paths=PATHS)
+    waiting = OwnedSockets(
         toward=make_owner_table(row([SHARED], [0], None, uid=None, state=TcpState.TIME_WAIT)), paths=PATHS
     )
-    first = holders(OwnerQuestions((CONNECT,), blocked=True), reading, GROUND, 1000.0)
-    second = holders(OwnerQuestions((CONNECT,)), waiting, GROUND, 1005.0, first.recent)
-    anew = holders(OwnerQuestions((CONNECT,)), waiting, GROUND, 1005.0, {CONNECT: Recent()})
+    first = find_owners(OwnerQuestions((CONNECT,), blocked=True), sockets, PORT_STATE, 1000.0)
+    second = find_owners(OwnerQuestions((CONNECT,)), waiting, PORT_STATE, 1005.0, first.recent)
+    anew = find_owners(OwnerQuestions((CONNECT,)), waiting, PORT_STATE, 1005.0, {CONNECT: RecentOwners()})
 
-    assert set(first.recent) == {CONNECT, BLOCKED}
+    assert set(first.recent) == {CONNECT, BLOCKED_PORTS}
     assert set(second.recent) == {CONNECT}
     assert ports_of(second.pools[CONNECT]) == {"haproxy.service": 1}
     assert second.pools[CONNECT].shares[0].is_estimated
     assert anew.pools[CONNECT].unknown_ports == 1
 
 
-# --- whose processes are sought -----------------------------------------------------------------------------------
+# --- which processes are looked at --------------------------------------------------------------------------------
 
 
-def test_processes_are_sought_in_the_cgroups_of_the_pools_sockets_and_among_the_users_of_those_without() -> None:
-    reading = OwnerReading(
+def test_processes_are_looked_for_in_the_cgroups_of_the_pools_sockets_and_among_the_users_of_those_without() -> None:
+    sockets = OwnedSockets(
         toward=make_owner_table(
             row([SHARED], [11]),
             row([SHARED + 5], [12], 99, uid=44),
@@ -150,19 +158,23 @@ def test_processes_are_sought_in_the_cgroups_of_the_pools_sockets_and_among_the_
         paths=PATHS,
     )
 
-    assert sought(reading, CONNECT) == Sought(
+    assert process_query(sockets, CONNECT) == ProcessQuery(
         inodes=frozenset({11, 12, 13}), cgroup_ids=frozenset({7}), uids=frozenset({44, 55})
     )
-    assert sought(reading, OTHER) == Sought(inodes=frozenset({14}), cgroup_ids=frozenset({8}), uids=frozenset())
-    assert sought(reading, BLOCKED) == Sought(inodes=frozenset(), cgroup_ids=frozenset(), uids=frozenset())
+    assert process_query(sockets, OTHER) == ProcessQuery(
+        inodes=frozenset({14}), cgroup_ids=frozenset({8}), uids=frozenset()
+    )
+    assert process_query(sockets, BLOCKED_PORTS) == ProcessQuery(
+        inodes=frozenset(), cgroup_ids=frozenset(), uids=frozenset()
+    )
 
 
 def test_of_too_many_sockets_on_blocked_ports_those_that_block_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holders_module, "MOST_INODES", 3)
+    monkeypatch.setattr(answers_module, "MOST_INODES", 3)
     accepted = row([BLOCKED_PORT] * 4, [21, 22, 23, 24])
-    reading = OwnerReading(
+    sockets = OwnedSockets(
         on_ports={Protocol.TCP: make_owner_table(accepted, listening([BLOCKED_PORT, SUSPECT_PORT], [31, 32]))},
         paths=PATHS,
     )
 
-    assert sought(reading, BLOCKED).inodes == {31, 32, 21}
+    assert process_query(sockets, BLOCKED_PORTS).inodes == {31, 32, 21}

@@ -104,7 +104,8 @@ def test_what_inet_diag_does_not_read_has_no_answer(
 
 
 def test_the_refusal_says_what_to_do() -> None:
-    assert refusal([Protocol.UDP, Protocol.TCP]) == (
-        "Only inet_diag tells who holds ports, and tcp and udp are not read by it: load the kernel modules tcp_diag "
-        "and udp_diag, allow AF_NETLINK, and leave poll.backend at auto."
-    )
+    sentence = refusal([Protocol.UDP, Protocol.TCP])
+
+    assert "inet_diag" in sentence
+    assert "tcp and udp" in sentence
+    assert all(fix in sentence for fix in ("tcp_diag", "udp_diag", "AF_NETLINK", "poll.backend"))

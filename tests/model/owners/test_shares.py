@@ -13,17 +13,14 @@ from hypothesis import strategies as st
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.owned_sockets import OwnerGroup, OwnerTable
 from ephmon.facts.sockets import TcpState
+from ephmon.model.owners.names import LONGEST_NAME, Owner, OwnerKind, owner_of
 from ephmon.model.owners.shares import (
-    LONGEST_NAME,
     MOST_REMEMBERED,
-    Owner,
-    OwnerKind,
     Owners,
     OwnerShare,
-    Recent,
+    RecentOwners,
     apportion,
     blocked_owners,
-    owner_of,
     pool_owners,
     port_bits,
 )
@@ -153,12 +150,12 @@ def make_table(*rows: Row) -> OwnerTable:
     )
 
 
-def owners_of(*rows: Row, key: PoolKey = KEY, ports: int = ALL, recent: Recent | None = None) -> Owners:
-    return pool_owners(key, make_table(*rows), PATHS, ports=ports, recent=recent or Recent(), now=1000.0)[0]
+def owners_of(*rows: Row, key: PoolKey = KEY, ports: int = ALL, recent: RecentOwners | None = None) -> Owners:
+    return pool_owners(key, make_table(*rows), PATHS, ports=ports, recent=recent or RecentOwners(), now=1000.0)[0]
 
 
 def blockers_of(*rows: Row, blocked: int = ALL, paths: Mapping[int, str] = PATHS) -> Owners:
-    return blocked_owners(make_table(*rows), paths, blocked=blocked, recent=Recent(), now=1000.0)[0]
+    return blocked_owners(make_table(*rows), paths, blocked=blocked, recent=RecentOwners(), now=1000.0)[0]
 
 
 def shares(owners: Owners) -> dict[str, tuple[int, int]]:
@@ -238,7 +235,7 @@ def test_time_waits_that_nobody_was_seen_before_are_of_nobody() -> None:
 
 
 def test_a_time_wait_belongs_to_whoever_had_the_port_last() -> None:
-    recent = Recent().after(900.0, {HAPROXY: port_bits(range(40_000, 40_050)), NGINX: port_bits([40_100])})
+    recent = RecentOwners().after(900.0, {HAPROXY: port_bits(range(40_000, 40_050)), NGINX: port_bits([40_100])})
     recent = recent.after(910.0, {NGINX: port_bits(range(40_000, 40_010))})
     owners = owners_of(time_wait(range(40_000, 40_050)), recent=recent)
 
@@ -246,7 +243,7 @@ def test_a_time_wait_belongs_to_whoever_had_the_port_last() -> None:
 
 
 def test_the_latest_of_several_spans_decides() -> None:
-    recent = Recent().after(900.0, {HAPROXY: port_bits([40_000])}).after(950.0, {NGINX: port_bits([40_000])})
+    recent = RecentOwners().after(900.0, {HAPROXY: port_bits([40_000])}).after(950.0, {NGINX: port_bits([40_000])})
 
     assert shares(owners_of(time_wait([40_000]), recent=recent)) == {"nginx.service": (1, 1)}
 
@@ -254,7 +251,7 @@ def test_the_latest_of_several_spans_decides() -> None:
 def test_ports_nobody_was_seen_with_are_shared_out_by_the_ports_given_up() -> None:
     """Whoever keeps its connections leaves no TIME_WAIT, however many it has."""
     keeps = range(41_000, 41_500)
-    recent = Recent().after(990.0, {REDIS: port_bits(keeps), NGINX: port_bits([40_000])})
+    recent = RecentOwners().after(990.0, {REDIS: port_bits(keeps), NGINX: port_bits([40_000])})
     recent = recent.after(995.0, {REDIS: port_bits(keeps), NGINX: port_bits([40_001])})
     owners = owners_of(held(keeps, 9), held([40_002], 8), time_wait(range(45_000, 45_090)), recent=recent)
 
@@ -275,14 +272,14 @@ def test_a_closed_socket_is_its_cgroups_and_without_one_known_shared_out() -> No
 
 
 def test_two_minutes_are_remembered() -> None:
-    recent = Recent().after(1000.0, {HAPROXY: port_bits([40_000])})
+    recent = RecentOwners().after(1000.0, {HAPROXY: port_bits([40_000])})
 
     assert recent.after(1119.9, {}).ports() == {HAPROXY: port_bits([40_000])}
     assert recent.after(1160.0, {}).ports() == {}
 
 
 def test_what_is_remembered_is_bounded_however_many_owners_and_polls_there_are() -> None:
-    recent = Recent()
+    recent = RecentOwners()
     for second in range(600):
         recent = recent.after(second, {Owner(UID, f"uid {second}-{n}"): port_bits(range(n, 99)) for n in range(20)})
 
@@ -291,7 +288,7 @@ def test_what_is_remembered_is_bounded_however_many_owners_and_polls_there_are()
 
 
 def test_a_reading_is_remembered_for_the_next() -> None:
-    _, recent = pool_owners(KEY, make_table(held([40_000], 7)), PATHS, ports=ALL, recent=Recent(), now=1000.0)
+    _, recent = pool_owners(KEY, make_table(held([40_000], 7)), PATHS, ports=ALL, recent=RecentOwners(), now=1000.0)
     owners, _ = pool_owners(KEY, make_table(time_wait([40_000])), PATHS, ports=ALL, recent=recent, now=1030.0)
 
     assert shares(owners) == {"haproxy.service": (1, 1)}

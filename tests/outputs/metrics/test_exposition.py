@@ -23,7 +23,8 @@ from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity, Threshold, Thresholds
 from ephmon.model.collectors import Health
 from ephmon.model.failures.counters import Count, Exhaustions
-from ephmon.model.owners.shares import Owner, OwnerKind, Owners, OwnerShare
+from ephmon.model.owners.names import Owner, OwnerKind
+from ephmon.model.owners.shares import Owners, OwnerShare
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
 from ephmon.model.status import DeliveryFailure, DeliveryStatus, IncidentFailure, IncidentStatus, ReceiverKind

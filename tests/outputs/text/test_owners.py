@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.model.collectors import Health
-from ephmon.outputs.text.owners import held_ports, largest_owner_sentence, owner_lines, owners_line, processes_line
+from ephmon.model.owners.questions import BLOCKED_PORTS, PortSet
+from ephmon.outputs.text.owners import largest_owner_sentence, owner_lines, owners_line, port_set_name, processes_line
 from tests.builders import make_bind_pool, make_owners, make_pool, make_report
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def test_the_largest_owner_is_a_sentence(owners: Owners, sentence: str) -> None:
 
 
 def test_what_is_held_is_named() -> None:
-    assert held_ports(make_pool().key) == "Ports toward 10.0.0.9:443"
-    assert held_ports(make_bind_pool().key) == "Ports of tcp_bind at 10.0.0.1"
-    assert held_ports(None) == "Blocked ports"
+    assert port_set_name(make_pool().key) == "Ports toward 10.0.0.9:443"
+    assert port_set_name(make_bind_pool().key) == "Ports of tcp_bind at 10.0.0.1"
+    assert port_set_name(BLOCKED_PORTS) == "Blocked ports"
 
 
 def test_five_processes_are_named_and_the_others_counted() -> None:
@@ -71,7 +72,10 @@ def test_below_a_table_stands_who_holds_what_and_what_is_left_out() -> None:
         owners={pools[0].key: make_owners(("haproxy.service", 90)), pools[1].key: make_owners()},
         blocked_owners={"own": make_owners(("nginx.service", 2))},
     )
-    processes = {pools[0].key: "haproxy (pid 7, 90 sockets)", None: "nginx (pid 8, 2 sockets)"}
+    processes: dict[PortSet, str] = {
+        pools[0].key: "haproxy (pid 7, 90 sockets)",
+        BLOCKED_PORTS: "nginx (pid 8, 2 sockets)",
+    }
     report = report.with_health(processes=Health(available=False, reason="Not permitted."))
     lines = [*owner_lines(report, [pool.key for pool in pools], processes, 3)]
 

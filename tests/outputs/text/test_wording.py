@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ephmon.facts.foreign_text import printable
 from ephmon.facts.sockets import Backend, Blindness, Protocol
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.wording import (
@@ -18,7 +19,6 @@ from ephmon.outputs.text.wording import (
     gaps,
     one_line,
     percent,
-    printable,
     remaining,
     utc_time,
 )
