@@ -67,7 +67,9 @@ def owner_ports(metrics: Metrics) -> dict[str, float]:
 
 
 def document(daemon: Running) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(daemon.get("/api/v1/pools").body)
+    """Return the pools. At 10 polls a second the data may have expired for a moment where the machine is busy."""
+    reply = eventually(lambda: daemon.get("/api/v1/pools"), lambda reply: reply.status == 200)
+    found: dict[str, Any] = json.loads(reply.body)
     return found
 
 
