@@ -275,6 +275,17 @@ def test_every_pool_is_told_worst_first_whatever_it_holds() -> None:
     ]
 
 
+def test_equal_pools_have_one_order_whether_all_are_shown_or_the_worst_are_chosen() -> None:
+    """By address and port as numbers, not as text: 10.0.0.9 comes before 10.0.0.10."""
+    rows = [clients(2, host, port=port) for host in (10, 9, 100) for port in (5432, 443)]
+    (one,) = surveys = survey(snapshot_of(*rows))
+    expected = [toward(host, port) for host in (9, 10, 100) for port in (443, 5432)]
+
+    assert [pool.key for pool in every_pool(surveys, ()) if pool.key.kind == CONNECT] == expected
+    chosen = [entry.pools.pool(entry.key).key for entry in one.worst((), number=100)]
+    assert [key for key in chosen if key.kind == CONNECT] == expected
+
+
 def test_sixty_thousand_pools_are_counted_and_few_are_listed_and_remembered() -> None:
     """Somebody who picks destinations: all other ones in the second poll, and again others in the third."""
     state = blank_state(ListingRules(min_in_use=1))
