@@ -55,7 +55,9 @@ class Timeline:
         """Print one entry."""
         entry = Entry(seconds=time.monotonic() - self._start, who=who, text=text, is_figures=is_figures)
         self.said.append(entry)
-        print("\n".join(entry.lines()), file=self._stream, flush=True)
+        # In one piece: Ctrl-C between a line and its end would let the next line begin in the middle of it.
+        self._stream.write("".join(f"{line}\n" for line in entry.lines()))
+        self._stream.flush()
 
 
 def shortened(said: Sequence[Entry]) -> str:

@@ -9,16 +9,17 @@ import select
 import shlex
 import signal
 import ssl
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from tests.namespaces import Namespace
 
@@ -63,6 +64,30 @@ def ephmon(*arguments: str | Path) -> list[str]:
 def python(*arguments: str) -> list[str]:
     """Return a command line of the interpreter of the tests, which imports what they import."""
     return [sys.executable, "-P", *arguments]
+
+
+def with_readable_code() -> list[str]:
+    """Return the beginning of a command line that runs a program, of whatever user, where everybody can read our code.
+
+    The checkout and the Python may lie in a home directory that is closed to others, as /root is. Such a directory gets
+    an open one mounted over it, with nothing in it but these. For root.
+    """
+    needed = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, *sys.path) if path}
+    hidden: dict[Path, list[Path]] = {}
+    for path in sorted(filter(Path.exists, needed)):
+        closed = next((one for one in reversed(path.parents) if not one.stat().st_mode & stat.S_IXOTH), None)
+        if closed is not None:
+            hidden.setdefault(closed, []).append(path)
+    script = []
+    for closed, paths in hidden.items():
+        script.append("mount -t tmpfs -o mode=755 none /mnt")
+        for path in paths:
+            inside = shlex.quote(str(Path("/mnt", path.relative_to(closed))))
+            make = f"mkdir -p {inside}" if path.is_dir() else f"mkdir -p $(dirname {inside}) && touch {inside}"
+            script += [make, f"mount --bind {shlex.quote(str(path))} {inside}"]
+        script.append(f"mount --move /mnt {shlex.quote(str(closed))}")
+    program = "\n".join([*script, 'exec "$@"'])
+    return ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", program, "sh"]
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import io_uring, sockets
 from tests.cgroups import Cgroups
 from tests.namespaces import Namespace
-from tests.processes import Running, ephmon, eventually, put
+from tests.processes import Running, ephmon, eventually, put, with_readable_code
 from tests.tracing import host_pids, only_root, seeing_tracefs, stopping, tracing_daemon
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def test_it_takes_the_rights_that_the_page_names(ns: Namespace, rights: tuple[st
     with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
         Path(folder).chmod(0o755)
         config = put(Path(folder) / "config.yaml", CONFIG)
-        command = seeing_tracefs("setpriv", *rights, "--", *ephmon("run", "--config", config))
+        command = seeing_tracefs(*with_readable_code(), "setpriv", *rights, "--", *ephmon("run", "--config", config))
         with stopping(Running(ns, command)) as daemon:
             assert daemon.wait_for(poll_success=1)[AVAILABLE] == counts
             failed = ns.call(run_out, HERE, PORT)

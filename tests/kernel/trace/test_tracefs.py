@@ -21,6 +21,7 @@ from tests.tracing import (
     TRACING,
     exhaust,
     failures,
+    host_pids,
     only_root,
     seeing_tracefs,
     total,
@@ -186,6 +187,7 @@ def _prepared(ns: Namespace) -> Iterator[Agent]:
 
 
 @only_root
+@host_pids
 def test_a_prepared_instance_needs_no_privileges(ns: Namespace, prepared: Agent) -> None:
     """Not even to tell our own namespace from others."""
     ns.call(failures, HERE, 5)  # before it is opened: not counted
@@ -200,6 +202,7 @@ def test_a_prepared_instance_needs_no_privileges(ns: Namespace, prepared: Agent)
 
 
 @only_root
+@host_pids
 def test_a_prepared_instance_stays_when_it_is_closed(prepared: Agent) -> None:
     prepared.call(tracing.open_prepared_collector)
     prepared.call(tracing.close_all)
