@@ -6,9 +6,11 @@ import pytest
 
 from ephmon.config.scalars import RESERVED_LABELS
 from ephmon.delivery.notification import SUMMARIES, Notification, notifications_of
+from ephmon.model.advice.causes import advise
 from ephmon.model.alerting.state_machine import Alert, AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity
-from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_owners, make_pool, make_report
+from ephmon.outputs.text.advice import advice_lines
+from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_namespace, make_owners, make_pool, make_report
 
 
 def notified(*alerts: Alert) -> list[Notification]:
@@ -36,6 +38,7 @@ def test_an_alert_of_a_pool_has_the_labels_of_the_pool_and_tells_its_figures() -
         annotations={
             "summary": "A pool of local ports is almost used up.",
             "description": "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left.",
+            "advice": "\n".join(advice_lines(advise(pool, make_namespace().sysctls, listening_ports=None))),
         },
         starts_at=TAKEN_AT + 30.0,
     )
