@@ -10,7 +10,15 @@ from ephmon.model.advice.causes import advise
 from ephmon.model.alerting.state_machine import Alert, AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.advice import advice_lines
-from tests.builders import TAKEN_AT, make_alert, make_bind_pool, make_namespace, make_owners, make_pool, make_report
+from tests.builders import (
+    TAKEN_AT,
+    make_alert,
+    make_bind_pool,
+    make_namespace_report,
+    make_owners,
+    make_pool,
+    make_report,
+)
 
 
 def notified(*alerts: Alert) -> list[Notification]:
@@ -38,7 +46,7 @@ def test_an_alert_of_a_pool_has_the_labels_of_the_pool_and_tells_its_figures() -
         annotations={
             "summary": "A pool of local ports is almost used up.",
             "description": "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 70.9%: 8229 of 28232 ports are left.",
-            "advice": "\n".join(advice_lines(advise(pool, make_namespace().sysctls, listening_ports=None))),
+            "advice": "\n".join(advice_lines(advise(pool, make_namespace_report().sysctls, listening_ports=None))),
         },
         starts_at=TAKEN_AT + 30.0,
     )
