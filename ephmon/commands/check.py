@@ -136,6 +136,6 @@ def _advice(worst: Finding | None, kept: Mapping[str, frozenset[int] | None]) ->
 def _remarks(surveys: Sequence[NamespaceSurvey]) -> list[str]:
     """Return what makes the figures uncertain."""
     sockets = [sockets for one in surveys for sockets in (one.namespace.tcp, one.namespace.udp) if sockets]
-    torn = sum(one.torn for one in surveys)
-    remark = f"Sockets changed while they were read: {torn} pools seemed to have more ports in use than exist."
-    return [*blindness(sorted({word for one in sockets for word in one.blind_to})), *([remark] if torn else [])]
+    overfull = sum(one.overfull for one in surveys)
+    remark = f"Sockets changed while they were read: {overfull} pools seemed to have more ports in use than exist."
+    return [*blindness(sorted({word for one in sockets for word in one.blind_to})), *([remark] if overfull else [])]

@@ -13,7 +13,7 @@ from ephmon.config.settings import describe
 from ephmon.config.thresholds import describe_thresholds, override_line
 from ephmon.errors import UsageError
 from ephmon.model.alerting.thresholds import Severity
-from ephmon.model.pools.survey import is_ignored
+from ephmon.model.pools.ignored_destinations import is_ignored
 from ephmon.model.pools.tcp_connect import connect_key
 
 if TYPE_CHECKING:

@@ -57,7 +57,7 @@ def _probed(
     snapshot: Snapshot, unprobed: NamespaceSurvey, ports: TcpPorts, seconds: float
 ) -> tuple[NamespaceSurvey, KernelError | None]:
     """Return the survey with the answers of the probe, and why answers are missing, None if none are."""
-    asked = ports.not_known_to_be_blocked() if ports.blind_to else ports.unanswered()
+    asked = ports.not_known_to_be_blocked() if ports.blind_to else ports.in_doubt()
     try:
         require_probe()
         answers = probe(asked, Deadline(seconds, time.monotonic))

@@ -15,7 +15,7 @@ from ephmon.model.step import (
     after_failed_narrow_poll,
     after_failed_poll,
     after_narrow_poll,
-    classify_ports,
+    classify_with_memory,
     conclude,
     narrow_destinations,
     next_full_poll,
@@ -112,7 +112,7 @@ class Poller:
 
     def _conclude(self, snapshot: Snapshot, previous: State, *, evidence: bool) -> State:
         """Return the state after the poll; ports in doubt are asked about between their classes and the counting."""
-        classified, health = classify_ports(snapshot, previous), previous.report.collectors.get(Collector.PROBE)
+        classified, health = classify_with_memory(snapshot, previous), previous.report.collectors.get(Collector.PROBE)
         if self._config.probe == ProbeChoice.NEVER:
             health = None
         elif evidence:  # without it every port in use is in doubt, which the next poll with evidence settles for less
@@ -123,12 +123,12 @@ class Poller:
     def _settle(self, snapshot: Snapshot, previous: State, classified: Classified) -> tuple[Classified, Health]:
         """Return the classes after the kernel was asked about ports in doubt, and how that went."""
         deadline = Deadline(PROBE_SECONDS, self._clock, self._wanted)
-        in_doubt = {inode: one.ports.unanswered() for inode, one in classified.items()}
+        in_doubt = {inode: one.ports.in_doubt() for inode, one in classified.items()}
         try:
             answers = {inode: self._probe.ask(ports, deadline) for inode, ports in in_doubt.items()}
         except KernelError as error:
             return classified, Health(available=False, reason=str(error))
         is_cut = any(len(answers[inode]) < min(len(ports), MOST_PROBED_PORTS) for inode, ports in in_doubt.items())
         if any(answers.values()):
-            classified = classify_ports(snapshot, previous, answers)
+            classified = classify_with_memory(snapshot, previous, answers)
         return classified, Health(available=True, reason=PROBE_CUT if is_cut else None)

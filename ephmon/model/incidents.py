@@ -15,7 +15,7 @@ from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.recent import QUIET_SECONDS
-from ephmon.model.pools.survey import is_ignored
+from ephmon.model.pools.ignored_destinations import is_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

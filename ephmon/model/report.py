@@ -52,7 +52,7 @@ class NamespaceReport:
     """The highest utilisation ratio of the pools of each kind, listed or not; absent where there is none."""
     worst_unlisted: Mapping[PoolKind, float] = field(default_factory=dict)
     """The same of the pools that are not listed, which narrow polls do not look at."""
-    torn_pools: int = 0
+    overfull_pools: int = 0
     """Pools that seemed to hold more ports than there are, because sockets moved while they were read."""
     backends: Mapping[Protocol, Backend] = field(default_factory=dict)
     """Of the protocols that could be read."""

@@ -18,7 +18,8 @@ from ephmon.model.forecast.pool_forecasts import forecast_pools
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import choose, remember
-from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, Classified, classify, survey, worst_first
+from ephmon.model.pools.ranking import worst_first, worst_utilisation
+from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, Classified, classify, survey
 from ephmon.model.pools.tcp_connect import ConnectPools, connect_key, destination_of
 from ephmon.model.report import ListedPool, NamespaceReport, PollTotals
 from ephmon.model.state import NamespaceMemory, State
@@ -39,7 +40,7 @@ JUST_NOW_SECONDS = 5.0
 """A destination that connect() failed toward so lately is looked at by a narrow poll."""
 
 
-def classify_ports(
+def classify_with_memory(
     snapshot: Snapshot, state: State, answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL
 ) -> Classified:
     """Return the class of every port, given what is remembered and what the probe answered, by inode."""
@@ -56,7 +57,7 @@ def conclude(snapshot: Snapshot, previous: State, now: float, classified: Classi
 
     `classified` are the classes of the ports where they are known already, because the kernel was asked about some.
     """
-    known = classify_ports(snapshot, previous) if classified is None else classified
+    known = classify_with_memory(snapshot, previous) if classified is None else classified
     return after_full_poll(survey(snapshot, known), snapshot, previous, now)
 
 
@@ -280,9 +281,9 @@ def _namespace_report(
     kept_ports: frozenset[int] | None,
 ) -> NamespaceReport:
     namespace, sysctls = one.namespace, one.namespace.sysctls
-    worst = {pools.kind: one.worst_utilisation(pools, ignored) for pools in one.pool_sets}
+    worst = {pools.kind: worst_utilisation(pools, ignored) for pools in one.pool_sets}
     worst_unlisted = {
-        pools.kind: one.worst_utilisation(pools, ignored, {pools.find(pool.key) for pool in listed})
+        pools.kind: worst_utilisation(pools, ignored, {pools.find(pool.key) for pool in listed})
         for pools in one.pool_sets
     }
     kinds = [pool.key.kind for pool in listed if pool.key.netns == namespace.netns]
@@ -300,7 +301,7 @@ def _namespace_report(
         listed={pools.kind: kinds.count(pools.kind) for pools in one.pool_sets},
         worst={kind: ratio for kind, ratio in worst.items() if ratio is not None},
         worst_unlisted={kind: ratio for kind, ratio in worst_unlisted.items() if ratio is not None},
-        torn_pools=one.torn,
+        overfull_pools=one.overfull,
         backends=namespace.backends,
         missing=namespace.missing,
         fallbacks=namespace.fallbacks,

@@ -87,7 +87,7 @@ def read_with_probe() -> NamespaceSurvey:
     snapshot = _source().read(_DEADLINE_SECONDS)
     (one,) = survey(snapshot)
     assert one.ports is not None
-    asked = one.ports.not_known_to_be_blocked() if one.ports.blind_to else one.ports.unanswered()
+    asked = one.ports.not_known_to_be_blocked() if one.ports.blind_to else one.ports.in_doubt()
     answers = probe(asked, Deadline(_DEADLINE_SECONDS, time.monotonic))
     (one,) = survey(snapshot, classify(snapshot, answers={one.namespace.inode: answers}))
     return one

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from ephmon.model.pools.evidence import Evidence
     from ephmon.model.pools.kinds import Pool
-    from ephmon.model.pools.survey import NamespaceSurvey, PoolSet
+    from ephmon.model.pools.ranking import PoolSet
+    from ephmon.model.pools.survey import NamespaceSurvey
 
 DEADLINE_SECONDS = 20.0
 

@@ -78,7 +78,7 @@ def test_a_report_tells_of_the_namespace() -> None:
     assert namespace.sysctls.port_range == (40000, 40099)
     assert (namespace.reserved_ports, namespace.usable_ports) == (2, 98)
     assert (namespace.blocked_ports, namespace.ambiguous_ports) == (1, 1)
-    assert (namespace.blind_to, namespace.sysctls.tcp_tw_reuse, namespace.torn_pools) == ((), 1, 0)
+    assert (namespace.blind_to, namespace.sysctls.tcp_tw_reuse, namespace.overfull_pools) == ((), 1, 0)
     assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (3, 2)
     assert namespace.worst[CONNECT] == 31 / 98
 
@@ -121,7 +121,7 @@ def test_a_torn_reading_is_counted() -> None:
     torn = [replace(clients(100), group=clients(1).group._replace(state=state)) for state in (1, 4)]
     (namespace,) = conclude(snapshot_of(*torn), blank_state(), 0.0).report.namespaces
 
-    assert namespace.torn_pools == 1
+    assert namespace.overfull_pools == 1
 
 
 def test_what_cannot_be_seen_is_named() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.model.alerting.thresholds import severity_reached
 from ephmon.model.pools.kinds import PoolKind, share_of_usable
-from ephmon.model.pools.survey import worst_first
+from ephmon.model.pools.ranking import worst_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

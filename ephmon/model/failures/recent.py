@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ephmon.facts.addresses import address_text
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.model.pools.ignored_destinations import is_ignored
 from ephmon.model.pools.kinds import PoolKey, PoolKind
-from ephmon.model.pools.survey import is_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

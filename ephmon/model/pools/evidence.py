@@ -1,26 +1,24 @@
-"""Whether a port that connect() may or may not share is shared: what one reading shows, and what earlier ones knew.
+"""Whether a port in doubt is shared or blocked: what one reading shows, and what earlier readings showed.
 
-A port whose every socket carries IP_BIND_ADDRESS_NO_PORT is shared, one with a listening, bound or port-naming socket
-is blocked; both are certain. Such a *verdict* outlives what it was read from: it holds as long as the same sockets are
-on the port, which their fingerprint tells (a socket keeps its cookie into TIME_WAIT, where flags are no longer shown).
-The probe's answers are verdicts too.
+Two things are certain. A port whose every socket carries IP_BIND_ADDRESS_NO_PORT is shared. A port with a listening
+socket, a bound one, or one that named its port is blocked. A certain *verdict* holds as long as the same sockets are on
+the port, also when the kernel no longer shows their flags, as in TIME_WAIT. A fingerprint tells whether they are the
+same: it is made of the sockets' cookies, which they keep into TIME_WAIT. The probe's answers are verdicts too.
 
-Where there is none, the likelier case is estimated. Most programs connect(), so a port is taken as shared unless
+Where there is no verdict, the likelier case is estimated. Most programs call connect(), so a port counts as shared
+unless one of these holds:
 
-- it had a listener and has not been without sockets since: what is on it was accepted;
-- it had a socket that blocked it, has not been without sockets since, and the kernel frees ports late (before 6.18);
-- it has the wrong parity. connect() takes ports of the parity of the range's lower end as long as there are any, and
-  bind(address, 0) the others first (inet_csk_find_open_port()). A socket that holds a port of the other parity, while
-  others of the first are there for its destination, is likely to have got it from bind(); not so if its source shares
-  the port toward several destinations, which bind(address, 0) never lets happen. A port that was spared for either
-  reason stays so until it is seen without a socket: destinations empty, mostly the oldest connections first, and those
-  of the other parity are the youngest.
+- It had a listener, and has not been seen without a socket since: its sockets were accepted.
+- It had a socket that blocked it, has not been seen without a socket since, and the kernel frees ports late (before
+  Linux 6.18).
+- It has the wrong parity for connect(), without another reason (`ephmon.model.pools.parity`).
 
-From the same follows which addresses programs bind(address, 0) to: the *binders*.
+From the same follows for which addresses programs call bind(address, 0): the *binders*.
 
-A reading without evidence (`TcpSockets.has_evidence`) only counts. It shows that ports are held or listened on, but not
-that the same sockets are on them as before, nor which are bound and unconnected. So every port in use is in doubt then,
-and those that were last judged blocked, or were bound when it was last looked for, are suspect.
+A reading without evidence (`TcpSockets.has_evidence`) only counts. It shows which ports are held or listened on. It
+does not show whether the same sockets are on them as before, nor which sockets are bound and unconnected. So every port
+in use is in doubt then. It is suspect if its last verdict was that it is blocked, or if it was bound when that was last
+looked for.
 """
 
 from __future__ import annotations
@@ -35,19 +33,17 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import PORTS
 from ephmon.facts.sockets import Blindness, TcpState
-from ephmon.model.pools.port_classes import PortClass, TcpPorts, usable_ports
+from ephmon.model.pools.parity import ports_of_second_parity, taken_without_need
+from ephmon.model.pools.port_classes import PortClass, TcpPorts, mark_ports, usable_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.sockets import SocketTable, TcpSockets
 
-OVERFLOWING_SHARE = 0.8
-"""A destination that holds this share of the ports of the first parity may well have gone on to the other."""
-
 LITTLE_SHARE = 0.01
-"""So small a share of the usable ports may be blocked by others than listeners where polls only count."""
+"""Polls may only count while at most this share of the usable ports is blocked by others than listeners."""
 
 
 class PortVerdict(IntEnum):
@@ -57,7 +53,7 @@ class PortVerdict(IntEnum):
     SHARED = 1
     BLOCKED = 2
     SUSPECT = 3
-    """Not certain: only likely to be blocked. The signs may fade while the sockets stay."""
+    """Only likely to be blocked. It is remembered because its signs may fade while the sockets stay."""
 
 
 _UNCERTAIN = (PortVerdict.NONE, PortVerdict.SUSPECT)
@@ -66,44 +62,41 @@ _NOT = bytes([1]) + bytes(255)
 
 
 class Past(IntEnum):
-    """What a port has been since it was last seen without a socket: bits, in plain integers."""
+    """What happened on a port since it was last seen without a socket. These are bits."""
 
+    # An IntEnum and not an IntFlag: operations on these are made for each port, and IntFlag builds an object for each.
     LISTENED_ON = 1
     BLOCKED = 2
     BOUND = 4
-    """By a socket that was neither connected nor listening when it was last looked for."""
-    SPARED = 8
-    """Of the wrong parity, with a reason for it."""
+    """A socket on it was neither connected nor listening when that was last looked for."""
+    PARITY_EXPLAINED = 8
+    """It has the wrong parity, and there was a reason for it, so its parity says nothing about its sockets."""
 
 
-# By bit: what turns a table of past bits into 1 where the bit is set.
+# By bit: a translation table that turns a byte of past bits into 1 where the bit is set.
 _HAS = {bit: bytes(bool(value & bit) for value in range(256)) for bit in Past}
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is remembered of every port of one namespace; three tables of one size, whatever is on the ports."""
+    """What is remembered of every port of one namespace: three tables of fixed size, whatever is on the ports."""
 
     verdicts: bytes = field(default=bytes(PORTS))
     """`PortVerdict` by port."""
     fingerprints: array[int] = field(default_factory=lambda: array("Q", bytes(8 * PORTS)))
-    """Of the sockets that each verdict is about, by port (typecode "Q")."""
+    """The sockets that each verdict is about, by port (typecode "Q")."""
     past: bytes = field(default=bytes(PORTS))
-    """`Past` by port."""
+    """Bits of `Past` by port."""
     binders: frozenset[bytes] = frozenset()
-    """Packed local addresses that sockets let bind() choose a port for."""
+    """Packed local addresses for which sockets let bind() choose a port."""
     settles_much: bool = True
-    """Whether a reading that only counts would miss much.
-
-    So it is if of the ports in use at least as many were certainly shared as were in doubt, or if more than a few were
-    blocked by other sockets than listeners: where such sockets come and go, counting knows those of the past alone.
-    """
+    """Whether a reading that only counts would miss much."""
 
 
 NO_ANSWERS: Mapping[int, bool] = MappingProxyType({})
 
 
-def weigh(
+def classify_ports(
     sysctls: Sysctls,
     tcp: TcpSockets,
     previous: Evidence,
@@ -118,56 +111,68 @@ def weigh(
         tcp: Its TCP sockets.
         previous: What was remembered of the reading before.
         answers: What the probe found: port -> whether connect() may share it.
-        likely_binder_ports: So many ports of an address that are likely to have come from bind(address, 0) make it a
-            binder.
+        likely_binder_ports: An address is a binder if bind(address, 0) is likely to have chosen so many of its ports.
     """
     held = tcp.connections.ports
-    blocking = tcp.explicit_ports | tcp.bound.ports
-    past = _past(tcp, previous, held)
+    past = _past_of_ports(tcp, previous, held)
     if not tcp.has_evidence:
-        return _as_last_judged(sysctls, tcp, previous, held, past)
-    uncertain = _uncertain_ports(tcp, past, held) - blocking
-    verdicts = _verdicts(tcp, previous, uncertain, answers)
-    _assign(verdicts, held - uncertain, PortVerdict.SHARED)
-    _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), PortVerdict.BLOCKED)
+        return _classify_without_evidence(sysctls, tcp, previous, held, past)
+    blocking = tcp.explicit_ports | tcp.bound.ports
+    verdicts, unanswered = _verdicts(tcp, previous, answers, blocking, past)
     blocked = {port for port in held.union(blocking, answers) if verdicts[port] == PortVerdict.BLOCKED}
-    unanswered = {port for port in uncertain if verdicts[port] in _UNCERTAIN}
-    suspects = _with_a_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
-    suspects |= _of_wrong_parity(sysctls, tcp.connections, unanswered - suspects, blocked, past)
+    suspects = _suspected_by_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
+    suspects |= _suspected_by_parity(sysctls, tcp, unanswered - suspects, blocked, past)
     _assign(verdicts, suspects, PortVerdict.SUSPECT)
     classes = _classes(sysctls, unanswered, suspects, blocked)
     accepted = _left_by_listeners(past, held)
     ports = TcpPorts.of(bytes(classes), _still_blind_to(tcp, classes, answers), accepted - blocking)
+    # Sockets on ports that are blocked for another reason did not get them from bind(address, 0).
+    likely_bound = (blocked | suspects) - blocking - accepted
     evidence = Evidence(
         verdicts=bytes(verdicts),
         fingerprints=tcp.fingerprints if tcp.fingerprints is not None else previous.fingerprints,
         past=bytes(past),
-        binders=_binders(tcp, previous, (blocked | suspects) - blocking - accepted, answers, likely_binder_ports),
-        settles_much=verdicts.count(PortVerdict.SHARED) >= ports.ambiguous
-        or _without_listener(past, blocked | suspects) > LITTLE_SHARE * ports.usable,
+        binders=_binders(tcp, previous, likely_bound, answers, likely_binder_ports),
+        settles_much=_settles_much(ports, verdicts, past, blocked | suspects),
     )
     return ports, evidence
 
 
-def _as_last_judged(
+def _classify_without_evidence(
     sysctls: Sysctls, tcp: TcpSockets, previous: Evidence, held: frozenset[int], past: bytearray
 ) -> tuple[TcpPorts, Evidence]:
-    """Return the class of every port after a reading without evidence; the verdicts wait for the next one with it."""
+    """Return the class of every port after a reading that only counted.
+
+    Without fingerprints nobody knows whether a verdict still holds. So no verdict makes a port certain here, and a
+    blocking one makes it suspect. The verdicts stay for the next reading with evidence.
+    """
     blocking = tcp.bound.ports
     in_doubt = held - blocking
-    suspects = _with_a_past(tcp, past, set(in_doubt)).union(_bound_before(previous)) - blocking
-    judged_blocked = previous.verdicts.translate(_IS_BLOCKING)
-    if any(judged_blocked):
-        suspects.update(port for port in in_doubt if judged_blocked[port])
-    # The binders stay too: what is bound and unconnected, and so makes an address one of them, is not seen now.
+    suspects = _suspected_by_past(tcp, past, in_doubt).union(_bound_before(previous)) - blocking
+    was_blocking = previous.verdicts.translate(_IS_BLOCKING)
+    if any(was_blocking):
+        suspects.update(port for port in in_doubt if was_blocking[port])
+    # The binders stay too: bound and unconnected sockets, which make an address a binder, are not seen now.
     evidence = replace(previous, past=bytes(past))
     classes = _classes(sysctls, in_doubt, suspects, blocking)
     blind_to = tcp.blind_to | {Blindness.BOUND_UNCONNECTED}
     return TcpPorts.of(bytes(classes), blind_to, _left_by_listeners(past, held) - blocking), evidence
 
 
+def _settles_much(ports: TcpPorts, verdicts: bytearray, past: bytearray, blocked: set[int]) -> bool:
+    """Tell whether a reading that only counts would miss much; `blocked` are the ports likely or certain to be.
+
+    It would where evidence made at least as many ports certainly shared as it left in doubt: all of those would be in
+    doubt. It would too where more than a few ports are blocked by other sockets than listeners. Such sockets come and
+    go, and a reading that only counts knows those of earlier readings alone. Listeners it does see.
+    """
+    if verdicts.count(PortVerdict.SHARED) >= ports.ambiguous:
+        return True
+    return sum(not past[port] & Past.LISTENED_ON for port in blocked) > LITTLE_SHARE * ports.usable
+
+
 def _classes(sysctls: Sysctls, ambiguous: Iterable[int], suspects: Iterable[int], blocked: Iterable[int]) -> bytearray:
-    """Return the class of every port; where a port is in two of the sets, the later one holds."""
+    """Return the class of every port. Where a port is in two of the sets, the later set counts."""
     usable = usable_ports(sysctls)
     classes = bytearray(usable)
     for ports, value in ((ambiguous, PortClass.AMBIGUOUS), (suspects, PortClass.SUSPECT), (blocked, PortClass.BLOCKED)):
@@ -181,17 +186,14 @@ def _left_by_listeners(past: bytearray, held: Iterable[int]) -> frozenset[int]:
     return frozenset(port for port in held if listened_on[port]) if any(listened_on) else frozenset()
 
 
-def _without_listener(past: bytearray, ports: Iterable[int]) -> int:
-    """Return on how many of the ports nobody has listened since they were seen without a socket."""
-    return sum(not past[port] & Past.LISTENED_ON for port in ports)
-
-
 def _binders(
     tcp: TcpSockets, previous: Evidence, ports: set[int], answers: Mapping[int, bool], likely_binder_ports: int
 ) -> frozenset[bytes]:
-    """Return the addresses that sockets let bind() choose a port for; `ports` are those that they may hold."""
+    """Return the addresses for which sockets let bind() choose a port; `ports` are those that it may have chosen."""
     likely = _by_source(tcp.connections, ports)
+    # A connected socket that the probe says blocks its port got it from bind(address, 0): one such port is proof.
     proven = _by_source(tcp.connections, {port for port in ports if not answers.get(port, True)})
+    # A binder stays one down to its last such port, so that its pool does not come and go around the limit.
     known = previous.binders.union(proven)
     return tcp.bound_to_any_port.union(
         source for source, number in likely.items() if number >= likely_binder_ports or source in known
@@ -199,67 +201,70 @@ def _binders(
 
 
 def _still_blind_to(tcp: TcpSockets, classes: bytearray, answers: Mapping[int, bool]) -> frozenset[Blindness]:
-    """Return what may block a port unseen; bound sockets do not if the probe was asked of every such port."""
+    """Return what may block a port unseen: not bound sockets if the probe was asked about every port they may be on."""
     if Blindness.BOUND_UNCONNECTED not in tcp.blind_to:
         return tcp.blind_to
     asked = set(answers)
-    could_be_on = (port for port, value in enumerate(classes) if PortClass.UNUSABLE < value < PortClass.BLOCKED)
-    return tcp.blind_to - {Blindness.BOUND_UNCONNECTED} if asked.issuperset(could_be_on) else tcp.blind_to
+    maybe_bound = (port for port, value in enumerate(classes) if PortClass.UNUSABLE < value < PortClass.BLOCKED)
+    return tcp.blind_to - {Blindness.BOUND_UNCONNECTED} if asked.issuperset(maybe_bound) else tcp.blind_to
 
 
 def _by_source(connections: SocketTable, ports: set[int]) -> Counter[bytes]:
     """Count the sockets on some ports by local address."""
     if not ports:
         return Counter()
-    marked = _marked(ports)
+    is_chosen = mark_ports(ports)
     numbers: Counter[int] = Counter()
     for rows in connections.pieces():
-        numbers.update(compress(rows.group_of, map(marked.__getitem__, rows.port_of)))
+        numbers.update(compress(rows.group_of, map(is_chosen.__getitem__, rows.port_of)))
     found: Counter[bytes] = Counter()
     for index, number in numbers.items():
         found[connections.groups[index].source] += number
     return found
 
 
-def _assign(table: bytearray, ports: Iterable[int], value: int) -> None:
-    for port in ports:
-        table[port] = value
-
-
 def _uncertain_ports(tcp: TcpSockets, past: bytearray, held: frozenset[int]) -> set[int]:
-    """Return the ports held by connections of which one reading cannot tell whether connect() may share them.
-
-    Sockets that carry IP_BIND_ADDRESS_NO_PORT certainly got their ports from connect(); structures of TIME_WAIT and of
-    connection requests do not show it. An accepted socket inherits the options of its listener, so where one listened
-    the flag means nothing. Before Linux 6.18 a port may be blocked by a socket that has gone.
-    """
+    """Return the ports of connections of which one reading cannot tell whether connect() may share them."""
+    # Before Linux 6.18 a socket that has gone may still block the port, so no flag makes it certain.
     if not tcp.ports_recover:
         return set(held)
     certain = tcp.connections.groups.no_port_flags
     if not any(certain):
         return set(held)
+    # A socket with IP_BIND_ADDRESS_NO_PORT got its port from connect(). TIME_WAIT structures and connection requests do
+    # not show the option, so the ports that they are on stay uncertain.
     rows = compress(tcp.connections.port_of, map(certain.translate(_NOT).__getitem__, tcp.connections.group_of))
+    # An accepted socket inherits the options of its listener, so the option says nothing on a port that had one.
     return set(rows).union(port for port in held if past[port] & Past.LISTENED_ON)
 
 
-def _verdicts(tcp: TcpSockets, previous: Evidence, ports: Iterable[int], answers: Mapping[int, bool]) -> bytearray:
-    """Return the verdicts on `ports` that still hold, or that the probe gave."""
+def _verdicts(
+    tcp: TcpSockets, previous: Evidence, answers: Mapping[int, bool], blocking: frozenset[int], past: bytearray
+) -> tuple[bytearray, set[int]]:
+    """Return the verdict on every port, and the ports in use that have no certain one."""
+    held = tcp.connections.ports
+    uncertain = _uncertain_ports(tcp, past, held) - blocking
     verdicts = bytearray(PORTS)
     now, before = tcp.fingerprints, previous.fingerprints
-    for port in ports:
+    for port in uncertain:
         if port in answers:
             verdicts[port] = PortVerdict.SHARED if answers[port] else PortVerdict.BLOCKED
+        # Equal fingerprints mean the same sockets, so what was known of them still holds.
         elif now is not None and previous.verdicts[port] and now[port] == before[port]:
             verdicts[port] = previous.verdicts[port]
-    return verdicts
+    _assign(verdicts, held - uncertain, PortVerdict.SHARED)
+    # What blocks now counts more than any earlier verdict. The probe may also find a port blocked that shows no socket.
+    _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), PortVerdict.BLOCKED)
+    return verdicts, {port for port in uncertain if verdicts[port] in _UNCERTAIN}
 
 
-def _past(tcp: TcpSockets, previous: Evidence, held: frozenset[int]) -> bytearray:
-    """Return what each port has been, which is forgotten when it is seen without a socket."""
+def _past_of_ports(tcp: TcpSockets, previous: Evidence, held: frozenset[int]) -> bytearray:
+    """Return the bits of `Past` by port, 0 for ports that are seen without a socket."""
     past = bytearray(PORTS)
     if any(previous.past):
         for port in held:
             past[port] = previous.past[port] & ~Past.BOUND
+        # A reading that only counts does not look for bound sockets, so a port that had one keeps its past.
         for port in () if tcp.has_evidence else _bound_before(previous):
             past[port] = previous.past[port]
     for port in tcp.explicit_ports | tcp.bound.ports:
@@ -271,62 +276,33 @@ def _past(tcp: TcpSockets, previous: Evidence, held: frozenset[int]) -> bytearra
 
 
 def _bound_before(previous: Evidence) -> list[int]:
-    """Return the ports that were bound and unconnected when that was last looked for."""
+    """Return the ports that had a bound, unconnected socket when that was last looked for."""
     bound = previous.past.translate(_HAS[Past.BOUND])
     return [port for port, is_bound in enumerate(bound) if is_bound] if any(bound) else []
 
 
-def _with_a_past(tcp: TcpSockets, past: bytearray, ports: set[int]) -> set[int]:
-    """Return those of the ports whose sockets are likely to have come from what blocked the port earlier."""
+def _suspected_by_parity(
+    sysctls: Sysctls, tcp: TcpSockets, ports: set[int], blocked: set[int], past: bytearray
+) -> set[int]:
+    """Return those of the ports that are likely to be blocked by their parity, and mark the others of it in `past`."""
+    # Once explained, always explained while the port is held. Destinations empty again, mostly the oldest connections
+    # first, and those on the second parity are the youngest. They would be suspected when the reason is gone.
+    second = {port for port in ports_of_second_parity(sysctls, ports) if not past[port] & Past.PARITY_EXPLAINED}
+    without_need = taken_without_need(sysctls, tcp.connections, second, blocked)
+    for port in second - without_need:
+        past[port] |= Past.PARITY_EXPLAINED
+    return without_need
+
+
+def _suspected_by_past(tcp: TcpSockets, past: bytearray, ports: Collection[int]) -> set[int]:
+    """Return those of the ports whose sockets are likely to stem from what blocked the port earlier.
+
+    Those of a listener were accepted. Another blocking socket only matters where the kernel frees ports late.
+    """
     telling = Past.LISTENED_ON if tcp.ports_recover else Past.LISTENED_ON | Past.BLOCKED
     return {port for port in ports if past[port] & telling} if any(past) else set()
 
 
-def _of_wrong_parity(
-    sysctls: Sysctls, connections: SocketTable, ports: set[int], blocked: set[int], past: bytearray
-) -> set[int]:
-    """Return those of the ports, of the second parity, whose socket found ports of the first to be had.
-
-    A socket that certainly is from connect() found none, however many there are now. The others are marked as spared.
-    """
-    second = {port for port in ports if port % 2 != sysctls.port_range.low % 2 and not past[port] & Past.SPARED}
-    if not second:
-        return set()
-    keys, key_of = connections.groups.connect_keys, connections.groups.connect_key_of
-    first = _first_parity(sysctls, blocked)
-    enough = OVERFLOWING_SHARE * first.count(1)
-    held: Counter[int] = Counter()
-    for piece in connections.pieces():
-        rows_of_first = compress(piece.group_of, map(first.__getitem__, piece.port_of))
-        held.update(map(key_of.__getitem__, rows_of_first))
-    overflowing = {place for place, number in held.items() if number >= enough}
-    certain = connections.groups.no_port_flags
-    asked = _marked(second)
-    rows = [
-        row
-        for piece in connections.pieces()
-        for row in compress(zip(piece.group_of, piece.port_of, strict=True), map(asked.__getitem__, piece.port_of))
-    ]
-    suspects = {port for group, port in rows if not certain[group] and key_of[group] not in overflowing}
-    sharers = Counter((port, keys[key_of[group]].source) for group, port in rows if port in suspects)
-    suspects -= {port for (port, _), number in sharers.items() if number > 1}
-    for port in second - suspects:
-        past[port] |= Past.SPARED
-    return suspects
-
-
-def _first_parity(sysctls: Sysctls, blocked: set[int]) -> bytearray:
-    """Return 1 for each port that connect() looks at first and may find to be had."""
-    first = usable_ports(sysctls)
-    first[1 - sysctls.port_range.low % 2 :: 2] = bytes(PORTS // 2)
-    for port in blocked:
-        first[port] = 0
-    return first
-
-
-def _marked(ports: Iterable[int]) -> bytearray:
-    """Return 65,536 values, 1 for each of the ports."""
-    marks = bytearray(PORTS)
+def _assign(table: bytearray, ports: Iterable[int], value: int) -> None:
     for port in ports:
-        marks[port] = 1
-    return marks
+        table[port] = value

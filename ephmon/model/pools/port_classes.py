@@ -1,24 +1,28 @@
 """Which ports of the range a TCP connect() may still take, whatever its destination: the condition of a namespace.
 
-connect() on a socket without a port walks the range (`__inet_hash_connect()`, net/ipv4/inet_hashtables.c). For each
-candidate it looks up the bind bucket of (namespace, port) and
+connect() on a socket without a port walks the range (__inet_hash_connect(), net/ipv4/inet_hashtables.c). For each
+candidate it looks up the bind bucket of (namespace, port). Then it
 
 - takes the port if there is no bucket,
-- passes over it if any socket in the bucket did *not* get its port from connect(): the bucket's `fastreuse` or
-  `fastreuseport` is then not negative, and no address, family or destination is looked at,
-- otherwise takes it unless its own 4-tuple is in use (`__inet_check_established()`).
+- skips the port if any socket in the bucket did *not* get it from connect(): the bucket's `fastreuse` or
+  `fastreuseport` is not negative then, and the kernel looks at no address, family or destination,
+- otherwise takes the port unless its own 4-tuple is in use (__inet_check_established()).
 
-So a port is *blocked* for every connect() of the namespace while a TCP socket sits on it that got it in another way: by
-listening (any address, either family, IPV6_V6ONLY too), by bind() to that port, by bind(address, 0) without
-IP_BIND_ADDRESS_NO_PORT, or by being accepted from a listener on that port. Their TIME_WAIT blocks on. Since Linux 6.18
-the port is free for connect() again as soon as the last such socket has left it (`inet_bind_bucket_destroy()`); before,
-only when every socket has. UDP sockets block nothing.
+So a port is *blocked* for every connect() of the namespace while a TCP socket holds it that got it in another way:
 
-inet_diag shows listening and bound sockets, and tells which sockets named their port in bind(). Whether a connected
-socket got its port from connect() or from bind(address, 0) it does not tell, but for one flag: a connected socket that
-has IP_BIND_ADDRESS_NO_PORT and did not name its port got it from connect(). Ports with a socket of which it cannot be
-told are *ambiguous*, unless what was seen of the same sockets before decides; `ephmon.model.pools.evidence` weighs
-that.
+- by listening (on any address of either family, also with IPV6_V6ONLY),
+- by bind() to that port,
+- by bind(address, 0) without IP_BIND_ADDRESS_NO_PORT,
+- by being accepted from a listener on that port.
+
+The TIME_WAITs of such sockets block the port too. Since Linux 6.18 the port is free for connect() again when the last
+such socket has left it (inet_bind_bucket_destroy()). Before, it is free again when no socket is left at all. UDP
+sockets block nothing.
+
+inet_diag shows listening and bound sockets, and which sockets named their port in bind(). It does not show whether a
+connected socket got its port from connect() or from bind(address, 0), with one exception: a connected socket that has
+IP_BIND_ADDRESS_NO_PORT and did not name its port got it from connect(). Ports with any other connected socket are
+*ambiguous*, unless earlier readings of the same sockets decide: `ephmon.model.pools.evidence`.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from ephmon.facts.addresses import PORTS, covers
 from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.socket_groups import SocketGroup
     from ephmon.facts.sockets import Blindness, SocketTable
@@ -44,9 +50,9 @@ class PortClass(IntEnum):
     SHARED = 1
     """Free, or held only by sockets that certainly got it from connect()."""
     AMBIGUOUS = 2
-    """Held by a socket that may have got it otherwise, and by none that certainly did; likely to be shared."""
+    """Held by a socket that may have got it in another way, and by none that certainly did. Likely to be shared."""
     SUSPECT = 3
-    """The same, but likely to be blocked."""
+    """As AMBIGUOUS, but likely to be blocked."""
     BLOCKED = 4
     """Held by a socket that certainly did not get it from connect()."""
 
@@ -70,7 +76,7 @@ class TcpPorts:
     blind_to: frozenset[Blindness]
     """What may make a port blocked without being seen."""
     left_by_listeners: frozenset[int] = frozenset()
-    """Ports that had a listener earlier and have not been without sockets since: what is on them was accepted."""
+    """Ports that had a listener earlier and have held sockets ever since: those sockets were accepted."""
 
     @classmethod
     def of(
@@ -88,8 +94,8 @@ class TcpPorts:
             left_by_listeners=left_by_listeners,
         )
 
-    def unanswered(self) -> list[int]:
-        """Return the ambiguous ports, which the probe could tell."""
+    def in_doubt(self) -> list[int]:
+        """Return the ambiguous ports. The probe can settle each of them."""
         return [port for port, value in enumerate(self.classes) if value in (PortClass.AMBIGUOUS, PortClass.SUSPECT)]
 
     def not_known_to_be_blocked(self) -> list[int]:
@@ -98,7 +104,7 @@ class TcpPorts:
 
 
 def usable_ports(sysctls: Sysctls) -> bytearray:
-    """Return 65,536 values: SHARED where an allocation may draw from the port, UNUSABLE elsewhere."""
+    """Return 65,536 values of `PortClass`: SHARED where an allocation may choose the port, else UNUSABLE."""
     low, high = sysctls.port_range
     classes = bytearray(PORTS)
     classes[low : high + 1] = bytes([PortClass.SHARED]) * sysctls.port_range.size
@@ -107,10 +113,23 @@ def usable_ports(sysctls: Sysctls) -> bytearray:
     return classes
 
 
-class Listeners:
-    """The listening sockets of a namespace, asked whether an established socket was accepted from one of them.
+def count_usable(sysctls: Sysctls) -> int:
+    """Return how many ports an allocation may choose from."""
+    return PORTS - usable_ports(sysctls).count(PortClass.UNUSABLE)
 
-    An accepted socket keeps its listener's port, and its local address is one that the listener covers.
+
+def mark_ports(ports: Iterable[int]) -> bytearray:
+    """Return 65,536 values, 1 for each of the ports and else 0: a set of ports that map() can ask without bytecode."""
+    marks = bytearray(PORTS)
+    for port in ports:
+        marks[port] = 1
+    return marks
+
+
+class Listeners:
+    """The listening sockets of a namespace. They tell whether a connected socket was accepted from one of them.
+
+    An accepted socket has its listener's port, and its local address is one that the listener covers.
     """
 
     def __init__(self, bound: SocketTable) -> None:
@@ -125,7 +144,7 @@ class Listeners:
         """The ports that are listened on."""
         return frozenset(self._at)
 
-    def accepted(self, port: int, source: bytes) -> bool:
+    def have_accepted(self, port: int, source: bytes) -> bool:
         """Tell whether a socket with this local port and packed local address came from a listener."""
         return any(
             covers(listener.source, source, dual_stack=listener.dual_stack) for listener in self._at.get(port, ())

@@ -1,13 +1,14 @@
-"""Pools whose ports are taken whatever they are connected to: tcp_bind, udp_connect and udp_bind.
+"""Pools of the kinds tcp_bind, udp_connect and udp_bind: a port is taken whatever its socket is connected to.
 
-All three have one conflict rule; they differ in the protocol and in the address that the newcomer sits on.
+All three kinds have one conflict rule. They differ in the protocol and in the local address of the newcomer, which is
+the socket that asks for a port.
 
 tcp_bind
     bind(source, 0) of a TCP socket without IP_BIND_ADDRESS_NO_PORT: `inet_csk_find_open_port()` and
     `inet_bind_conflict()`, net/ipv4/inet_connection_sock.c. Key (namespace, source); bind() fails with EADDRINUSE.
-    Each such socket also takes one port from every connect() of the namespace (`ephmon.model.pools.port_classes`), and
-    the ports that connect() gave to sockets of the same source are lost to this pool, their TIME_WAIT included: reuse
-    of TIME_WAIT is for connect() alone.
+    Each such socket also blocks one port for every connect() of the namespace (`ephmon.model.pools.port_classes`). The
+    ports that connect() gave to sockets of the same source are lost to this pool. Their TIME_WAITs are too, because the
+    kernel reuses TIME_WAITs for connect() alone.
 udp_connect
     connect() or sendto() on a UDP socket without a port: `inet_autobind()`, net/ipv4/af_inet.c, binds it to the
     wildcard before any address is known. Key (namespace, family); the call fails with EAGAIN.
@@ -21,22 +22,23 @@ A port is in use for a newcomer if any socket of the protocol on it has a local 
 - either is the wildcard of a family that the other is of. The IPv6 wildcard without IPV6_V6ONLY is of both; so is, for
   an IPv4 newcomer at the wildcard, every IPv6 socket without IPV6_V6ONLY (`ephmon.facts.addresses.overlap`).
 
-State, peer and TIME_WAIT do not matter, nor do devices as long as the newcomer is bound to none. SO_REUSEADDR and
-SO_REUSEPORT on both sides let UDP sockets share ports; they are not shown, so those who use them have more ports left
-than is said here. With ip_autobind_reuse=1 the same is true of TCP sockets, and no tcp_bind number is exact.
+State, peer and TIME_WAIT do not matter. Devices do not matter either, as the newcomer is taken to be bound to none.
+SO_REUSEADDR and SO_REUSEPORT on both sides let UDP sockets share ports. The kernel does not show these options, so
+sockets that use them have more ports left than the numbers say. With ip_autobind_reuse=1 the same holds for TCP
+sockets, and no tcp_bind number is exact.
 
 When they exist
-    udp_connect: per family, once a UDP socket of it is inside the range. tcp_bind and udp_bind: once a socket inside
-    the range certainly came from bind(source, 0), because it is bound, unconnected and did not name its port; tcp_bind
-    also once at least `pools.min_in_use` ports of the source are likely to have come from it
-    (`ephmon.model.pools.evidence`; of UDP sockets nothing tells). A host that only connects fills these pools without
-    anybody drawing from them.
+    udp_connect: per family, once a UDP socket of the family is inside the range. tcp_bind and udp_bind: once a socket
+    inside the range certainly came from bind(source, 0), because it is bound, unconnected and did not name its port.
+    tcp_bind also once at least `pools.min_in_use` ports of the source are likely to have come from bind(source, 0)
+    (`ephmon.model.pools.evidence`; for UDP sockets there is no such evidence). On a host that only connects, these
+    pools would fill up although nobody allocates from them.
 
-remaining_min takes one port off tcp_bind in a range of odd size, but for a range of one port: the search walks the
+remaining_min of tcp_bind is one less in a range of odd size, unless the range has only one port. The search walks the
 ports by parity from a random one and rounds their number down. UDP looks at every port.
 
-remaining_max leaves out, for a newcomer at the IPv4 wildcard, connected IPv6 sockets: whether they are IPV6_V6ONLY is
-not shown.
+remaining_max for a newcomer at the IPv4 wildcard does not count connected IPv6 sockets. The kernel does not show
+whether they are IPV6_V6ONLY.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ from ephmon.facts.addresses import (
 )
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
-from ephmon.model.pools.port_classes import usable_ports
+from ephmon.model.pools.port_classes import count_usable, usable_ports
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -74,24 +76,24 @@ FAILURE_ERRNO = {
     PoolKind.UDP_BIND: "EADDRINUSE",
 }
 
-# Of sockets in these states the kernel tells whether they are IPV6_V6ONLY.
+# inet_diag shows IPV6_V6ONLY only in these states (inet_diag_msg_attrs_fill(), net/ipv4/inet_diag.c).
 _STATES_WITH_V6ONLY = (TcpState.LISTEN, TcpState.CLOSE)
 
 
 @dataclass(slots=True)
-class _Holders:
-    """The ports that sockets of some local addresses hold, and what is told of those sockets."""
+class _HeldPorts:
+    """The usable ports that the sockets of some local addresses hold, and those sockets by state."""
 
     taken: set[int] = field(default_factory=set)
     certain: set[int] = field(default_factory=set)
-    """Of `taken`, those held by a socket that overlaps whatever is not shown of it."""
+    """Of `taken`, those held by a socket that conflicts with the newcomer whether or not it is IPV6_V6ONLY."""
     alive: set[int] = field(default_factory=set)
-    """Of `taken`, those held by a socket that is no TIME_WAIT."""
+    """Of `taken`, those held by a socket that is not in TIME_WAIT."""
     states: Counter[int] = field(default_factory=Counter)
 
 
 class AddressPools:
-    """The pools of one such kind in one namespace.
+    """The pools of one of these kinds in one namespace. The own key of a pool is its packed source address.
 
     Args:
         kind: `tcp_bind`, `udp_connect` or `udp_bind`.
@@ -99,7 +101,7 @@ class AddressPools:
         taken_at: When the sockets were read, seconds since the epoch.
         sysctls: The settings of the namespace.
         tables: All sockets of the protocol inside the range.
-        sources: The packed addresses of the pools that exist; others can be asked for all the same.
+        sources: The packed addresses of the pools that exist. `pool` answers for others too.
         is_blind: Whether the tables may lack sockets.
     """
 
@@ -117,8 +119,8 @@ class AddressPools:
         self.kind = kind
         self.netns = netns
         self._taken_at = taken_at
-        self._usable = usable_ports(sysctls)
-        self._usable_count = len(self._usable) - self._usable.count(0)
+        self._is_usable = usable_ports(sysctls)
+        self.usable = count_usable(sysctls)
         self._tables = tables
         self._is_blind = is_blind
         self._may_lose_one = kind == PoolKind.TCP_BIND and sysctls.port_range.may_lose_one
@@ -132,20 +134,17 @@ class AddressPools:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._pools)
 
-    def most_lost_first(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield each pool with its `rank`, the greatest first."""
-        ranks = ((*self.rank(source), source) for source in self._pools)
-        return iter(sorted(ranks, reverse=True))
+    def by_upper_bound(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield each pool with its `lost_and_held`, the greatest first."""
+        exact = ((*self.lost_and_held(source), source) for source in self._pools)
+        return iter(sorted(exact, reverse=True))
 
-    def rank(self, source: bytes) -> tuple[int, int]:
-        """Return what pools are ordered by, the worst greatest: usable ports it cannot get, twice."""
-        in_use = self.held(source)
-        return in_use, in_use
-
-    def held(self, source: bytes) -> int:
-        """Return how many usable ports are in use for a newcomer at the source, whoever holds them."""
+    def lost_and_held(self, source: bytes) -> tuple[int, int]:
+        """Return how many usable ports are in use for a newcomer at the source, twice: all of them are lost to it."""
         own, wildcard = self._own[source], self._wildcards[len(source)]
-        return len(wildcard.taken) + len(own.taken - wildcard.taken)
+        # Without building the union: there may be many sources, and the wildcard's ports are the same for all of them.
+        in_use = len(wildcard.taken) + len(own.taken - wildcard.taken)
+        return in_use, in_use
 
     def find(self, key: PoolKey) -> bytes | None:
         """Return the source of a pool that exists, None for others."""
@@ -159,7 +158,7 @@ class AddressPools:
         return
 
     def pool(self, source: bytes) -> Pool:
-        """Return the pool of a source, also of one that nobody draws from."""
+        """Return the pool of a source, also of one that nobody allocates from."""
         owns, wildcards = (self._own, self._wildcards) if source in self._pools else self._count({source})
         own, wildcard = owns[source], wildcards[len(source)]
         in_use, certain, alive = (
@@ -170,9 +169,9 @@ class AddressPools:
                 (own.alive, wildcard.alive),
             )
         )
-        remaining = self._usable_count - in_use
+        remaining = self.usable - in_use
         least = max(0, remaining - self._may_lose_one)
-        most = self._usable_count - (0 if self._may_share else certain)
+        most = self.usable - (0 if self._may_share else certain)
         return Pool(
             key=PoolKey(
                 netns=self.netns,
@@ -182,9 +181,9 @@ class AddressPools:
                 destination_port=None,
             ),
             taken_at=self._taken_at,
-            usable=self._usable_count,
+            usable=self.usable,
             blocked=0,
-            capacity=self._usable_count,
+            capacity=self.usable,
             in_use=in_use,
             time_wait=in_use - alive,
             reusable=0,
@@ -197,37 +196,35 @@ class AddressPools:
             held=in_use,
         )
 
-    def _count(self, sources: Collection[bytes]) -> tuple[dict[bytes, _Holders], dict[int, _Holders]]:
-        """Return what sockets hold against each source: by source alone, and for all sources of a family (by length).
-
-        One pass, however many sources there are: anybody on the host can bind to thousands of addresses.
-        """
-        own = {source: _Holders() for source in sources}
-        wildcards = {V4_BYTES: _Holders(), V6_BYTES: _Holders()}
+    def _count(self, sources: Collection[bytes]) -> tuple[dict[bytes, _HeldPorts], dict[int, _HeldPorts]]:
+        """Return the ports held against each source alone, and against all sources of a family (by address length)."""
+        # One pass, however many sources there are: any user of the host can bind to thousands of addresses.
+        own = {source: _HeldPorts() for source in sources}
+        wildcards = {V4_BYTES: _HeldPorts(), V6_BYTES: _HeldPorts()}
         for table in self._tables if own else ():
-            holders = [_holders_of(group, own, wildcards) for group in table.groups]
+            conflicts = [_conflicts_of(group, own, wildcards) for group in table.groups]
             rows = zip(table.group_of, table.port_of, strict=True)
-            for index, port in compress(rows, map(holders.__getitem__, table.group_of)):
+            for index, port in compress(rows, map(conflicts.__getitem__, table.group_of)):
                 group = table.groups[index]
-                for holder, is_certain in holders[index]:
-                    self._hold(holder, group, port, is_certain=is_certain)
+                for held_ports, is_certain in conflicts[index]:
+                    self._add(held_ports, group, port, is_certain=is_certain)
         return own, wildcards
 
-    def _hold(self, holder: _Holders, group: SocketGroup, port: int, *, is_certain: bool) -> None:
-        holder.states[group.state] += 1
-        if not self._usable[port]:
+    def _add(self, held_ports: _HeldPorts, group: SocketGroup, port: int, *, is_certain: bool) -> None:
+        held_ports.states[group.state] += 1
+        if not self._is_usable[port]:
             return
-        holder.taken.add(port)
+        held_ports.taken.add(port)
         if is_certain:
-            holder.certain.add(port)
+            held_ports.certain.add(port)
         if group.state != TcpState.TIME_WAIT:
-            holder.alive.add(port)
+            held_ports.alive.add(port)
 
 
-def _holders_of(
-    group: SocketGroup, own: dict[bytes, _Holders], wildcards: dict[int, _Holders]
-) -> list[tuple[_Holders, bool]]:
-    """Return against whom a socket of the group holds its port, and whether that is certain."""
+def _conflicts_of(
+    group: SocketGroup, own: dict[bytes, _HeldPorts], wildcards: dict[int, _HeldPorts]
+) -> list[tuple[_HeldPorts, bool]]:
+    """Return what the ports of a group's sockets are to be added to, and whether their conflict is certain."""
     found = []
     for wildcard in (ANY_V4, ANY_V6):
         if covers(group.source, wildcard, dual_stack=group.dual_stack):  # it is at a wildcard itself

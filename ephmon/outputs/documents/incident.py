@@ -19,7 +19,7 @@ from ephmon.model.alerting.state_machine import Alerts
 from ephmon.model.incidents import Reason
 from ephmon.model.owners.names import owner_of
 from ephmon.model.pools.kinds import PoolKey, PoolKind
-from ephmon.model.pools.survey import worst_first
+from ephmon.model.pools.ranking import worst_first
 from ephmon.outputs.documents import api
 from ephmon.outputs.documents.exhaustions import exhaustions_document
 from ephmon.outputs.text.advice import advice_object

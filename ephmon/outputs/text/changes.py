@@ -158,10 +158,10 @@ def _namespace_changes(known: NamespaceReport | None, namespace: NamespaceReport
             "This kernel or backend does not show every socket, so fewer ports may remain than reported.",
             {"netns": namespace.netns, "blind_to": ",".join(namespace.blind_to)},
         )
-    if namespace.torn_pools and not (known and known.torn_pools):
+    if namespace.overfull_pools and not (known and known.overfull_pools):
         yield Line(
             logging.WARNING,
             "Sockets changed while they were read, so pools seem to use more ports than exist; their remaining ports"
             " are reported as 0.",
-            {"netns": namespace.netns, "pools": namespace.torn_pools},
+            {"netns": namespace.netns, "pools": namespace.overfull_pools},
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import PORTS
 from ephmon.facts.sockets import Blindness, TcpSockets, TcpState
-from ephmon.model.pools.evidence import Evidence, weigh
+from ephmon.model.pools.evidence import Evidence, classify_ports
 from ephmon.model.pools.port_classes import PortClass
 from tests.model.facts import LOW, Sockets, bound, connected, listening, make_sysctls, make_tcp, packed
 
@@ -24,14 +24,14 @@ def classes(
     tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None
 ) -> dict[int, PortClass]:
     """Return the class of every port that is not free."""
-    ports, _ = weigh(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})
+    ports, _ = classify_ports(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})
     return {port: PortClass(value) for port, value in enumerate(ports.classes) if value > PortClass.SHARED}
 
 
 def remembered(
     tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None
 ) -> Evidence:
-    return weigh(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})[1]
+    return classify_ports(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})[1]
 
 
 def with_cookies(tcp: TcpSockets, fingerprints: Mapping[int, int]) -> TcpSockets:
@@ -70,7 +70,7 @@ def test_listening_bound_and_naming_sockets_block() -> None:
 
 def test_reserved_and_outside_ports_have_no_class() -> None:
     tcp = make_tcp(listening(HERE, LOW + 2), plain(LOW + 4), plain(LOW - 2))
-    ports, _ = weigh(make_sysctls(reserved=[LOW + 2, LOW + 4]), tcp, Evidence())
+    ports, _ = classify_ports(make_sysctls(reserved=[LOW + 2, LOW + 4]), tcp, Evidence())
 
     assert (ports.usable, ports.blocked, ports.ambiguous) == (98, 0, 0)
 
@@ -90,7 +90,7 @@ def test_a_port_of_the_second_parity_is_suspect_while_the_first_has_ports_left()
 
 
 def test_the_parity_counts_from_the_lower_end_of_the_range() -> None:
-    ports, _ = weigh(make_sysctls(low=LOW + 1), make_tcp(plain(FIRST + 2), plain(SECOND)), Evidence())
+    ports, _ = classify_ports(make_sysctls(low=LOW + 1), make_tcp(plain(FIRST + 2), plain(SECOND)), Evidence())
 
     assert (ports.classes[FIRST + 2], ports.classes[SECOND]) == (PortClass.SUSPECT, PortClass.AMBIGUOUS)
 
@@ -201,8 +201,8 @@ def test_the_probe_finds_bound_sockets_that_are_not_shown() -> None:
     """Asked of every port that may have one, it ends the blindness; ports that look free may be blocked too."""
     tcp = make_tcp(plain(FIRST), blind_to=[Blindness.BOUND_UNCONNECTED])
     everywhere = {port: port != LOW + 50 for port in range(LOW, LOW + 100)}
-    some, _ = weigh(make_sysctls(), tcp, Evidence(), answers={FIRST: True})
-    every, _ = weigh(make_sysctls(), tcp, Evidence(), answers=everywhere)
+    some, _ = classify_ports(make_sysctls(), tcp, Evidence(), answers={FIRST: True})
+    every, _ = classify_ports(make_sysctls(), tcp, Evidence(), answers=everywhere)
 
     assert some.blind_to == {Blindness.BOUND_UNCONNECTED}
     assert (every.blind_to, every.blocked, every.certainly_blocked) == (frozenset(), 1, 1)
@@ -212,7 +212,9 @@ def test_the_probe_finds_bound_sockets_that_are_not_shown() -> None:
 
 
 def binders(tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None) -> set[bytes]:
-    _, evidence = weigh(make_sysctls(), tcp, previous or Evidence(), answers=answers or {}, likely_binder_ports=3)
+    _, evidence = classify_ports(
+        make_sysctls(), tcp, previous or Evidence(), answers=answers or {}, likely_binder_ports=3
+    )
     return set(evidence.binders)
 
 
@@ -319,7 +321,7 @@ def test_verdicts_wait_for_the_next_reading_with_evidence() -> None:
 
 
 def test_a_reading_that_only_counts_never_claims_that_nothing_is_hidden() -> None:
-    ports, _ = weigh(make_sysctls(), counted(), Evidence())
+    ports, _ = classify_ports(make_sysctls(), counted(), Evidence())
 
     assert ports.blind_to == {Blindness.BOUND_UNCONNECTED}
 

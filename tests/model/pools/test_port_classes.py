@@ -8,7 +8,7 @@ import pytest
 
 from ephmon.facts.addresses import PORTS as ALL_PORTS
 from ephmon.facts.sockets import TcpState
-from ephmon.model.pools.evidence import Evidence, weigh
+from ephmon.model.pools.evidence import Evidence, classify_ports
 from ephmon.model.pools.port_classes import Listeners, PortClass, TcpPorts, usable_ports
 from tests.model.facts import (
     HIGH,
@@ -35,7 +35,7 @@ BLOCKED = (PORTS, 1, 0)
 
 def look(tcp: TcpSockets, sysctls: Sysctls | None = None) -> TcpPorts:
     """Return what a first reading says of the ports."""
-    ports, _ = weigh(sysctls or make_sysctls(), tcp, Evidence())
+    ports, _ = classify_ports(sysctls or make_sysctls(), tcp, Evidence())
     return ports
 
 
@@ -160,11 +160,11 @@ def test_a_range_may_be_blocked_as_a_whole() -> None:
 def test_a_socket_was_accepted_if_a_listener_on_its_port_covers_its_address(
     listener: Sockets, source: str, accepted: bool
 ) -> None:
-    assert Listeners(make_tcp(listener).bound).accepted(40007, packed(source)) is accepted
+    assert Listeners(make_tcp(listener).bound).have_accepted(40007, packed(source)) is accepted
 
 
 def test_one_of_several_listeners_on_a_port_is_enough() -> None:
     tcp = make_tcp(listening("10.0.0.1", 40007), listening("10.0.0.2", 40007), bound("10.0.0.3", 40007))
     listeners = Listeners(tcp.bound)
 
-    assert [listeners.accepted(40007, packed(f"10.0.0.{host}")) for host in (1, 2, 3)] == [True, True, False]
+    assert [listeners.have_accepted(40007, packed(f"10.0.0.{host}")) for host in (1, 2, 3)] == [True, True, False]

@@ -161,4 +161,4 @@ def test_many_addresses_are_counted_in_one_pass() -> None:
     )
 
     assert len(pools) == 10_000
-    assert {pools.rank(source) for source in pools} == {(2, 2)}
+    assert {pools.lost_and_held(source) for source in pools} == {(2, 2)}

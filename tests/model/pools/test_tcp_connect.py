@@ -340,5 +340,5 @@ def test_a_torn_reading_says_so_and_leaves_nothing() -> None:
     twice = [connected(HERE, EVERY_PORT, THERE, PORT, state=state) for state in (TcpState.FIN_WAIT1, TcpState.CLOSING)]
     pool = far(make_tcp(*twice))
 
-    assert (make_pools(make_tcp(*twice)).torn, make_pools(make_tcp(twice[0])).torn) == (1, 0)
+    assert (make_pools(make_tcp(*twice)).overfull, make_pools(make_tcp(twice[0])).overfull) == (1, 0)
     assert (pool.remaining_min, pool.remaining, pool.utilisation) == (0, 0, 1.0)

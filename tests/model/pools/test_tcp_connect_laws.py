@@ -114,7 +114,7 @@ def test_the_quantities_fit_together(mix: Mix) -> None:
         assert 0.0 <= pool.utilisation <= 1.0
         assert (pool.utilisation == 1.0) is (pool.remaining == 0)
         assert pool.in_use <= pool.held <= sum(pool.states.values())
-    assert pools.torn == 0
+    assert pools.overfull == 0
 
 
 @law
@@ -142,8 +142,8 @@ def test_one_more_socket_never_leaves_more(mix: Mix) -> None:
 @given(mixes())
 def test_pools_are_ranked_by_utilisation_then_by_ports_held(mix: Mix) -> None:
     pools = mix.pools
-    ranked = map(pools.pool, sorted(pools, key=pools.rank, reverse=True))
+    ranked = map(pools.pool, sorted(pools, key=pools.lost_and_held, reverse=True))
     badness = [(pool.utilisation, pool.held) for pool in ranked]
 
     assert badness == sorted(badness, reverse=True)
-    assert {key: pools.held(key) for key in pools} == {key: pools.pool(key).held for key in pools}
+    assert {key: pools.lost_and_held(key)[1] for key in pools} == {key: pools.pool(key).held for key in pools}

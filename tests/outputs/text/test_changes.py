@@ -164,7 +164,7 @@ CHANGES: dict[str, tuple[Any, Any, list[tuple[str, str]]]] = {
     "all is seen again": (make_report(namespaces=[BLIND]), GOOD, []),
     "pools that moved": (
         GOOD,
-        make_report(namespaces=[replace(make_namespace_report(), torn_pools=2)]),
+        make_report(namespaces=[replace(make_namespace_report(), overfull_pools=2)]),
         [
             ("warning", TORN + " netns=own pools=2"),
         ],
