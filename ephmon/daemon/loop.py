@@ -56,8 +56,13 @@ LONGEST_SLEEP_SECONDS = 10.0
 EXHAUSTION_SECONDS = 1.0
 """While failed connect() calls are counted, the loop asks for them this often."""
 SWITCH_SECONDS = 0.001
+"""How long a thread keeps the interpreter lock while another one waits for it.
+
+A scrape that comes during a poll waits this long, several times. Python's default of 5 ms made scrapes slow while a
+million sockets were read.
+"""
 EXPIRY_INTERVALS = 3
-"""Data older than so many intervals is no longer served."""
+"""Data older than so many intervals is no longer served: two polls in a row may fail before a scrape fails."""
 
 _log = logging.getLogger("ephmon.daemon")
 
@@ -118,8 +123,6 @@ class Daemon:
             ListenError: The address cannot be listened on.
         """
         signals.block()
-        # A scrape that comes during a poll waits this long for the interpreter lock, several times. Python's default of
-        # 5 ms made scrapes slow while a million sockets were read.
         sys.setswitchinterval(SWITCH_SECONDS)
         self._server.start()
         try:
@@ -161,6 +164,8 @@ class Daemon:
             failed_lately = self._count_exhaustions(now) or failed_lately
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
             pace = self._state.report.pace
+            # A connect() that has just failed asks for a look at its destination now, even if no pool seems nearly full.
+            # Every poll, full or narrow, is such a look.
             narrow = pace.soonest if failed_lately and self._poller.can_poll_narrowly else pace.narrow or math.inf
             if now >= polled_at + pace.full:
                 failed_lately = False

@@ -1,1 +1,1 @@
-"""The edge where the kernel is read: sysctls, inet_diag over netlink, /proc. It gathers facts and judges nothing."""
+"""The edge where the kernel is read: netlink, /proc, tracing, the probe. It gathers facts and judges nothing."""

@@ -34,7 +34,11 @@ AUTO = "auto"
 MOST_SOCKETS_BY_PROCFS = 50_000
 """In the mode `auto` procfs is read while there are fewer sockets: it is written line by line, and reading a table of a
 million lines has stopped hosts."""
-GOOD_TRIES_BEFORE_RETURN = 3
+GOOD_TRIES_BEFORE_INET_DIAG = 3
+"""After a refusal, inet_diag has to answer so many polls in a row before it is used again.
+
+A module that is loaded and unloaded, or a sandbox that changes, would otherwise switch the backend at every poll.
+"""
 
 # How the kernel or a sandbox says that inet_diag is not to be had, as against one dump that went wrong.
 _UNAVAILABLE = frozenset(
@@ -235,7 +239,7 @@ class _ProtocolReader(Generic[_Sockets]):
         self._by_diag: Callable[[_Question], _Sockets] = by_diag
         self._by_procfs: Callable[[_Question], _Sockets] = by_procfs
         self._count_sockets = count_sockets
-        self._good_tries = GOOD_TRIES_BEFORE_RETURN
+        self._good_tries = GOOD_TRIES_BEFORE_INET_DIAG
         self._refusal = ""
         self.backend: Backend | None = None
         """By which the last reading that succeeded was made; None before the first."""
@@ -264,7 +268,7 @@ class _ProtocolReader(Generic[_Sockets]):
             self._refusal = str(error)
             return _Reading(self._fall_back(question, error), Backend.PROCFS, self._refusal)
         self._good_tries += 1
-        if self._good_tries < GOOD_TRIES_BEFORE_RETURN and self._is_small():
+        if self._good_tries < GOOD_TRIES_BEFORE_INET_DIAG and self._is_small():
             return _Reading(self._by_procfs(question), Backend.PROCFS, self._refusal)
         return _Reading(sockets, Backend.INET_DIAG)
 

@@ -6,12 +6,13 @@ A *full* poll reads everything. Its cost grows with the sockets of the host, so 
 toward the destinations in question. Two conditions have no such destination: many blocked ports, and a pool without a
 destination that fills. Then full polls come at the urgent interval, and may use all of that budget.
 
-Full polls never come less often because a pool runs out. Where they would, they go on as usual, and narrow polls get
-what is left of the urgent budget.
+A pool that runs out never makes full polls rarer. If half of the urgent budget allows fewer of them than the usual
+budget does, the usual interval stays, and narrow polls get the rest of the urgent budget.
 
 A full poll gathers evidence of how each port was chosen, or it only counts, which is cheaper. While evidence at every
-poll fits into the budget, every poll gathers it. Otherwise every fourth poll does, unless evidence settles most ports
-(then it would be missed) or a pool is about to run out.
+poll fits into the budget, every poll gathers it. Otherwise every fourth poll does. Two things make every poll gather it
+all the same: a pool that is about to run out, and ports most of which only evidence can classify, so that counting
+would be a poor estimate.
 
 The cost that counts is the median of the last three polls, so that one expensive poll does not blind the daemon.
 """

@@ -1,7 +1,7 @@
 """The cgroup2 hierarchy: which cgroup a socket's id stands for, and which processes are in it. Needs no privilege.
 
 In come the ids that inet_diag attaches to sockets, out come paths as /proc/PID/cgroup writes them
-(`/system.slice/haproxy.service`). What a path says of a service or a container is for `ephmon.model.owners.shares` to
+(`/system.slice/haproxy.service`). What a path says of a service or a container is for `ephmon.model.owners.names` to
 tell.
 
 The id of a cgroup is the inode number of its directory (cgroup_id() and kernfs_id_ino(), include/linux; on 64-bit

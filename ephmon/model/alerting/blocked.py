@@ -1,6 +1,6 @@
 """Blocked ports: how many of the usable ports no connect() can take, how urgent that is, and which pools it covers.
 
-One program that binds many ports lifts all tcp_connect pools of its namespace at once. That is one alert
+One program that binds many ports raises the utilisation of all tcp_connect pools of its namespace. That is one alert
 (EphmonPortsBlocked), not one for each pool. The alert covers the pools that blocked ports are the main trouble of, and
 these have no alert of their own.
 """
@@ -80,8 +80,8 @@ class BlockedPorts:
     def covers(self, pool: Pool, thresholds: Thresholds, *, margin: float = 0.0) -> bool:
         """Tell whether EphmonPortsBlocked speaks for a pool, so that the pool needs no alert of its own.
 
-        It does so from `clear` of the general warning on, which is lower than where it starts for its own sake. Else
-        the pools that ever more blocked ports lift would fire one by one before there is the one alert for all.
+        It covers pools as soon as the blocked share reaches `clear` of the general warning, although by itself it
+        starts only at `utilisation`. Otherwise, as blocked ports grow, the pools would alert one by one before it does.
 
         Args:
             pool: A pool of the namespace.

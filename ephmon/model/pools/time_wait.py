@@ -7,7 +7,8 @@ connect() may take the 4-tuple of a TIME_WAIT over if all of these hold:
 - Its substate is TIME_WAIT, not FIN_WAIT2 (Linux 6.11 and the stable kernels since 5.10).
 - `tcp_tw_reuse` is 1, or it is 2 and the connection is on loopback: bound to the loopback device, or either address in
   127.0.0.0/8 or equal to ::1. An address of the host's own on another device is not loopback.
-- It is older than `tcp_tw_reuse_delay` (Linux 6.14; before that, one second at most).
+- It is older than `tcp_tw_reuse_delay` (Linux 6.14). Before that the kernel compares whole seconds, so that it may be
+  reused after less than a second; 1,000 ms is the safe side.
 
 The age comes from the time that is left of the 60 seconds that a TIME_WAIT lasts (TCP_TIMEWAIT_LEN).
 """
