@@ -128,7 +128,7 @@ def test_what_it_does_not_see_is_said_once_at_the_start(ns: Namespace, config: P
         daemon.wait_for_polls(3)
         daemon.stop()
 
-    said = [line for line in daemon.lines if "it does not see pods and containers" in line]
+    said = [line for line in daemon.lines if "It does not see pods and containers" in line]
     assert len(said) == 1
 
 
@@ -472,7 +472,7 @@ def test_a_probe_that_is_cut_is_told_and_does_not_fail_the_poll(ns: Namespace, t
         daemon.stop()
 
     assert cut[AMBIGUOUS] >= 30
-    (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ports in doubt" in line]
+    (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ambiguous ports are" in line]
     assert said == (
         'warning msg="Ambiguous ports are not all probed: The probe was cut after 1 s; its answers count, and the next '
         'polls ask about the rest."'
