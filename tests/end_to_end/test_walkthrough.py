@@ -283,7 +283,7 @@ def test_every_metric_is_in_prometheus_but_for_what_did_not_happen(story: Story)
     absent = {metric.name for metric in METRICS} - story.metric_names
     takes_more = re.compile("alert|exhaustion|incident|notification|owner")
 
-    assert {name for name in absent if not takes_more.search(name)} == {"ephmon_poll_failures_total"}
+    assert {name for name in absent if not takes_more.search(name)} == set()
 
 
 def test_as_many_connections_succeed_as_ephmon_says_remain(story: Story) -> None:
