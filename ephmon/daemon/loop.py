@@ -164,7 +164,7 @@ class Daemon:
             failed_lately = self._count_exhaustions(now) or failed_lately
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
             pace = self._state.report.pace
-            # A connect() that has just failed asks for a look at its destination now, even if no pool seems nearly full.
+            # A connect() that has just failed asks for a look at its destination now, even if no pool is nearly full.
             # Every poll, full or narrow, is such a look.
             narrow = pace.soonest if failed_lately and self._poller.can_poll_narrowly else pace.narrow or math.inf
             if now >= polled_at + pace.full:
