@@ -42,7 +42,7 @@ class Deadline:
             StopRequestedError: Nobody waits for the answer any more.
         """
         if not self._wanted():
-            raise StopRequestedError("The poll was given up because ephmon was told to stop.")
+            raise StopRequestedError("The poll was cancelled because ephmon is stopping.")
         return self._clock() >= self._at
 
     def check(self) -> None:
@@ -54,6 +54,6 @@ class Deadline:
         """
         if self.has_passed():
             raise KernelError(
-                f"The poll took longer than poll.deadline ({self.seconds:g} s) and was cut; raise poll.deadline.",
+                f"The poll took longer than poll.deadline ({self.seconds:g} s) and was cancelled; raise poll.deadline.",
                 reason=Reason.DEADLINE,
             )

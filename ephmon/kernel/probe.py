@@ -114,8 +114,8 @@ def _may_be_shared(port: int, destination: tuple[str, int]) -> bool:
 def _refusal(number: int) -> ProbeUnavailableError:
     if number in _FORBIDDEN:
         what_helps = (
-            "a security module (SELinux, AppArmor, Landlock) or a BPF program of the cgroup forbids it; "
-            "allow ephmon to connect to 127.0.0.0/8"
+            "a security module (SELinux, AppArmor, Landlock) or a BPF program of the cgroup forbids it. "
+            "Allow ephmon to connect to 127.0.0.0/8"
         )
     else:
         what_helps = "set the device lo up"
@@ -127,7 +127,7 @@ def _set_up(ours: socket.socket, port: int) -> None:
         ours.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.pack(port << 16 | port))
     except OSError as error:
         raise ProbeUnavailableError(
-            "The probe needs a kernel with IP_LOCAL_PORT_RANGE: Linux 6.3, or a stable kernel that has it."
+            "The probe needs a kernel with IP_LOCAL_PORT_RANGE: Linux 6.3, or an older one with a backport."
         ) from error
     try:
         ours.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)

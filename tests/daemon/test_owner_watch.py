@@ -34,10 +34,7 @@ POOL = f'destination="{UPSTREAM}",destination_port="80",kind="tcp_connect",netns
 POOL_LABELS = f'{POOL},source="{HERE}"'
 NOBODY = [*with_readable_code(), "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 NO_CAPABILITY = [*NOBODY, "--bounding-set=-all", "--"]
-NEEDED = (
-    "may not be read: give ephmon CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to have the owners of ports named by process "
-    "too."
-)
+NEEDED = "processes. To see which processes own ports, give it CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."
 HAPROXY, NGINX = "haproxy.service", "3f2a9c0b1d4e"
 BOTH_OF_NGINX = r", nginx \(pid \d+, 2 sockets\), nginx \(pid \d+, 2 sockets\)"
 """The process that listens and the one that accepts have the same sockets."""
@@ -268,7 +265,7 @@ def test_without_a_hierarchy_of_cgroups_users_are_named_and_their_processes_are_
 
     assert (status, err) == (0, "")
     assert f"to {UPSTREAM}:80: uid 0 30 ports\n  haproxy (pid " in out
-    assert "\nNo cgroup2 hierarchy is mounted, so owners are named by user id; in a container, mount the host's " in out
+    assert "\nNo cgroup2 hierarchy is mounted, so owners are named by user id. " in out
 
 
 UNMOUNT_CGROUP2 = """\

@@ -33,7 +33,7 @@ NO_CAPABILITY = "The probe needs CAP_NET_ADMIN; run it as root, or grant that ca
 LOOPBACK_NEVER_UP = "The probe cannot connect to loopback (Network is unreachable): set the device lo up."
 FORBIDDEN = (
     "The probe cannot connect to loopback ({}): a security module (SELinux, AppArmor, Landlock) or a BPF program of "
-    "the cgroup forbids it; allow ephmon to connect to 127.0.0.0/8."
+    "the cgroup forbids it. Allow ephmon to connect to 127.0.0.0/8."
 )
 OTHER_RANGE = "ip_local_port_range changed during the probe; try again."
 

@@ -361,7 +361,7 @@ def test_a_reading_that_brings_neither_protocol_fails_and_says_why_once(ns: Name
 
 @pytest.mark.parametrize("mode", ["auto", "inet_diag", "procfs"])
 def test_a_reading_that_takes_too_long_fails_as_a_whole(ns: Namespace, mode: str) -> None:
-    with pytest.raises(KernelError, match=r"longer than poll.deadline \(1e-09 s\) and was cut; raise") as caught:
+    with pytest.raises(KernelError, match=r"longer than poll.deadline \(1e-09 s\) and was cancelled; raise") as caught:
         ns.call(read, mode, seconds=1e-9)
 
     assert caught.value.reason == "deadline"

@@ -207,8 +207,7 @@ class Tabulator:
         Raises:
             MalformedReplyError: A record is too short or not whole words, or its attributes overrun it.
         """
-        if length < _ATTRIBUTES or length % 4 or len(block) % length:
-            raise MalformedReplyError(f"An inet_diag record of {length} bytes is too short, or not whole words.")
+        require_whole_records(block, length)
         offsets = _value_offsets(block, length) if self._with_options else {}
         if all(have_all(block, length, offset) for offset in offsets.values()):
             self._add_columns(length, block, offsets)
@@ -249,6 +248,12 @@ class Tabulator:
             fields = "44s" if self._with_peer else "4s4x16s16x4s"
             layout = self._keys[length] = struct.Struct(f"={_FAMILY}x{fields}{length - _FAMILY - 44}x")
         return layout
+
+
+def require_whole_records(block: bytearray, length: int) -> None:
+    """Raise MalformedReplyError unless a block consists of records of `length` bytes that are long enough."""
+    if length < _ATTRIBUTES or length % 4 or len(block) % length:
+        raise MalformedReplyError(f"An inet_diag record of {length} bytes is too short, or not whole words.")
 
 
 def _value_offsets(block: bytearray, length: int) -> dict[int, int]:

@@ -96,10 +96,10 @@ class _Collector:
         self, *, with_peer: bool = False, ports: Collection[int] | None = None, most: int = MOST_SOCKETS
     ) -> None:
         self._with_peer = with_peer
-        self._wanted = bytearray(PORTS) if ports is not None else bytearray(b"\1" * PORTS)
+        self._is_asked = bytearray(PORTS) if ports is not None else bytearray(b"\1" * PORTS)
         for port in ports or ():
-            self._wanted[port] = 1
-        self._places = most
+            self._is_asked[port] = 1
+        self._room = most
         self._left_out = 0
         self._columns: dict[_Key, _Columns] = {}
 
@@ -109,8 +109,7 @@ class _Collector:
         Raises:
             MalformedReplyError: A record is too short or not whole words, or its attributes overrun it.
         """
-        if length < _ATTRIBUTES or length % 4 or len(block) % length:
-            raise MalformedReplyError(f"An inet_diag record of {length} bytes is too short, or not whole words.")
+        inet_diag.require_whole_records(block, length)
         offset = _cgroup_id_offset(block, length)
         if _share_layout(block, length, offset):
             self._add_records(_layout(length, offset), block)
@@ -129,15 +128,15 @@ class _Collector:
         )
 
     def _add_records(self, layout: struct.Struct, block: bytearray) -> None:
-        wanted, columns = self._wanted, self._columns
+        is_asked, columns = self._is_asked, self._columns
         for head, high, low, destination_port, source, destination, uid, inode, *cgroup_id in layout.iter_unpack(block):
             port = high << 8 | low
-            if not wanted[port]:
+            if not is_asked[port]:
                 continue
-            if not self._places:
+            if not self._room:
                 self._left_out += 1
                 continue
-            self._places -= 1
+            self._room -= 1
             peer = destination_port + destination if self._with_peer else _NO_PEER
             key = (head, source, peer, uid if inode else None, cgroup_id[0] if cgroup_id else None)
             ports, inodes = columns.get(key) or columns.setdefault(key, (array("H"), array("I")))

@@ -37,11 +37,11 @@ _REPLY_BYTES = 1 << 15
 _TIMEOUT = struct.pack("@ll", 5, 0)
 
 _NO_WAY = {
-    errno.EINVAL: "A blackhole route or rule swallows what goes to {destination}",
+    errno.EINVAL: "A blackhole route or rule drops all packets to {destination}",
     errno.EACCES: "A prohibit route or rule forbids {destination}",
     errno.EHOSTUNREACH: "An unreachable route covers {destination}",
 }
-"""What the errno of a refusal stands for, where it is not that there is no route (fib_props[] in
+"""What an errno means, where it is not that there is no route (fib_props[] in
 net/ipv4/fib_semantics.c, fib4_rule_action() in net/ipv4/fib_rules.c)."""
 
 
@@ -68,7 +68,7 @@ def group_of(address: Address) -> str | None:
     try:
         reply = _ask(_request(address))
     except KernelError:
-        return None  # who names all addresses can do without the routing table
+        return None  # `ephmon headroom` with --from needs no routing table, so this must not fail
     return "broadcast" if route_type(reply) == _RTN_BROADCAST else None
 
 
@@ -88,7 +88,7 @@ def parse_reply(reply: bytes, destination: Address) -> Address:
             if packed is not None and len(packed) == len(destination.packed):
                 return ip_address(packed)
     raise KernelError(
-        f"The routing table names no source address toward {destination}; give one with --from.", reason=Reason.ROUTE
+        f"The routing table has no source address for {destination}; give one with --from.", reason=Reason.ROUTE
     )
 
 
@@ -121,7 +121,8 @@ def _ask(request: bytes) -> bytes:
                     return reply
     except OSError as error:
         raise KernelError(
-            f"The routing table cannot be asked ({error.strerror}); name the source with --from.", reason=Reason.ROUTE
+            f"The kernel does not answer about routes ({error.strerror}); give the source with --from.",
+            reason=Reason.ROUTE,
         ) from error
 
 

@@ -69,7 +69,7 @@ class Callers:
             ) from error
         if not _has_the_hosts_numbers(proc):
             raise KernelError(
-                f"The kernel tells of failed connect() calls by the host's process ids, and {proc} has others; run "
+                f"The kernel reports failed connect() calls with the host's process ids, and {proc} shows others. Run "
                 "ephmon in the host's pid namespace (--pid=host, hostPID: true).",
                 reason=Reason.TRACEFS,
             )
@@ -78,7 +78,7 @@ class Callers:
     def find(self, thread_id: int, at: float) -> Caller:
         """Return who a thread is that called at the monotonic time `at`, in seconds.
 
-        `GONE` if it is gone, or its number was given to another thread since. Costs some 30 microseconds.
+        `GONE` if it has ended, also if another thread has its number by now. Costs some 30 microseconds.
         """
         try:
             directory = os.open(self._proc / str(thread_id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -96,7 +96,7 @@ class Callers:
         started = int(after.split()[_START]) * self._seconds_per_tick
         since_boot = at + time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
         if started > since_boot:
-            return GONE  # the number was given to another thread since
+            return GONE  # another thread has the number by now
         status = _read(directory, "status")
         pid = int(status.partition(b"\nTgid:")[2].split(maxsplit=1)[0])
         uid = int(status.partition(b"\nUid:")[2].split(maxsplit=2)[1])

@@ -1,8 +1,7 @@
-"""The cgroup2 hierarchy: which cgroup a socket's id stands for, and which processes are in it. Needs no privilege.
+"""The cgroup2 hierarchy: the paths of cgroups by id, and the processes in them. Needs no privilege.
 
 In come the ids that inet_diag attaches to sockets, out come paths as /proc/PID/cgroup writes them
-(`/system.slice/haproxy.service`). What a path says of a service or a container is for `ephmon.model.owners.names` to
-tell.
+(`/system.slice/haproxy.service`). `ephmon.model.owners.names` reads services and containers from paths.
 
 The id of a cgroup is the inode number of its directory (cgroup_id() and kernfs_id_ino(), include/linux; on 64-bit
 machines), and no id is used twice before 2**64 of them (__kernfs_new_node()), so a path once found stays right, also
@@ -44,10 +43,10 @@ _LONGEST_PATH = 4096
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 _ID_OF_THE_ROOT = 1
 _NO_HIERARCHY = (
-    "No cgroup2 hierarchy is mounted, so owners are named by user id; in a container, mount the host's /sys/fs/cgroup."
+    "No cgroup2 hierarchy is mounted, so owners are named by user id. In a container, mount the host's /sys/fs/cgroup."
 )
 _PART_OF_THE_HIERARCHY = (
-    "Only a part of the cgroup2 hierarchy is mounted, so some owners are named by user id; in a container, mount the "
+    "Only a part of the cgroup2 hierarchy is mounted, so some owners are named by user id. In a container, mount the "
     "host's /sys/fs/cgroup."
 )
 
@@ -76,7 +75,7 @@ class CgroupTree:
         self._walked_at: float | None = None
         self._mount: Mount | None = None
         self.problem: str | None = None
-        """Why the latest walk did not find all that it looked for, as one sentence; None if it is known no better."""
+        """Why the latest walk did not find all ids, as sentences; None if it did, or if no reason is known."""
 
     def paths(self, ids: Collection[int]) -> dict[int, str]:
         """Return the paths of those of the cgroups that are known, after a walk if there are others and one is due.
@@ -135,7 +134,7 @@ class CgroupTree:
                 if not unknown:
                     return None
             if seen >= MOST_DIRECTORIES or self._clock() >= ends_at:
-                return f"There are too many cgroups to look for the owners of ports in all of them: {seen:,} were seen."
+                return f"There are too many cgroups to find the owners of all ports; the search ended after {seen:,}."
         return None if top == _ID_OF_THE_ROOT else _PART_OF_THE_HIERARCHY
 
 
@@ -154,7 +153,7 @@ def find_mount(proc: Path) -> Mount | None:
             mounts = [mount for line in islice(lines, _MOST_MOUNTS) if (mount := _mount(line)) is not None]
     except OSError as error:
         raise unreadable(proc, name, error, reason=Reason.PROCFS) from error
-    return min(mounts, key=_narrowness, default=None)
+    return min(mounts, key=_depth, default=None)
 
 
 def _mount(line: bytes) -> Mount | None:
@@ -171,8 +170,8 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     return bytes([int(match[1], 8)])
 
 
-def _narrowness(mount: Mount) -> tuple[int, int]:
-    """Return what is least for the mount that starts furthest up."""
+def _depth(mount: Mount) -> tuple[int, int]:
+    """Return a key that sorts the mount with the highest root first."""
     parts = [part for part in mount.root.split(b"/") if part]
     above = parts.count(b"..")
     return -above, len(parts) - above

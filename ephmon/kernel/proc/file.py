@@ -53,7 +53,9 @@ def read_file_if_present(proc: Path, name: str, *, reason: Reason) -> bytes | No
         return None
     except OSError as error:
         raise unreadable(proc, name, error, reason=reason) from error
-    raise KernelError(f"{proc / name} has more than {_READ_BYTES[-1] - 1} bytes, more than it can have.", reason=reason)
+    raise KernelError(
+        f"{proc / name} has more than {_READ_BYTES[-1] - 1} bytes, which is more than the kernel writes.", reason=reason
+    )
 
 
 def unreadable(proc: Path, name: str, error: OSError, *, reason: Reason) -> KernelError:

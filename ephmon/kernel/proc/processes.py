@@ -1,4 +1,4 @@
-"""Which processes have certain sockets open. Read once where somebody asks, never by an ordinary poll.
+"""Which processes have certain sockets open. Read on demand, never by an ordinary poll.
 
 In come the inode numbers of sockets and the ids of the processes to look at, out come ids and names. Of a process
 nothing is read but its list of descriptors and /proc/PID/comm: never its command line or environment, which take a lock
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MOST_SECONDS = 2.0
-"""After so long a search gives what it has found by then."""
+"""After so long a search returns what it has found so far."""
 MOST_DESCRIPTORS = 2000
 """So many descriptors of a process are looked at."""
 MOST_PROCESSES = 20_000
@@ -35,14 +35,14 @@ MOST_PROCESSES = 20_000
 _SOCKET = re.compile(r"socket:\[([0-9]{1,10})\]")
 _NAME_BYTES = 64
 _MISSING_CAPABILITIES = (
-    "The descriptors of {} of {} processes may not be read: give ephmon CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to have "
-    "the owners of ports named by process too."
+    "ephmon may not read the descriptors of {} of {} processes. To see which processes own ports, give it "
+    "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."
 )
 _HIDDEN = (
-    "None of the {} processes that own ports is visible in {}: where hidepid= or ProtectProc= hides them, give ephmon "
+    "None of the {} processes that own ports is visible in {}. If hidepid= or ProtectProc= hides them, give ephmon "
     "CAP_SYS_PTRACE; in a container, share the host's process ids."
 )
-_STUCK = "The search for processes before this one has not come back, so there is none now."
+_STUCK = "The previous process search is still running; skipped."
 
 
 class Process(NamedTuple):
@@ -68,7 +68,7 @@ class Search:
 
 
 class ProcessSearch:
-    """Searches in a thread of its own, one at a time, so that whatever hangs is no more than that thread.
+    """Searches in a thread of its own, one at a time, so that a read that hangs blocks nothing but that thread.
 
     Args:
         proc: Where procfs is mounted.
@@ -81,24 +81,25 @@ class ProcessSearch:
         self._thread: threading.Thread | None = None
 
     def find(self, inodes: Collection[int], pids: Iterable[int], seconds: float = MOST_SECONDS) -> Search:
-        """Return which of the processes have which of the sockets, as far as it is known after so many seconds."""
+        """Return which of the processes have which of the sockets, as far as that is known after `seconds`."""
         (search,) = self.find_each([inodes], pids, seconds)
         return search
 
     def find_each(
-        self, wanted: Sequence[Collection[int]], pids: Iterable[int], seconds: float = MOST_SECONDS
+        self, inode_sets: Sequence[Collection[int]], pids: Iterable[int], seconds: float = MOST_SECONDS
     ) -> list[Search]:
-        """Return the same of several sets of sockets, of which one may be in many, after looking at each process once.
+        """Return the same for several sets of sockets, looking at each process once.
 
-        The ids are taken one by one within the time, so they may come from what takes time itself, and may repeat.
+        A socket may be in several sets. The ids are taken one by one within the time, so finding them may take time
+        itself; they may repeat.
         """
         if self._thread is not None and self._thread.is_alive():
-            return [Search(processes=(), is_complete=False, problem=_STUCK) for _ in wanted]
-        looked = _Look(self._proc, tuple(map(frozenset, wanted)), pids, self._clock, self._clock() + seconds)
-        self._thread = threading.Thread(target=looked.run, name="ephmon-processes", daemon=True)
+            return [Search(processes=(), is_complete=False, problem=_STUCK) for _ in inode_sets]
+        run = _SearchRun(self._proc, tuple(map(frozenset, inode_sets)), pids, self._clock, self._clock() + seconds)
+        self._thread = threading.Thread(target=run.run, name="ephmon-processes", daemon=True)
         self._thread.start()
         self._thread.join(seconds)
-        return looked.results()
+        return run.results()
 
 
 def processes_of_users(uids: Collection[int], proc: Path) -> Iterator[int]:
@@ -124,27 +125,27 @@ def processes_of_users(uids: Collection[int], proc: Path) -> Iterator[int]:
             yield pid
 
 
-class _Look:
-    """One search; the thread that runs it appends, whoever asks for the result reads."""
+class _SearchRun:
+    """One search. Its own thread adds to the results; the thread that asked reads them when the time is up."""
 
     def __init__(
         self,
         proc: Path,
-        wanted: tuple[frozenset[int], ...],
+        inode_sets: tuple[frozenset[int], ...],
         pids: Iterable[int],
         clock: Callable[[], float],
         ends_at: float,
     ) -> None:
         self._proc = proc
-        self._wanted = wanted
+        self._inode_sets = inode_sets
         self._pids = pids
         self._clock = clock
         self._ends_at = ends_at
-        self._found: tuple[list[Process], ...] = tuple([] for _ in wanted)
+        self._found: tuple[list[Process], ...] = tuple([] for _ in inode_sets)
         self._visited: set[int] = set()
         self._denied = 0
         self._absent = 0
-        self._is_cut = False
+        self._was_limited = False
         self._has_ended = False
         self._error: str | None = None
 
@@ -158,10 +159,10 @@ class _Look:
                     self._visit(pid)
             self._has_ended = True
         except OSError as error:
-            self._error = f"The processes that own ports cannot be looked at: {error.strerror}."
+            self._error = f"ephmon cannot look at the processes that own ports: {error.strerror}."
 
     def results(self) -> list[Search]:
-        is_whole, problem = self._has_ended and not self._is_cut, self._problem()
+        is_whole, problem = self._has_ended and not self._was_limited, self._problem()
         return [
             Search(
                 processes=tuple(sorted(found, key=lambda process: (-process.sockets, process.pid))),
@@ -176,7 +177,7 @@ class _Look:
             return self._error
         if self._denied:
             return _MISSING_CAPABILITIES.format(self._denied, len(self._visited))
-        # One that ends is no matter, but all of them at once are not likely to have ended since somebody named them.
+        # Some may have ended since their ids were read. That all have is less likely than that all are hidden.
         if self._absent and self._absent == len(self._visited):
             return _HIDDEN.format(self._absent, self._proc)
         return None
@@ -207,9 +208,9 @@ class _Look:
         try:
             with os.scandir(descriptors) as entries:
                 names = [entry.name for entry in islice(entries, MOST_DESCRIPTORS + 1)]
-            self._is_cut |= len(names) > MOST_DESCRIPTORS
+            self._was_limited |= len(names) > MOST_DESCRIPTORS
             sockets = self._sockets(descriptors, names[:MOST_DESCRIPTORS])
-            return [len(wanted.intersection(sockets)) for wanted in self._wanted]
+            return [len(inodes.intersection(sockets)) for inodes in self._inode_sets]
         finally:
             os.close(descriptors)
 
@@ -218,7 +219,7 @@ class _Look:
         inodes = []
         for name in names:
             if self._clock() >= self._ends_at:
-                self._is_cut = True
+                self._was_limited = True
                 break
             try:
                 match = _SOCKET.fullmatch(os.readlink(name, dir_fd=descriptors))

@@ -93,7 +93,7 @@ class _Calls(NamedTuple):
     """Monotonic seconds."""
 
 
-class _Tally:
+class _BatchBuilder:
     """What was read since the last batch."""
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class ExhaustionCollector:
         self._callers = callers
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
-        self._tally = _Tally()
+        self._builder = _BatchBuilder()
         self._known: dict[int, Caller] = {}
         self._known_since = time.monotonic()
         self._skip_what_is_there()
@@ -173,8 +173,8 @@ class ExhaustionCollector:
         # Less than before: somebody emptied the buffer, which sets its counters back.
         lost_since = lost - self._lost if lost >= self._lost else lost
         with self._lock:
-            tally, self._tally, self._lost = self._tally, _Tally(), lost
-        return tally.batch(lost_since, self._wall_clock() - time.monotonic())
+            builder, self._builder, self._lost = self._builder, _BatchBuilder(), lost
+        return builder.batch(lost_since, self._wall_clock() - time.monotonic())
 
     def _count(self, calls: Mapping[Call, Iterable[int]]) -> None:
         for call, nanoseconds in calls.items():
@@ -183,7 +183,7 @@ class ExhaustionCollector:
             # A probe asks for failures: ours, or that of `ephmon headroom --probe`.
             if caller.pid != self._callers.own_pid and not is_dummy(unmapped(call.destination)):
                 with self._lock:
-                    self._tally.add(_Calls(call, caller, times))
+                    self._builder.add(_Calls(call, caller, times))
 
     def _caller(self, thread_id: int, at: float) -> Caller:
         """Return who a thread is, as it was found in the last second: numbers do not go round in that time."""
@@ -223,7 +223,7 @@ class ExhaustionReader:
                 self._thread.start()
             except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
                 raise KernelError(
-                    f"Failed connect() calls cannot be read now: {error}.", reason=Reason.TRACEFS
+                    f"ephmon cannot read failed connect() calls now: {error}.", reason=Reason.TRACEFS
                 ) from error
             self._held = held.pop_all()
 

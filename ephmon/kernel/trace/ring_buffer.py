@@ -172,6 +172,6 @@ def _broken(what: str) -> KernelError:
 
 def _not_understood(name: str, content: str) -> KernelError:
     return KernelError(
-        f"The kernel describes its trace buffer in an unknown way, in {name}: {quote(content, 200)}; please report it.",
+        f"{name} describes the trace buffer in an unknown way: {quote(content, 200)}; please report it.",
         reason=Reason.TRACEFS,
     )

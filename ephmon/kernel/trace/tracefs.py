@@ -49,9 +49,9 @@ _HOW_TO_PREPARE = "prepare an instance for ephmon, as docs/exhaustions.md says, 
 _CAUSES = {
     errno.EACCES: f"tracefs belongs to root; {_HOW_TO_PREPARE}",
     errno.EPERM: "lockdown=confidentiality or a security module forbids it",
-    errno.EROFS: "it is mounted read-only, as by ProtectKernelTunables=yes in a systemd unit; "
+    errno.EROFS: "it is mounted read-only (in a systemd unit: ProtectKernelTunables=yes); "
     "prepare an instance for ephmon, as docs/exhaustions.md says",
-    errno.ENOENT: "this is no tracing instance, or the kernel has no tracepoint sock:inet_sock_set_state (Linux 4.16)",
+    errno.ENOENT: "this is not a tracing instance, or the kernel lacks sock:inet_sock_set_state (Linux 4.16)",
     errno.ENOMEM: "there is no memory for its buffers",
 }
 
@@ -135,7 +135,7 @@ class Instance:
         for name, switch in self._switches:
             if self._reread(switch, name).strip() != b"1":
                 path = self.directory / name
-                raise KernelError(f"{path} is off; switch it on again: echo 1 > {path}", reason=Reason.TRACEFS)
+                raise KernelError(f"{path} is off; switch it on: echo 1 > {path}", reason=Reason.TRACEFS)
 
     def _reread(self, descriptor: int, name: str) -> bytes:
         try:
@@ -201,7 +201,9 @@ def make_instance(tracing: Path = TRACING) -> Instance:
             held.callback(_remove, directory)
             _set_up(directory)
             return Instance(directory, held)
-    raise KernelError(f"Somebody removes each directory that ephmon makes in {instances}.", reason=Reason.TRACEFS)
+    raise KernelError(
+        f"Another program removes each directory that ephmon makes in {instances}.", reason=Reason.TRACEFS
+    )
 
 
 def remove_stale(instances: Path) -> None:
@@ -249,7 +251,7 @@ def _remove(directory: Path) -> None:
     except OSError as error:
         raise KernelError(
             f"The tracing instance {directory} cannot be removed ({error.strerror}); "
-            f"once nobody reads it any more: rmdir {directory}",
+            f"when nobody reads it, run: rmdir {directory}",
             reason=Reason.TRACEFS,
         ) from error
 
@@ -297,7 +299,7 @@ def _require_setting(path: Path, wanted: str, pattern: str) -> None:
     found = re.fullmatch(pattern, content)
     if found is None or found[1] != wanted:
         raise KernelError(
-            f"{path} is {quote(content, 200)}; before the event is enabled: echo '{wanted}' > {path}",
+            f"{path} is {quote(content, 200)}; before you enable the event, run: echo '{wanted}' > {path}",
             reason=Reason.TRACEFS,
         )
 

@@ -30,7 +30,7 @@ RTA_OIF, RTA_PREFSRC = 4, 7
 RTMSG = bytes(12)
 HERE, V6 = IPv4Address("10.0.0.1"), IPv6Address("2001:db8::1")
 FAILS = "connect() fails with "
-NO_SOURCE = "The routing table names no source address toward 10.0.0.1; give one with --from."
+NO_SOURCE = "The routing table has no source address for 10.0.0.1; give one with --from."
 
 
 @pytest.fixture(name="ns", scope="module")
@@ -106,10 +106,10 @@ def test_of_several_ipv6_addresses_connect_chooses_the_same(ns: Namespace, desti
         ("10.40.0.1", f"A prohibit route or rule forbids 10.40.0.1: {FAILS}", "Permission denied (EACCES)"),
         (
             "10.41.0.1",
-            f"A blackhole route or rule swallows what goes to 10.41.0.1: {FAILS}",
+            f"A blackhole route or rule drops all packets to 10.41.0.1: {FAILS}",
             "Invalid argument (EINVAL)",
         ),
-        ("fd41::1", f"A blackhole route or rule swallows what goes to fd41::1: {FAILS}", "Invalid argument (EINVAL)"),
+        ("fd41::1", f"A blackhole route or rule drops all packets to fd41::1: {FAILS}", "Invalid argument (EINVAL)"),
         ("10.42.0.1", f"An unreachable route covers 10.42.0.1: {FAILS}", "No route to host (EHOSTUNREACH)"),
     ],
     ids=["no route", "no IPv6 route", "prohibited", "black hole", "IPv6 black hole", "unreachable"],

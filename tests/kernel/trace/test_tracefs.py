@@ -35,10 +35,10 @@ PREPARE = Path(__file__).parents[3] / "deploy" / "systemd" / "prepare-tracing"
 NOBODY = 65_534
 EVENT = "events/sock/inet_sock_set_state"
 
-NOT_SET_UP = "{0} is {1}; before the event is enabled: echo '{2}' > {0}"
+NOT_SET_UP = "{0} is {1}; before you enable the event, run: echo '{2}' > {0}"
 NO_TRACEPOINT = (
-    "{0}/format cannot be used (No such file or directory): this is no tracing instance, or the kernel has no "
-    "tracepoint sock:inet_sock_set_state (Linux 4.16)."
+    "{0}/format cannot be used (No such file or directory): this is not a tracing instance, or the kernel "
+    "lacks sock:inet_sock_set_state (Linux 4.16)."
 )
 
 held = ExitStack()
@@ -304,7 +304,7 @@ def test_an_instance_that_is_off_is_an_error(tmp_path: Path, switch: str) -> Non
         with pytest.raises(KernelError) as caught:
             instance.require_on()
 
-    assert str(caught.value) == f"{path} is off; switch it on again: echo 1 > {path}"
+    assert str(caught.value) == f"{path} is off; switch it on: echo 1 > {path}"
 
 
 def test_a_prepared_instance_that_another_reads_is_left_to_it(tmp_path: Path) -> None:
