@@ -11,7 +11,7 @@ from ephmon.errors import KernelError
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.collectors import Health
-from ephmon.model.failures.counters import Exhaustions, counted
+from ephmon.model.failures.counters import Exhaustions, add_batch
 from ephmon.model.pools.tcp_connect import destination_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ExhaustionWatch:
         except KernelError as error:
             self._fail(error, now)
             return self._unavailable(report), False
-        exhaustions = counted(
+        exhaustions = add_batch(
             report.exhaustions or Exhaustions(), batch, listed=tuple(_listed(report)), top=config.top, now=now
         )
         failed_here = any(netns.label == OWN_NETNS for netns in batch.totals)

@@ -1,11 +1,11 @@
 """Advice: the likely cause of a pool that fills up, and what to do about it, the safest step first.
 
-It is a table: the rules are tried in order, the first that fits gives the cause, and the first three of its steps that
-would do good here are the advice. What the causes rest on is held against the real kernel by the project's own tests;
-the settings of proxies stand in `ephmon.model.advice.proxies`, with their sources. One port range serves both families.
+The rules are a table. The first rule that fits gives the cause, and the advice is the first three of its steps that
+would help here. The tests compare what the causes rest on with the real kernel. The settings of proxies are in
+`ephmon.model.advice.proxies`, with their sources. One port range serves both address families.
 
 Two settings are never advised. `tcp_tw_recycle` broke clients behind NAT and is gone since Linux 4.12.
-`tcp_fin_timeout` is about FIN_WAIT2: a TIME_WAIT lasts 60 seconds whatever it says (TCP_TIMEWAIT_LEN).
+`tcp_fin_timeout` only limits FIN_WAIT2; a TIME_WAIT lasts 60 seconds whatever its value is (TCP_TIMEWAIT_LEN).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ephmon.model.advice.pool_facts import PoolFacts
 from ephmon.model.advice.steps import (
-    Case,
     Step,
     bind_without_port,
     check_health,
@@ -48,16 +48,16 @@ MAX_STEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """The likely cause, in one sentence, and at most three steps, the safest first, each one line.
+    """The likely cause, in one sentence, and at most three steps of one line each, the safest first.
 
-    What stands between backticks is for a shell, or a line or block of a configuration. A word in capitals in it has to
-    be filled in first.
+    Text between backticks is for a shell, or it is a line or block of a configuration. Its words in capitals have to be
+    filled in first.
     """
 
     cause: str
     steps: tuple[str, ...]
     avoid: str | None = None
-    """What seems to help and does not, as one sentence."""
+    """One sentence about what seems to help and does not."""
 
     @property
     def in_short(self) -> str:
@@ -68,17 +68,17 @@ class Advice:
 def advise(
     pool: Pool, sysctls: Sysctls, *, listening_ports: Collection[int] | None = None, program: str | None = None
 ) -> Advice:
-    """Return what to do about a pool; whether it is full enough to need advice is for the caller to say.
+    """Return what to do about a pool. The caller decides whether the pool is full enough to need advice.
 
     Args:
         pool: The pool.
-        sysctls: Those of its namespace.
+        sysctls: The sysctls of its namespace.
         listening_ports: The TCP ports of the namespace that have a listener, inside the range or not, and others that a
-            wider range is to leave out; None if they are not known.
+            wider range has to leave out; None if they are not known.
         program: The name of the process or unit that holds most of the ports, None if that is not known.
     """
     key = pool.key
-    case = Case(
+    facts = PoolFacts(
         kind=key.kind,
         source=key.source,
         destination=key.destination,
@@ -94,7 +94,7 @@ def advise(
         listening_ports=listening_ports,
         program=program,
     )
-    return next(rule for rule in _RULES if rule.fits(case)).advice(case)
+    return next(rule for rule in _RULES if rule.fits(facts)).advice(facts)
 
 
 def advise_blocked(
@@ -108,11 +108,11 @@ def advise_blocked(
 
     Args:
         ports: The blocked ports.
-        sysctls: Those of the namespace.
+        sysctls: The sysctls of the namespace.
         listening_ports: As in `advise`.
-        program: The name of the process or unit that blocks most of them, None if that is not known.
+        program: The name of the process or unit that blocks most of these ports, None if that is not known.
     """
-    case = Case(
+    facts = PoolFacts(
         kind=PoolKind.TCP_CONNECT,
         usable=ports.usable,
         blocked=ports.blocked,
@@ -120,34 +120,34 @@ def advise_blocked(
         listening_ports=listening_ports,
         program=program,
     )
-    return (_NOTHING_USABLE if _NOTHING_USABLE.fits(case) else _BLOCKED).advice(case)
+    return (_NOTHING_USABLE if _NOTHING_USABLE.fits(facts) else _BLOCKED).advice(facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
     """One row of the table. It fits pools of its kinds for which its condition holds.
 
-    With `states`, at least half of the sockets that are not in TIME_WAIT have to be in one of them.
+    With `states` it fits only if at least half of the sockets that are not in TIME_WAIT are in one of these states.
     """
 
     kinds: tuple[PoolKind, ...]
-    holds: Callable[[Case], bool] = lambda _: True
+    holds: Callable[[PoolFacts], bool] = lambda _: True
     states: tuple[str, ...] = ()
     cause: str
-    """One sentence, in which `{case}` and its properties are filled in, and `{count}`: sockets in one of `states`."""
+    """One sentence, a format string with `facts` and with `count`, the number of sockets in one of `states`."""
     steps: tuple[Step, ...]
-    """The safest first. Those that would do no good are passed over, then there are at most three."""
+    """The safest first. Steps that would not help are left out, and at most MAX_STEPS are given."""
     avoid: str | None = None
 
-    def fits(self, case: Case) -> bool:
-        """Tell whether the case is one of these."""
-        enough = not self.states or 0 < case.sockets <= 2 * case.count(self.states)
-        return case.kind in self.kinds and enough and self.holds(case)
+    def fits(self, facts: PoolFacts) -> bool:
+        """Tell whether the rule fits these facts."""
+        enough = not self.states or 0 < facts.sockets <= 2 * facts.count(self.states)
+        return facts.kind in self.kinds and enough and self.holds(facts)
 
-    def advice(self, case: Case) -> Advice:
-        """Return what to do in this case."""
-        steps = [step for make in self.steps if (step := make(case)) is not None]
-        cause = self.cause.format(case=case, count=case.count(self.states))
+    def advice(self, facts: PoolFacts) -> Advice:
+        """Return the advice for these facts."""
+        steps = [step for make in self.steps if (step := make(facts)) is not None]
+        cause = self.cause.format(facts=facts, count=facts.count(self.states))
         return Advice(cause=cause, steps=tuple(steps[:MAX_STEPS]), avoid=self.avoid)
 
 
@@ -155,8 +155,8 @@ _NO_TIME_WAIT_OF_UDP = "Do not change TCP settings: UDP has no TIME_WAIT, a port
 
 _NOTHING_USABLE = _Rule(
     kinds=tuple(PoolKind),
-    holds=lambda case: case.usable == 0,
-    cause="No port is usable: net.ipv4.ip_local_reserved_ports reserves all of {case.port_range}.",
+    holds=lambda facts: facts.usable == 0,
+    cause="No port is usable: net.ipv4.ip_local_reserved_ports reserves all of {facts.port_range}.",
     steps=(
         to_say("Take out what need not be reserved: `sysctl net.ipv4.ip_local_reserved_ports` shows what is."),
         widen,
@@ -164,9 +164,9 @@ _NOTHING_USABLE = _Rule(
 )
 _BLOCKED = _Rule(
     kinds=(PoolKind.TCP_CONNECT,),
-    holds=lambda case: case.is_mostly_blocked,
+    holds=lambda facts: facts.is_mostly_blocked,
     cause=(
-        "{case.blocked} of {case.usable} usable ports are blocked for every connect(), wherever it leads, by TCP "
+        "{facts.blocked} of {facts.usable} usable ports are blocked for every connect(), wherever it leads, by TCP "
         "sockets whose port connect() did not choose: usually one program's that calls bind(ADDRESS, 0) first."
     ),
     steps=(find_blocker, bind_without_port, widen),
@@ -177,9 +177,9 @@ _RULES = (
     _BLOCKED,
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
-        holds=lambda case: case.time_wait > case.live,
+        holds=lambda facts: facts.time_wait > facts.live,
         cause=(
-            "Connections to {case.toward} do not last: {case.time_wait} of {case.usable} usable ports wait in "
+            "Connections to {facts.toward} do not last: {facts.time_wait} of {facts.usable} usable ports wait in "
             "TIME_WAIT, each for 60 s."
         ),
         steps=(reuse, unix_socket, widen, reuse_time_wait, second_source, second_destination),
@@ -188,11 +188,11 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
         states=("syn_sent",),
-        cause="{case.toward} does not answer: {count} of {case.sockets} sockets wait for its handshake (SYN_SENT).",
+        cause="{facts.toward} does not answer: {count} of {facts.sockets} sockets wait for its handshake (SYN_SENT).",
         steps=(
             to_say(
                 "Check the route, the firewall and the service there; who waits, as root: "
-                "`ss -Htnp state syn-sent dst '{case.toward}'`."
+                "`ss -Htnp state syn-sent dst '{facts.toward}'`."
             ),
             give_up_connecting,
             check_health,
@@ -203,11 +203,11 @@ _RULES = (
         kinds=(PoolKind.TCP_CONNECT,),
         states=("close_wait",),
         cause=(
-            "A program leaks connections to {case.toward}: {count} of {case.sockets} are closed there and not here "
+            "A program leaks connections to {facts.toward}: {count} of {facts.sockets} are closed there and not here "
             "(CLOSE_WAIT)."
         ),
         steps=(
-            to_say("Find the program, as root: `ss -Htnp state close-wait dst '{case.toward}'`."),
+            to_say("Find the program, as root: `ss -Htnp state close-wait dst '{facts.toward}'`."),
             to_say("Restart it, which closes them all."),
             to_say("Have it close a socket when it reads the end of the stream, also after an error."),
         ),
@@ -216,14 +216,14 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
         states=("fin_wait2",),
-        cause="{case.toward} does not close: {count} of {case.sockets} sockets are closed here alone (FIN_WAIT2).",
+        cause="{facts.toward} does not close: {count} of {facts.sockets} sockets are closed here alone (FIN_WAIT2).",
         steps=(
             to_say(
                 "Find the program, as root; what has none is an orphan and ends by itself: "
-                "`ss -Htnp state fin-wait-2 dst '{case.toward}'`."
+                "`ss -Htnp state fin-wait-2 dst '{facts.toward}'`."
             ),
             give_up_half_closed,
-            to_say("Have the service at {case.toward} close when it reads the end of the stream."),
+            to_say("Have the service at {facts.toward} close when it reads the end of the stream."),
         ),
         avoid="Do not set tcp_tw_reuse for this: it takes over no FIN_WAIT2.",
     ),
@@ -231,13 +231,13 @@ _RULES = (
         kinds=(PoolKind.TCP_CONNECT,),
         states=("fin_wait1", "closing", "last_ack"),
         cause=(
-            "{case.toward} does not acknowledge that connections end: {count} of {case.sockets} sockets wait for it "
+            "{facts.toward} does not acknowledge that connections end: {count} of {facts.sockets} sockets wait for it "
             "(FIN_WAIT1, CLOSING, LAST_ACK)."
         ),
         steps=(
             to_say(
                 "Check the route, the firewall and the service there; what waits: "
-                "`ss -Htno state fin-wait-1 state closing state last-ack dst '{case.toward}'`."
+                "`ss -Htno state fin-wait-1 state closing state last-ack dst '{facts.toward}'`."
             ),
             to_say("Give up on them after 3 attempts instead of 8: `sysctl -w net.ipv4.tcp_orphan_retries=3`."),
             widen,
@@ -247,20 +247,20 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
         states=("established",),
-        cause="Connections to {case.toward} stay open: {count} of {case.sockets} sockets are ESTABLISHED.",
+        cause="Connections to {facts.toward} stay open: {count} of {facts.sockets} sockets are ESTABLISHED.",
         steps=(close_idle, unix_socket, widen, second_source, second_destination),
         avoid="Do not set tcp_tw_reuse for this: it takes over TIME_WAIT alone.",
     ),
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
-        cause="Connections to {case.toward} hold {case.in_use} of {case.usable} usable ports.",
+        cause="Connections to {facts.toward} hold {facts.in_use} of {facts.usable} usable ports.",
         steps=(reuse, unix_socket, widen, second_source, second_destination),
     ),
     _Rule(
         kinds=(PoolKind.TCP_BIND,),
         cause=(
-            "bind({case.source}, 0) needs a port on which no TCP socket of {case.whose} sits, wherever that leads: "
-            "{case.in_use} of {case.usable} are taken."
+            "bind({facts.source}, 0) needs a port on which no TCP socket of {facts.whose} sits, wherever that leads: "
+            "{facts.in_use} of {facts.usable} are taken."
         ),
         steps=(bind_without_port, widen, second_address_to_bind, own_ranges),
         avoid="Do not set tcp_tw_reuse, which bind() ignores, nor ip_autobind_reuse: then connect() fails instead.",
@@ -268,8 +268,8 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.UDP_CONNECT,),
         cause=(
-            "An unbound UDP socket needs a port on which no UDP socket sits, wherever that leads: {case.in_use} of "
-            "{case.usable} are taken."
+            "An unbound UDP socket needs a port on which no UDP socket sits, wherever that leads: {facts.in_use} of "
+            "{facts.usable} are taken."
         ),
         steps=(find_udp_holder, share_udp_sockets, widen, own_ranges),
         avoid=_NO_TIME_WAIT_OF_UDP,
@@ -277,8 +277,8 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.UDP_BIND,),
         cause=(
-            "bind({case.source}, 0) needs a port on which no UDP socket of {case.whose} sits: {case.in_use} of "
-            "{case.usable} are taken."
+            "bind({facts.source}, 0) needs a port on which no UDP socket of {facts.whose} sits: {facts.in_use} of "
+            "{facts.usable} are taken."
         ),
         steps=(find_udp_holder, share_udp_sockets, widen, second_address_to_bind),
         avoid=_NO_TIME_WAIT_OF_UDP,

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def advice_on(alert: Alert, report: Report) -> Advice | None:
-    """Return what to do about an alert; None for the summary, and where what the advice rests on was never read.
+    """Return what to do about an alert.
 
-    Where a proxy is known to hold most of the ports, or to have made the call that failed, it is about that proxy.
+    None for the summary alert, and for a namespace that was never read. If a known proxy holds most of the ports, or
+    made the call that failed, the advice is about that proxy.
     """
     namespace = report.namespace(alert.key.netns)
     if namespace is None:
@@ -39,5 +40,5 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
 
 
 def largest_owner(owners: Owners | None) -> str | None:
-    """Return the name of who holds most of some ports, None if nobody is known."""
+    """Return the name of the owner that holds most of some ports, None if no owner is known."""
     return owners.shares[0].owner.name if owners and owners.shares else None

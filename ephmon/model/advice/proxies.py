@@ -1,7 +1,7 @@
 """The settings of four proxies that decide how many ports they need, in the words of their own configuration.
 
-What stands between backticks can be pasted: each piece is a whole line or block of the configuration. Words in capitals
-are to be filled in. Sources, where each was looked up:
+Text between backticks can be pasted: each piece is a whole line or block of the configuration. Words in capitals have
+to be filled in. The sources:
 
 - HAProxy 2.6 and newer, doc/configuration.txt: `http-reuse`, `pool-max-conn`, `timeout connect`, `timeout server-fin`,
   and "source" of a server, which sets IP_BIND_ADDRESS_NO_PORT where no port is given.
@@ -37,7 +37,7 @@ class Proxy(StrEnum):
 
 
 class Setting(StrEnum):
-    """What can be set."""
+    """What a program can be told to do so that it needs fewer ports."""
 
     REUSE = "reuse"
     """Send many requests over one connection."""
@@ -121,14 +121,16 @@ SETTINGS: Mapping[Setting, Mapping[Proxy | None, str]] = MappingProxyType(
         },
     }
 )
-"""What to write for each proxy, and under None what any other program should do."""
+"""What to write for each proxy. Under None is what any other program should do."""
 
 
 def how_to(setting: Setting, program: str | None) -> str:
-    """Return what to write for the setting.
+    """Return what to write for a setting.
 
-    `program` is the name of the process or of its unit, such as `haproxy` or `haproxy.service`. For a known proxy it is
-    that proxy's setting alone, for another program what fits any, and for None all of them, each with its name.
+    Args:
+        setting: The setting.
+        program: The name of a process or unit, such as `haproxy` or `haproxy.service`. For a known proxy the answer is
+            that proxy's setting, for another program the advice for any program, and for None everything known.
     """
     known = SETTINGS[setting]
     if program is None:
@@ -138,9 +140,9 @@ def how_to(setting: Setting, program: str | None) -> str:
 
 
 def known_program(names: Iterable[str | None]) -> str | None:
-    """Return the first of these names of processes and units that is a known proxy's, None if none is.
+    """Return the first of these names of processes and units that belongs to a known proxy, None if none does.
 
-    `haproxy`, `haproxy.service` and `haproxy@blue.service` are, `haproxy_exporter` is not.
+    `haproxy`, `haproxy.service` and `haproxy@blue.service` do, `haproxy_exporter` does not.
     """
     known = {proxy.lower() for proxy in Proxy}
     return next((name for name in names if name and re.split("[.@]", name)[0].lower() in known), None)

@@ -1,7 +1,10 @@
-"""What is known of failed connect() calls since the start: batches of events in, counters and the last events out.
+"""Counters of failed connect() calls since the start, and the last such calls: batches of events are added to them.
 
-Anybody on the host can cause such events, at any rate, toward any destination and in namespaces of their own. So all
-that is kept is bounded, what other namespaces do takes no place from our own, and only `own` is a reason for an alert.
+Any user of the host can cause such events, at any rate, toward any destination and in namespaces of their own. So:
+
+- Everything that is kept is bounded.
+- Events of other namespaces never push out those of our own.
+- Only events of our own namespace are a reason for an alert.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ if TYPE_CHECKING:
 LABELS = (OWN_NETNS, OTHER_NETNS, UNKNOWN_NETNS)
 """The values of the label `netns`."""
 STAY_SECONDS = 600.0
-"""So long a destination keeps its place after its last event, or after its pool left the list."""
+"""How long a destination stays counted after its last event, or after its pool left the list."""
 MOST_EVENTS = 100
-"""The last events of our own namespace that are remembered, and the last of all others."""
+"""How many of the last events of our own namespace are remembered, and how many of the last of all others."""
 MOST_LATEST = 500
-"""Of so many pools the last failure is remembered."""
+"""Of how many pools the last failure is remembered."""
 MOST_NAMESPACES = 32
-"""So many other namespaces are told apart."""
+"""How many other namespaces are counted one by one."""
 
 
 class Count(NamedTuple):
@@ -34,7 +37,7 @@ class Count(NamedTuple):
 
     events: int
     active_at: float
-    """Monotonic seconds of the last batch in which it had an event or its pool was listed."""
+    """Monotonic seconds of the last batch in which the destination had an event or its pool was listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,45 +45,46 @@ class Exhaustions:
     """The failed connect() calls since the start."""
 
     totals: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(LABELS, 0))
-    """Every event that was read, by label; each label is there from the beginning."""
+    """Every event that was read, by label. Each label is there from the start, so that its first increase is seen."""
     namespaces: Mapping[int, int] = field(default_factory=dict)
-    """Events of other namespaces by inode, where it is known: of those that had one last, which come last.
+    """Events of other namespaces by inode, where it is known: of the MOST_NAMESPACES that had an event last.
 
-    One that leaves and comes back begins at 0; `totals` has all.
+    The latest comes last. A namespace that was dropped and comes back starts at 0; `totals` has all its events.
     """
     destinations: Mapping[Destination, Count] = field(default_factory=dict)
-    """A bounded choice of destinations."""
+    """A bounded choice of destinations, see `_destinations`."""
     events: tuple[ExhaustionEvent, ...] = ()
     """The last events of each kind of namespace, oldest first."""
     latest: tuple[ExhaustionEvent, ...] = ()
     """The last event toward each destination of our own namespace, from each source, oldest first; a bounded number."""
     lost: int = 0
-    """Events that happened and were not read. Together with `totals`, all there were, our own probe's left out."""
+    """Events that happened and were not read. With `totals` they are all events but those of our own probe."""
 
 
-def counted(
+def add_batch(
     previous: Exhaustions, batch: ExhaustionBatch, *, listed: Collection[Destination], top: int, now: float
 ) -> Exhaustions:
-    """Return what is known after one more batch.
+    """Return the counters after one more batch.
 
     Args:
-        previous: What was known before it.
+        previous: The counters before it.
         batch: What happened since.
-        listed: The destinations of the listed pools; they are counted from 0 on.
-        top: How many destinations are counted one by one, at most.
+        listed: The destinations of the listed pools. They are counted from 0 on, also without an event.
+        top: How many destinations are counted one by one at most.
         now: Monotonic seconds.
     """
     totals, namespaces = Counter(previous.totals), dict(previous.namespaces)
     for (label, inode), number in batch.totals.items():
         totals[label] += number
         if label == OTHER_NETNS and inode is not None:
+            # Popped first, so that it moves to the end: the namespaces with the latest events come last and stay.
             namespaces[inode] = namespaces.pop(inode, 0) + number
     return Exhaustions(
         totals=dict(totals),
         namespaces=dict([*namespaces.items()][-MOST_NAMESPACES:]),
         destinations=_destinations(previous.destinations, batch.destinations, listed, top, now),
-        events=_remembered((*previous.events, *batch.events)),
-        latest=_latest((*previous.latest, *batch.latest)),
+        events=_last_events((*previous.events, *batch.events)),
+        latest=_last_of_each_pool((*previous.latest, *batch.latest)),
         lost=previous.lost + batch.lost,
     )
 
@@ -92,36 +96,38 @@ def _destinations(
     top: int,
     now: float,
 ) -> dict[Destination, Count]:
-    """Return the destinations that are counted one by one from now on.
+    """Return the destinations that are counted one by one from now on: at most `top`.
 
-    Listed pools come first, then our own namespace; among equals those that are in place and were active of late, so
-    that a client that picks destinations cannot churn series; then whoever was active last.
+    These come first: destinations of listed pools, then those of our own namespace, then those that are counted already
+    and were active within STAY_SECONDS, then those that were active last, then those with most events.
     """
     counts = dict(previous)
     for key in {**dict.fromkeys(listed), **events}:
         before = counts.get(key, Count(0, now))
         counts[key] = Count(before.events + events.get(key, 0), now)
-    wanted = set(listed)
+    is_listed = set(listed)
 
-    def claim(key: Destination) -> tuple[bool, bool, bool, float, int]:
-        is_in_place = key in previous and now - counts[key].active_at < STAY_SECONDS
-        return key in wanted, key.netns == OWN_NETNS, is_in_place, counts[key].active_at, counts[key].events
+    def priority(key: Destination) -> tuple[bool, bool, bool, float, int]:
+        # A destination that is counted already stays before a new one. Else a client that connects to ever new
+        # destinations would start and end series in Prometheus with each of them.
+        stays = key in previous and now - counts[key].active_at < STAY_SECONDS
+        return key in is_listed, key.netns == OWN_NETNS, stays, counts[key].active_at, counts[key].events
 
-    return {key: counts[key] for key in sorted(counts, key=claim, reverse=True)[:top]}
+    return {key: counts[key] for key in sorted(counts, key=priority, reverse=True)[:top]}
 
 
-def _remembered(events: tuple[ExhaustionEvent, ...]) -> tuple[ExhaustionEvent, ...]:
-    """Return the last events of our own namespace and the last of others, in the order of their times."""
+def _last_events(events: tuple[ExhaustionEvent, ...]) -> tuple[ExhaustionEvent, ...]:
+    """Return the last events of our own namespace and the last of all others, oldest first."""
     own = [event for event in events if event.netns.label == OWN_NETNS][-MOST_EVENTS:]
     others = [event for event in events if event.netns.label != OWN_NETNS][-MOST_EVENTS:]
     return tuple(sorted((*own, *others), key=lambda event: event.at_monotonic))
 
 
-def _latest(events: tuple[ExhaustionEvent, ...]) -> tuple[ExhaustionEvent, ...]:
-    """Return the last event of each pool, of the pools that failed last."""
-    found: dict[tuple[bytes, bytes, int], ExhaustionEvent] = {}
+def _last_of_each_pool(events: tuple[ExhaustionEvent, ...]) -> tuple[ExhaustionEvent, ...]:
+    """Return the last event of each of the MOST_LATEST pools that failed last, oldest first."""
+    last: dict[tuple[bytes, bytes, int], ExhaustionEvent] = {}
     for event in sorted(events, key=lambda event: event.at_monotonic):
-        ends = (event.source, event.destination, event.destination_port)
-        found.pop(ends, None)
-        found[ends] = event
-    return tuple(found.values())[-MOST_LATEST:]
+        pool = (event.source, event.destination, event.destination_port)
+        last.pop(pool, None)  # so that the pool moves to the end, where the latest are kept
+        last[pool] = event
+    return tuple(last.values())[-MOST_LATEST:]

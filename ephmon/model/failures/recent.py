@@ -1,4 +1,4 @@
-"""Which pools connect() calls failed of late: the events of our own namespace by pool."""
+"""The pools of our own namespace for which a connect() failed within the last minute."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ if TYPE_CHECKING:
     from ephmon.model.rules import DestinationPattern
 
 QUIET_SECONDS = 60.0
-"""Without a failed connect() for so long it is over: ports that ran out leave TIME_WAIT within the same time."""
+"""After so long without a failed connect() the failures are over. It is about as long as a TIME_WAIT keeps a port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentFailures:
-    """The connect() calls of one pool that failed of late because no port was left."""
+    """The connect() calls of one pool that failed recently because no port was left."""
 
     key: PoolKey
     count: int
-    """Since the start, toward the pool's destination; 1 where that is not counted."""
+    """Failures toward the pool's destination since the start; 1 if that destination is not counted."""
     last_at: float
-    """When the last one failed, monotonic seconds."""
+    """When the last call failed, monotonic seconds."""
     call: ExhaustionEvent | None = None
-    """The last one, and who made it if that is known."""
+    """The last call, with who made it if that is known."""
 
 
 def recent_failures(
     exhaustions: Exhaustions, ignored: Sequence[DestinationPattern], now: float
 ) -> tuple[RecentFailures, ...]:
-    """Return the pools of our own namespace that a call failed of within QUIET_SECONDS, the latest last.
+    """Return the pools of our own namespace for which a call failed within QUIET_SECONDS, the latest last.
 
-    Ignored destinations are left out.
+    Args:
+        exhaustions: All failed calls.
+        ignored: Destinations that are left out.
+        now: Monotonic seconds.
     """
     found: dict[PoolKey, RecentFailures] = {}
     for event in exhaustions.latest:

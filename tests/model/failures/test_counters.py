@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
 from ephmon.facts.namespaces import Netns
-from ephmon.model.failures.counters import MOST_EVENTS, MOST_NAMESPACES, STAY_SECONDS, Count, Exhaustions, counted
+from ephmon.model.failures.counters import MOST_EVENTS, MOST_NAMESPACES, STAY_SECONDS, Count, Exhaustions, add_batch
 
 OWN, UNKNOWN = Netns("own", 1), Netns("unknown")
 
@@ -36,7 +36,7 @@ def event(at: float, netns: Netns = OWN) -> ExhaustionEvent:
 def after(
     previous: Exhaustions, batch: ExhaustionBatch, *listed: Destination, top: int = 3, now: float = 100.0
 ) -> Exhaustions:
-    return counted(previous, batch, listed=listed, top=top, now=now)
+    return add_batch(previous, batch, listed=listed, top=top, now=now)
 
 
 def numbers(exhaustions: Exhaustions) -> dict[Destination, int]:

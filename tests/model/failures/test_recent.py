@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
 from ephmon.facts.namespaces import Netns
-from ephmon.model.failures.counters import Count, Exhaustions, counted
+from ephmon.model.failures.counters import Count, Exhaustions, add_batch
 from ephmon.model.failures.recent import QUIET_SECONDS, recent_failures
 from ephmon.model.rules import DestinationPattern
 from tests.model.facts import connect_key, packed
@@ -51,7 +51,7 @@ def test_a_destination_that_fails_often_hides_no_other() -> None:
     for now in range(30):
         often = tuple(failed(now + number / 500) for number in range(500))
         batch = ExhaustionBatch(totals={OWN: 501}, events=often[-100:], latest=(failed(float(now), 8), often[-1]))
-        known = counted(known, batch, listed=(), top=100, now=now + 1.0)
+        known = add_batch(known, batch, listed=(), top=100, now=now + 1.0)
 
     assert {key.destination: at for key, _, at in told(known, 30.0)} == {"10.0.0.8": 29.0, "10.0.0.9": 29.998}
 
