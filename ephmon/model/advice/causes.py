@@ -48,7 +48,7 @@ MAX_STEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """The likely cause, in one sentence, and at most three steps of one line each, the safest first.
+    """The likely cause, in one or two sentences, and at most three steps of one line each, the safest first.
 
     Text between backticks is for a shell, or it is a line or block of a configuration. Its words in capitals have to be
     filled in first.
@@ -134,7 +134,7 @@ class _Rule:
     holds: Callable[[PoolFacts], bool] = lambda _: True
     states: tuple[str, ...] = ()
     cause: str
-    """One sentence, a format string with `facts` and with `count`, the number of sockets in one of `states`."""
+    """One or two sentences, a format string with `facts` and with `count`, the number of sockets in one of `states`."""
     steps: tuple[Step, ...]
     """The safest first. Steps that would not help are left out, and at most MAX_STEPS are given."""
     avoid: str | None = None
@@ -166,8 +166,9 @@ _BLOCKED = _Rule(
     kinds=(PoolKind.TCP_CONNECT,),
     holds=lambda facts: facts.is_mostly_blocked,
     cause=(
-        "{facts.blocked} of {facts.usable} usable ports are blocked for every connect(), wherever it leads, by TCP "
-        "sockets whose port connect() did not choose: usually one program's that calls bind(ADDRESS, 0) first."
+        "{facts.blocked} of {facts.usable} usable ports are blocked for every connect(), whatever its destination. TCP "
+        "sockets hold them whose port connect() did not choose, usually those of one program that calls "
+        "bind(ADDRESS, 0) first."
     ),
     steps=(find_blocker, bind_without_port, widen),
     avoid="Do not add destinations or set tcp_tw_reuse: a blocked port is lost to all of them.",
@@ -216,7 +217,10 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
         states=("fin_wait2",),
-        cause="{facts.toward} does not close: {count} of {facts.sockets} sockets are closed here alone (FIN_WAIT2).",
+        cause=(
+            "{facts.toward} does not close: {count} of {facts.sockets} sockets are closed on this side only "
+            "(FIN_WAIT2)."
+        ),
         steps=(
             to_say(
                 "Find the program, as root; what has none is an orphan and ends by itself: "
@@ -259,7 +263,7 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.TCP_BIND,),
         cause=(
-            "bind({facts.source}, 0) needs a port on which no TCP socket of {facts.whose} sits, wherever that leads: "
+            "bind({facts.source}, 0) needs a port that no TCP socket of {facts.whose} holds, whatever its destination: "
             "{facts.in_use} of {facts.usable} are taken."
         ),
         steps=(bind_without_port, widen, second_address_to_bind, own_ranges),
@@ -268,7 +272,7 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.UDP_CONNECT,),
         cause=(
-            "An unbound UDP socket needs a port on which no UDP socket sits, wherever that leads: {facts.in_use} of "
+            "An unbound UDP socket needs a port that no UDP socket holds, whatever its destination: {facts.in_use} of "
             "{facts.usable} are taken."
         ),
         steps=(find_udp_holder, share_udp_sockets, widen, own_ranges),
@@ -277,7 +281,7 @@ _RULES = (
     _Rule(
         kinds=(PoolKind.UDP_BIND,),
         cause=(
-            "bind({facts.source}, 0) needs a port on which no UDP socket of {facts.whose} sits: {facts.in_use} of "
+            "bind({facts.source}, 0) needs a port that no UDP socket of {facts.whose} holds: {facts.in_use} of "
             "{facts.usable} are taken."
         ),
         steps=(find_udp_holder, share_udp_sockets, widen, second_address_to_bind),

@@ -1,10 +1,10 @@
-"""Pools: what they are, and the quantities that each has. The rules of each kind stand in the module of that kind.
+"""Pools: what they are, and the quantities that each has. The rules of each kind are in the module of that kind.
 
-A *pool* is the set of ports that one kind of allocation draws from. Linux has no host-wide budget of ephemeral ports:
-who conflicts with whom depends on the system call, so each kind has a key of its own.
+A *pool* is the set of ports that one kind of allocation chooses from. Linux has no host-wide budget of ephemeral ports.
+Which sockets conflict depends on the system call, so each kind has a key of its own.
 
 =============  ======================================================================  ================================
-kind           the call that draws from it                                             key, beside the namespace
+kind           the call that allocates from it                                         key, beside the namespace
 =============  ======================================================================  ================================
 tcp_connect    connect() on a socket that has no port yet (__inet_hash_connect() in    source, destination and
                net/ipv4/inet_hashtables.c)                                             destination port
@@ -18,21 +18,21 @@ udp_bind       bind(source, 0) of a UDP socket (udp_lib_get_port())             
 The quantities, in ports:
 
 usable
-    `ip_local_port_range`, both ends included, minus `ip_local_reserved_ports`: what an allocation may ever draw from.
+    `ip_local_port_range`, both ends included, minus `ip_local_reserved_ports`: what an allocation may ever get.
 blocked
-    Usable ports that no tcp_connect allocation can take, because a TCP socket sits on them whose port connect() did
-    not choose; 0 for other kinds. See `ephmon.model.pools.port_classes`.
+    Usable ports that no tcp_connect allocation can take, because a TCP socket holds them whose port connect() did not
+    choose; 0 for other kinds. See `ephmon.model.pools.port_classes`.
 capacity
     tcp_connect: usable minus blocked. Other kinds: usable.
 in use
     Ports of the capacity on which the next allocation of this pool would conflict.
 time_wait
-    The ports in use on which TIME_WAIT is all there is.
+    The ports in use with nothing but TIME_WAITs.
 reusable
-    The part of time_wait that the kernel hands out again right now.
+    The part of time_wait that the kernel hands out again right now. See `ephmon.model.pools.time_wait`.
 remaining
-    capacity - in use + reusable: how many more allocations succeed from here. `remaining` is the best estimate,
-    `remaining_min` and `remaining_max` bound what can be known from here, and `exact` says that the two are equal.
+    capacity - in use + reusable: how many more allocations succeed. `remaining` is the best estimate, and the true
+    number lies between `remaining_min` and `remaining_max`. `exact` says that these are equal and nothing is invisible.
 utilisation
     1 - remaining / usable; 1.0 if usable is 0. It is 1.0 exactly when the next allocation fails.
 """
@@ -60,12 +60,12 @@ class PoolKind(StrEnum):
 
     @property
     def protocol(self) -> Protocol:
-        """Whose sockets the pool is made of."""
+        """The protocol whose sockets make up the pool."""
         return Protocol.UDP if self in (PoolKind.UDP_CONNECT, PoolKind.UDP_BIND) else Protocol.TCP
 
 
 class PoolKey(NamedTuple):
-    """What identifies a pool; addresses are canonical text, `destination` and its port None where a kind has none."""
+    """What identifies a pool. Addresses are canonical text; both destination fields are None where a kind has none."""
 
     netns: str
     kind: PoolKind
@@ -96,7 +96,7 @@ class Pool:
     states: Mapping[str, int]
     """Sockets of the pool inside the range by TCP state name in lower case, those on blocked ports included."""
     held: int
-    """Ports of the range that the pool's sockets hold, blocked ones included: what `min_in_use` is held against."""
+    """Ports of the range that the pool's sockets hold, blocked ones included; compared with `pools.min_in_use`."""
 
     @property
     def utilisation(self) -> float:
@@ -113,9 +113,9 @@ def share_of_usable(ports: int, usable: int) -> float:
 
 
 def by_state_name(states: Mapping[int, int]) -> dict[str, int]:
-    """Return counts by TCP state number as counts by name in lower case; an unknown number stays one.
+    """Return counts by TCP state number as counts by name in lower case; an unknown number becomes `state_N`.
 
-    The two states of a connection request, SYN_RECV and NEW_SYN_RECV, are one to the user.
+    SYN_RECV and NEW_SYN_RECV are counted together: for users a connection request has one state.
     """
     named: Counter[str] = Counter()
     for state, number in sorted(states.items()):

@@ -1,9 +1,11 @@
-"""Which pools are listed: a bounded, calm choice among any number of pools.
+"""Which pools are listed, so that they have series and rows: a bounded number that changes slowly.
 
-The worst `top` pools are wanted. A pool stays listed for a while after it has left them, while there is room, and only
-`top` new ones may come in within the same time, so that somebody who picks destinations cannot churn the series of a
-time-series database. A pool that was listed within that time and comes back is not new, as long as it is among the
-latest that were; nor are those of the very first choice.
+- The worst `top` pools are listed.
+- A pool that leaves these stays listed for STAY_SECONDS more, while there is room.
+- At most `top` new pools are listed within STAY_SECONDS. Else a client that picks ever new destinations would start and
+  end series in Prometheus with each of them.
+- A pool that was listed within STAY_SECONDS and comes back is not new, if it is among the latest such pools.
+- The pools of the first choice are not new either: they were there when ephmon started.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ if TYPE_CHECKING:
     from ephmon.model.pools.kinds import PoolKey
 
 STAY_SECONDS = 600.0
-"""How long a listed pool stays after it left the top, and the time within which newcomers are counted."""
+"""How long a pool stays listed after it left the worst, and the time in which new pools are counted."""
 KEPT_READINGS = 60
-"""Into how many parts the window of the peak is divided at most."""
-REMEMBERED_PER_PLACE = 3
-"""How many pools are remembered as listed of late, for each that may be listed at once."""
+"""A peak keeps at most so many readings of its window, plus one: of the default minute, one for each second."""
+REMEMBERED_PER_LISTED = 3
+"""How many pools are remembered as listed recently, for each pool that may be listed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,12 @@ class PoolMemory:
     """What is remembered of a listed pool. Times are monotonic seconds."""
 
     last_at_top: float
+    """When it was among the worst `top` pools last."""
     peaks: tuple[tuple[float, float], ...] = ()
-    """(time, utilisation) of the readings that may still become the peak of the window: falling, oldest first."""
+    """(time, utilisation) of the readings that may still become the peak of the window, oldest first.
+
+    Their utilisation falls. A reading below a later one never is the peak again, so it is not kept.
+    """
 
     @property
     def peak(self) -> float:
@@ -41,13 +47,13 @@ class PoolMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListingMemory:
-    """The listed pools, and what was listed of late."""
+    """The listed pools, and those that were listed recently. Times are monotonic seconds."""
 
     listed: Mapping[PoolKey, PoolMemory] = field(default_factory=dict)
     seen: Mapping[PoolKey, float] = field(default_factory=dict)
-    """When each pool of the last STAY_SECONDS was listed last; of those the latest, at most three times `top`."""
+    """When each pool was listed last: of the last STAY_SECONDS, the latest REMEMBERED_PER_LISTED * `top` pools."""
     entries: tuple[float, ...] = ()
-    """When the newcomers of the last STAY_SECONDS came in; at most `top`."""
+    """When the new pools of the last STAY_SECONDS were listed first; at most `top`."""
     is_first: bool = True
 
 
@@ -58,9 +64,9 @@ def choose(
 
     Args:
         previous: The listing so far.
-        ranked: The pools that may be listed, worst first; more than `top` are not looked at.
-        existing: Those of the pools listed so far that exist, worst first.
-        top: How many are listed at most.
+        ranked: The pools that may be listed, worst first. Only the first `top` are looked at.
+        existing: The pools listed so far that still exist, worst first.
+        top: How many pools are listed at most.
         now: Monotonic seconds.
     """
     seen = {key: at for key, at in previous.seen.items() if now - at < STAY_SECONDS}
@@ -69,7 +75,7 @@ def choose(
     for key in ranked[:top]:
         if key not in seen and not previous.is_first:
             if len(entries) >= top:
-                continue
+                continue  # too many new pools; it may come in once an older entry is STAY_SECONDS old
             entries.append(now)
         listed[key] = replace(previous.listed.get(key, PoolMemory(last_at_top=now)), last_at_top=now)
     for key in existing:
@@ -77,24 +83,30 @@ def choose(
             listed[key] = previous.listed[key]
     return ListingMemory(
         listed=listed,
-        seen=_latest(seen | dict.fromkeys(listed, now), REMEMBERED_PER_PLACE * top),
+        seen=_latest(seen | dict.fromkeys(listed, now), REMEMBERED_PER_LISTED * top),
         entries=tuple(entries[-top:]),
         is_first=False,
     )
 
 
 def _latest(seen: Mapping[PoolKey, float], number: int) -> dict[PoolKey, float]:
-    """Return the entries with the latest times: pools that take turns would otherwise keep all of them alive."""
+    """Return the entries with the latest times."""
+    # Without this bound, pools that take turns within STAY_SECONDS would all stay known, and never be new again.
     return dict(sorted(seen.items(), key=itemgetter(1), reverse=True)[:number])
 
 
 def remember(listed: PoolMemory, utilisation: float, now: float, window_seconds: float) -> PoolMemory:
-    """Return `listed` with one more reading, without those that can no longer be the peak.
+    """Return the memory of a listed pool after one more reading.
 
-    At most KEPT_READINGS and one are kept: a reading below one that is not much older is passed over, so the peak may
-    be forgotten early by that part of the window.
+    Args:
+        listed: The memory before it.
+        utilisation: The utilisation ratio that was read.
+        now: Monotonic seconds.
+        window_seconds: How far back the peak reaches.
     """
     kept = tuple((at, ratio) for at, ratio in listed.peaks if now - at < window_seconds and ratio > utilisation)
+    # A reading soon after a higher one is left out. It could only become the peak for its last moment in the window, so
+    # the peak is forgotten too early by at most 1 / KEPT_READINGS of the window.
     if kept and now - kept[-1][0] < window_seconds / KEPT_READINGS:
         return replace(listed, peaks=kept)
     return replace(listed, peaks=(*kept, (now, utilisation)))

@@ -1,16 +1,16 @@
-"""When the kernel hands out a port again on which a TIME_WAIT remains: `tcp_twsk_unique()`, net/ipv4/tcp_ipv4.c.
+"""When the kernel reuses a TIME_WAIT: when connect() gets a port on which one remains.
 
-connect() may take the 4-tuple of a TIME_WAIT over if all of these hold:
+connect() takes over the 4-tuple of a TIME_WAIT if all of these hold (tcp_twsk_unique(), net/ipv4/tcp_ipv4.c):
 
-- TCP timestamps were in use on that connection. The structure does not show it, so it is taken to be so where the
-  namespace has `tcp_timestamps` on; a peer that does not speak them is rare, and on loopback both ends are ours.
+- TCP timestamps were in use on that connection. The kernel does not show whether they were. They are assumed to have
+  been where the namespace has `tcp_timestamps` on: few peers have them off, and on loopback both ends are this host.
 - Its substate is TIME_WAIT, not FIN_WAIT2 (Linux 6.11 and the stable kernels since 5.10).
-- `tcp_tw_reuse` is 1, or it is 2 and the connection is on loopback: bound to the loopback device, or either address in
-  127.0.0.0/8 or equal to ::1. An address of the host's own on another device is not loopback.
-- It is older than `tcp_tw_reuse_delay` (Linux 6.14). Before that the kernel compares whole seconds, so that it may be
-  reused after less than a second; 1,000 ms is the safe side.
+- `tcp_tw_reuse` is 1, or it is 2 and the connection is on loopback. That is one bound to the loopback device, or with
+  either address in 127.0.0.0/8 or equal to ::1. An address of this host on another device is not loopback.
+- It is older than `tcp_tw_reuse_delay` (Linux 6.14). Older kernels compare whole seconds, so they may reuse it
+  after less than a second; 1,000 ms is the safe side.
 
-The age comes from the time that is left of the 60 seconds that a TIME_WAIT lasts (TCP_TIMEWAIT_LEN).
+A TIME_WAIT lasts 60 seconds (TCP_TIMEWAIT_LEN), so its age follows from the time that it has left.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ephmon.facts.socket_groups import SocketGroup
 
 TIME_WAIT_MS = 60_000
+"""How long a TIME_WAIT lasts (TCP_TIMEWAIT_LEN, include/net/tcp.h)."""
 LOOPBACK_DEVICE = 1
 """The interface index of lo in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h)."""
 REUSE_ALL, REUSE_LOOPBACK = 1, 2

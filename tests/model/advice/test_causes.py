@@ -61,7 +61,7 @@ CAUSES: dict[str, tuple[Pool, str]] = {
     ),
     "half-closed connections": (
         in_state(fin_wait2=25_000),
-        "10.0.0.9:443 does not close: 25000 of 25000 sockets are closed here alone (FIN_WAIT2).",
+        "10.0.0.9:443 does not close: 25000 of 25000 sockets are closed on this side only (FIN_WAIT2).",
     ),
     "ends that are not acknowledged": (
         in_state(fin_wait1=9_000, last_ack=4_000, closing=1_000, established=11_000),
@@ -89,8 +89,8 @@ CAUSES: dict[str, tuple[Pool, str]] = {
     "blocked ports": (
         connect_pool(in_use=9_000, time_wait=1_000, blocked=9_001),
         (
-            "9001 of 28232 usable ports are blocked for every connect(), wherever it leads, by TCP sockets whose port "
-            "connect() did not choose: usually one program's that calls bind(ADDRESS, 0) first."
+            "9001 of 28232 usable ports are blocked for every connect(), whatever its destination. TCP sockets hold "
+            "them whose port connect() did not choose, usually those of one program that calls bind(ADDRESS, 0) first."
         ),
     ),
     "fewer blocked ports than its own": (
@@ -104,25 +104,25 @@ CAUSES: dict[str, tuple[Pool, str]] = {
     "bind to an address": (
         make_bind_pool(in_use=25_000),
         (
-            "bind(10.0.0.1, 0) needs a port on which no TCP socket of 10.0.0.1 or the wildcard sits, wherever that "
-            "leads: 25000 of 28232 are taken."
+            "bind(10.0.0.1, 0) needs a port that no TCP socket of 10.0.0.1 or the wildcard holds, whatever its "
+            "destination: 25000 of 28232 are taken."
         ),
     ),
     "bind to the wildcard": (
         make_bind_pool(source="::", in_use=25_000),
         (
-            "bind(::, 0) needs a port on which no TCP socket of any address sits, wherever that leads: 25000 of 28232 "
-            "are taken."
+            "bind(::, 0) needs a port that no TCP socket of any address holds, whatever its destination: 25000 of "
+            "28232 are taken."
         ),
     ),
     "UDP": (
         make_pool(kind=PoolKind.UDP_CONNECT, source="0.0.0.0", destination=None, in_use=25),
-        "An unbound UDP socket needs a port on which no UDP socket sits, wherever that leads: 25 of 28232 are taken.",
+        "An unbound UDP socket needs a port that no UDP socket holds, whatever its destination: 25 of 28232 are taken.",
     ),
     "UDP bound to an address": (
         make_pool(kind=PoolKind.UDP_BIND, destination=None, in_use=25_000),
         (
-            "bind(10.0.0.1, 0) needs a port on which no UDP socket of 10.0.0.1 or the wildcard sits: 25000 of 28232 "
+            "bind(10.0.0.1, 0) needs a port that no UDP socket of 10.0.0.1 or the wildcard holds: 25000 of 28232 "
             "are taken."
         ),
     ),
