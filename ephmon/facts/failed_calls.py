@@ -1,4 +1,4 @@
-"""Facts: connect() calls that failed because no port was left, as the kernel told of them.
+"""Facts: connect() calls that failed because no port was left, as the kernel traced them.
 
 `ephmon.kernel` builds these values, `ephmon.model.failures.counters` adds them up.
 """
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Destination(NamedTuple):
-    """Where a connect() was to lead, and from which namespace."""
+    """Where a connect() leads to, and from which network namespace."""
 
     netns: str
+    """Its label."""
     address: bytes
     """Packed; an IPv4-mapped IPv6 address is given as its IPv4 address."""
     port: int
@@ -33,17 +34,18 @@ class ExhaustionEvent:
     """Seconds of CLOCK_MONOTONIC."""
     netns: Netns
     source: bytes
-    """Packed, as the next: the address that routing or bind() chose."""
+    """The address that routing or bind() chose, packed."""
     destination: bytes
+    """Packed."""
     destination_port: int
     family: int
-    """The family of the socket: AF_INET6 with IPv4 addresses is an IPv4-mapped connection."""
+    """The address family of the socket. AF_INET6 with IPv4 addresses is an IPv4-mapped connection."""
     thread_id: int
-    """The thread that called connect(), in the host's numbers."""
+    """The id of the thread that called connect(), in the host's pid namespace."""
     pid: int | None = None
     """The process it belonged to, None if it was gone."""
     command: str | None = None
-    """The name of the thread, mostly that of its program, None if it was gone: printable, all else escaped."""
+    """The name of the thread, usually that of its program, as `escaped` writes it. None if it was gone."""
     uid: int | None = None
     """The effective user id of the caller, None if it was gone."""
     cgroup: str | None = None
@@ -52,15 +54,15 @@ class ExhaustionEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExhaustionBatch:
-    """What happened since the last batch: a bounded value, however many events there were."""
+    """What happened since the last batch. Its size is bounded, however many events there were."""
 
     totals: Mapping[Netns, int] = field(default_factory=dict)
-    """Every event that was read."""
+    """How many events were read, by namespace."""
     destinations: Mapping[Destination, int] = field(default_factory=dict)
-    """The same events by destination; those toward destinations beyond a bound are left out."""
+    """The same by destination. Only so many destinations are counted; events to others are left out here."""
     events: tuple[ExhaustionEvent, ...] = ()
-    """The last of each kind of namespace, oldest first."""
+    """The latest events of our own namespace and of all others, oldest first."""
     latest: tuple[ExhaustionEvent, ...] = ()
-    """The last toward each destination of our own namespace, from each source; those beyond a bound are left out."""
+    """The latest event of our own namespace for each source and destination, of so many of them."""
     lost: int = 0
-    """Events that the kernel counted and nobody read."""
+    """Events that the kernel counted but overwrote before they were read."""

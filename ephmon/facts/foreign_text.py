@@ -5,7 +5,7 @@ characters), forge lines of a log (newlines), or not be UTF-8 at all, which Prom
 `str.isprintable` is false for all of these, lone surrogates included.
 
 - `printable` puts U+FFFD in place of each such character: for labels and text.
-- `escaped` writes it as `\n` or `\xff`, so that no two names become one: for names that identify a program.
+- `escaped` writes it as `\n` or `\xff`, so that one can still read what was there: for names of programs.
 - `ephmon.errors.quote` also quotes and cuts: for one line of a message.
 """
 

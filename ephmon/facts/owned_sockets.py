@@ -1,4 +1,4 @@
-"""Facts: who holds which ports, as the kernel told it of each socket, before anybody has a name.
+"""Facts: sockets with the user id and cgroup id that the kernel reports for each. Nobody has a name yet.
 
 `ephmon.kernel.netlink.owner_dump` builds these values, `ephmon.model.owners.shares` reads them.
 """
@@ -22,12 +22,12 @@ class OwnerGroup(NamedTuple):
     """As in `TcpState`; an unknown number stays a number."""
     source: bytes
     destination: bytes
-    """All zero for a socket without a peer, and where destinations were not asked for."""
+    """All zero for a socket without a peer, and where destinations were not read."""
     destination_port: int
     uid: int | None
-    """User id of the socket, as the reader's user namespace numbers it; None where nobody has the socket.
+    """User id of the socket, in the user namespace of the reader; None if no process has the socket.
 
-    That is so of TIME_WAIT structures, of connection requests, and of sockets that their process has closed.
+    No process has a TIME_WAIT structure, a connection request, or a socket that its process has closed.
     """
     cgroup_id: int | None
     """The cgroup that the socket was made in; None for TIME_WAIT structures, requests, and before Linux 5.8."""
@@ -41,12 +41,12 @@ class OwnerTable:
     ports_of: tuple[array[int], ...]
     """Local ports of the sockets of each group (typecode "H"), in the order of `groups`."""
     inodes_of: tuple[array[int], ...]
-    """Inode numbers of the same sockets (typecode "I"), 0 where nobody has the socket."""
+    """Inode numbers of the same sockets (typecode "I"), 0 if no process has the socket."""
     sockets_left_out: int = 0
-    """Sockets that were not taken in because there were too many."""
+    """How many sockets were left out because there were too many."""
 
     def inodes(self) -> frozenset[int]:
-        """Return the inode numbers of all sockets that a process has: what to look for among its descriptors."""
+        """Return the inode numbers of all sockets that some process has open."""
         return frozenset().union(*self.inodes_of) - {0}
 
     def cgroup_ids(self) -> frozenset[int]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def format_ports(ports: Iterable[int]) -> str:
     """Return the ports in order, neighbours as a range: `8080,9000-9002`.
 
-    Source: proc_do_large_bitmap() in kernel/sysctl.c, which reads it back.
+    Source: proc_do_large_bitmap() in kernel/sysctl.c, which reads this form.
     """
     ranges: list[list[int]] = []
     for port in sorted(set(ports)):

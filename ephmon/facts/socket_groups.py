@@ -37,7 +37,7 @@ class SocketGroup(NamedTuple):
     dual_stack: bool = False
     """An AF_INET6 socket that is not known to be IPV6_V6ONLY.
 
-    inet_diag tells only of listening, bound and unconnected sockets.
+    inet_diag shows that flag only for listening, bound and unconnected sockets.
     """
 
 

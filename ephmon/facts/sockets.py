@@ -70,14 +70,14 @@ _CAPABILITIES = {
 
 
 class Blindness(StrEnum):
-    """What a backend or kernel cannot show at all, by the names that appear as `blind_to`."""
+    """What a backend or a kernel cannot show. The values are those of `blind_to` in the JSON."""
 
     BOUND_UNCONNECTED = "bound_unconnected"
     """TCP sockets that are bound but neither connected nor listening (kernels before 6.8, and /proc/net/tcp)."""
     BOUND_DEVICE = "bound_device"
     """The device a socket is bound to (/proc/net/*)."""
     V6ONLY = "v6only"
-    """Whether a wildcard IPv6 socket also takes IPv4 (/proc/net/*): taken as dual-stack, the kernel's default."""
+    """Whether a wildcard IPv6 socket also takes IPv4 (/proc/net/*). It is assumed to, which is the kernel's default."""
 
 
 class Rows(NamedTuple):
@@ -103,10 +103,10 @@ class SocketTable:
     time_wait_left_ms_of: array[int]
     """Milliseconds until a row's TIME_WAIT structure is released, at most 65,535 (typecode "H").
 
-    Means nothing in rows whose group is no minisock.
+    Only valid in rows whose group is a minisock.
     """
     ports: frozenset[int] = field(init=False)
-    """The local ports that there are."""
+    """All local ports of the rows."""
 
     def __post_init__(self) -> None:
         ports: set[int] = set()
@@ -118,9 +118,9 @@ class SocketTable:
         return len(self.group_of)
 
     def pieces(self) -> Iterator[Rows]:
-        """Yield all rows in pieces that one call into C gets through within a few milliseconds.
+        """Yield all rows in pieces that one call into C processes within a few milliseconds.
 
-        The interpreter lets other threads run between calls only, and one of them answers scrapes.
+        Other threads run only between such calls, and one of them answers scrapes.
         """
         for start in range(0, len(self), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
@@ -133,7 +133,7 @@ _ROWS_AT_ONCE = 50_000
 NO_SOCKETS = SocketTable(
     groups=SocketGroups(b""), group_of=array("I"), port_of=array("H"), time_wait_left_ms_of=array("H")
 )
-"""The dump that found nothing."""
+"""A dump that found no socket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,17 +149,21 @@ class TcpSockets:
     bound_to_any_port: frozenset[bytes] = frozenset()
     """Packed local addresses of bound, unconnected sockets that let bind() choose the port."""
     listening_ports: frozenset[int] | None = None
-    """All ports that have a listener, inside the range or not; None if that was not asked for."""
+    """All ports that have a listener, inside the range or not; None if that was not read."""
     fingerprints: array[int] | None = None
-    """By port, 65,536 numbers that stay as long as the port's sockets do (typecode "Q"); None if not visible.
+    """One number for each of the 65,536 ports that changes when a socket comes or goes there (typecode "Q").
 
-    Each is the exclusive or of the cookies of all sockets of both tables on the port, each cookie mixed first, because
-    neighbouring sockets get neighbouring cookies and a pair of neighbours would look like the next pair.
+    It is the exclusive or of the cookies of all sockets of both tables on the port. Each cookie is mixed first: sockets
+    made one after the other have neighbouring cookies, and without mixing one such pair gives the same number as the
+    next pair. None if cookies are not visible.
     """
     has_evidence: bool = True
-    """Whether `explicit_ports` and `fingerprints` were asked for; without them a reading is cheaper."""
+    """Whether `explicit_ports` and `fingerprints` were read. A reading without them is cheaper."""
     ports_recover: bool = True
-    """A port is free for connect() once the last socket that blocks it is gone; before Linux 6.18, once all are."""
+    """Whether connect() may use a port once the last socket that blocks it is gone, and not only once all are.
+
+    True since Linux 6.18 (inet_bind_bucket_destroy() in net/ipv4/inet_hashtables.c).
+    """
     blind_to: frozenset[Blindness] = frozenset()
 
 

@@ -1,4 +1,4 @@
-"""How long a read of the kernel may take, and whether it is still wanted."""
+"""How long a read of the kernel may take, and whether its answer is still needed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def _wanted() -> bool:
 
 
 class Deadline:
-    """A point on the monotonic clock after which a read is given up.
+    """A point on the monotonic clock after which a read is cancelled.
 
     Args:
         seconds: How long from now.
         clock: The monotonic clock, in seconds.
-        wanted: Says False as soon as nobody waits for the answer any more (the daemon is told to stop).
+        wanted: Returns False once the answer is not needed any more, because the daemon is stopping.
     """
 
     __slots__ = ("_at", "_clock", "_wanted", "seconds")
@@ -39,7 +39,7 @@ class Deadline:
         """Tell whether the time is up.
 
         Raises:
-            StopRequestedError: Nobody waits for the answer any more.
+            StopRequestedError: The answer is not needed any more.
         """
         if not self._wanted():
             raise StopRequestedError("The poll was cancelled because ephmon is stopping.")
@@ -50,7 +50,7 @@ class Deadline:
 
         Raises:
             KernelError: The time is up (reason `deadline`).
-            StopRequestedError: Nobody waits for the answer any more.
+            StopRequestedError: The answer is not needed any more.
         """
         if self.has_passed():
             raise KernelError(

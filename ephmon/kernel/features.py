@@ -1,4 +1,4 @@
-"""What this kernel can do, found by trying where that takes nothing from anybody, else by its release.
+"""What this kernel can do: tried where a trial disturbs nobody, else concluded from the release.
 
 A release is its first two numbers, as `ephmon.kernel.proc.sysctl.read_release` returns them.
 """
@@ -29,11 +29,11 @@ def shows_bound_unconnected(
 ) -> bool:
     """Tell whether inet_diag shows TCP sockets that are bound and neither connected nor listening.
 
-    Tried on a socket of our own, bound for a moment outside the port range, so that connections lose no port by it, and
-    to an address of loopback that nobody is likely to use, so that it is out of the way of a server that binds the same
-    port of another address at that moment; SO_REUSEADDR lets one in that sets it too and binds all addresses. Where
-    every port that may be bound lies inside the range, or loopback has no address, the release decides (Linux 6.8).
+    This is tried with a socket that is bound for a moment. Where every port that may be bound lies inside the range, or
+    loopback has no address, the release decides (Linux 6.8).
     """
+    # A server may bind the same port at that moment. It can, because ours is on another address, outside the port
+    # range; SO_REUSEADDR lets in one that sets it too and binds all addresses.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as ours:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port = _bind_outside(ours, port_range)

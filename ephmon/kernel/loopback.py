@@ -1,11 +1,11 @@
-"""Addresses of the loopback device that nobody is likely to use: where a socket of ours gets in nobody's way."""
+"""Loopback addresses that programs are unlikely to use, for short-lived sockets of ephmon itself."""
 
 from __future__ import annotations
 
 from secrets import randbelow
 
 _DUMMIES = bytes([127, 254])
-"""The network of the dummies, which tells calls toward them from others: 127.254.0.0/16."""
+"""127.254.0.0/16: by this prefix, calls of the probe are told from those of other programs."""
 
 
 def unlikely_address() -> str:

@@ -1,8 +1,8 @@
-"""Whether a socket of this host may sit on an address: asked of bind() itself, without a port.
+"""Whether bind() to an address works on this host: tried, without taking a port.
 
 With IP_BIND_ADDRESS_NO_PORT (man 7 ip, Linux 4.2) bind() to port 0 checks the address and leaves the port to connect():
-__inet_bind() in net/ipv4/af_inet.c, __inet6_bind() in net/ipv6/af_inet6.c. The routing table would not do: it takes
-addresses for local that bind() refuses (a local route of IPv6), and does not know of net.ipv4.ip_nonlocal_bind.
+__inet_bind() in net/ipv4/af_inet.c, __inet6_bind() in net/ipv6/af_inet6.c. The routing table cannot answer this. It
+calls addresses local that bind() refuses (a local route of IPv6), and ignores net.ipv4.ip_nonlocal_bind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h
 def require_own(address: IPv4Address | IPv6Address) -> None:
     """Raise KernelError if bind() to the address fails because this host does not have it.
 
-    Other errors of bind() are not looked at: a link-local IPv6 address is refused because no device is named with it.
+    Other errors of bind() pass: it refuses a link-local IPv6 address because no device is named with it.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:

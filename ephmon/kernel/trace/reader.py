@@ -1,9 +1,8 @@
-"""The reader of failed connect() calls: takes them from a tracing instance as they happen and hands them over in bulk.
+"""The reader of failed connect() calls: reads them from a tracing instance as they happen, and returns them in batches.
 
-It has a thread of its own, because a caller can be asked for its namespace and name only while it lives, and it keeps
-to a share of a processor, because any local user can make such calls at will: 850,000 in a second from one thread.
-What is not read in time is overwritten in the kernel's buffer, which counts it, so that what was counted and what was
-lost add up to what happened.
+It has a thread of its own, because the name and namespace of a caller can be read only while it lives. It keeps to a
+share of a processor, because any local user can make such calls at will: 850,000 in a second from one thread. The
+kernel overwrites and counts what is not read in time, so that read and lost events add up to all events.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ CPU_SHARE = 0.05
 """Reading stops for the rest of a second when it has used so much of it."""
 PERIOD_SECONDS = 1.0
 GATHER_SECONDS = 0.005
-"""The pause after each reading, which bounds how often the thread wakes: a caller lives on that long, mostly."""
+"""The pause after each reading. It limits how often the thread wakes; most callers live longer than that."""
 KNOWN_SECONDS = 1.0
-"""What a thread answered counts that long, because asking costs more than all else."""
+"""What was found out about a thread is kept that long, because reading /proc costs more than all else here."""
 LONGEST_WAIT_SECONDS = 1.0
-"""Buffers are looked at this often even if the kernel tells of nothing."""
+"""Buffers are read this often even if the kernel reports nothing."""
 MOST_EVENTS = 100
-"""So many events of our own namespace, and so many of others, are handed over one by one."""
+"""A batch contains at most so many single events of our own namespace, and as many of others."""
 MOST_DESTINATIONS = 500
-"""So many destinations of each label are counted one by one in a batch."""
+"""A batch counts at most so many destinations for each label."""
 MOST_NAMESPACES = 64
-"""So many namespaces are told apart in a batch."""
+"""A batch tells at most so many namespaces apart."""
 MOST_SKIPPED_PAGES = 4096
 """A buffer that is found is emptied first; one that is filled faster than that is left as it is."""
 
@@ -129,9 +128,9 @@ class _BatchBuilder:
 
 
 class ExhaustionCollector:
-    """Counts what an instance holds, without a thread: one thread drains, another may take.
+    """Counts the events of an instance. It has no thread: one thread calls `drain`, another may call `take`.
 
-    What happened before it was made is not counted.
+    Events from before it was made are not counted.
     """
 
     def __init__(self, instance: Instance, callers: Callers, wall_clock: Callable[[], float] = time.time) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.facts.foreign_text import escaped
 from ephmon.kernel.proc.callers import GONE, Callers
 from tests.namespaces import Agent, Namespace
 from tests.tracing import host_pids
@@ -53,24 +52,6 @@ def test_a_number_that_was_given_away_since_is_gone() -> None:
     with Namespace() as ns:
         assert Callers(PROC).find(ns.pid, time.monotonic()).pid == ns.pid
         assert Callers(PROC).find(ns.pid, time.monotonic() - 3600) == GONE
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        (b"nginx", "nginx"),
-        (b'\xff\xfe"\n', r"\xff\xfe" + '"' + r"\n"),
-        ("Bücher".encode(), "Bücher"),
-        (rb"\n", r"\\n"),
-        ("a\u200bb\u2028".encode(), r"a\u200bb\u2028"),
-        (b"\x1b[31m) S 1", r"\x1b[31m) S 1"),
-        (b"", ""),
-        (b"\xed\xb2\x80", r"\xed\xb2\x80"),
-    ],
-)
-def test_a_name_is_printable_and_tells_escapes_from_what_is_written(name: bytes, text: str) -> None:
-    assert escaped(name) == text
-    assert escaped(name).isprintable()
 
 
 def test_a_procfs_with_other_numbers_is_refused(tmp_path: Path) -> None:

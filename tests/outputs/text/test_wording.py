@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ephmon.facts.foreign_text import printable
 from ephmon.facts.sockets import Backend, Blindness, Protocol
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.wording import (
@@ -23,24 +20,6 @@ from ephmon.outputs.text.wording import (
     utc_time,
 )
 from tests.builders import make_bind_pool, make_first_failure, make_namespace_report, make_pool, make_report
-
-
-@given(text=st.text(st.characters() | st.characters(categories=["Cs", "Cc"])))
-def test_printable_text_is_valid_utf8_without_control_characters(text: str) -> None:
-    shown = printable(text)
-
-    assert shown.isprintable()
-    assert shown.encode("utf-8").decode("utf-8") == shown
-    assert len(shown) == len(text)
-
-
-@pytest.mark.parametrize("text", ["", "own", "a b", "caf\u00e9", "\u540d\u524d"])
-def test_text_for_display_stays_as_it_is(text: str) -> None:
-    assert printable(text) == text
-
-
-def test_escape_sequences_lose_their_escape() -> None:
-    assert printable("\x1b[31mred\x1b[0m") == "\ufffd[31mred\ufffd[0m"
 
 
 def test_one_line_joins_lines_with_blanks() -> None:
