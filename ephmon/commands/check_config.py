@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from ephmon.commands.reading import DEFAULT_CONFIG, load_config
 from ephmon.commands.terminal import print_answer
-from ephmon.config.document import compose
 from ephmon.config.file import quote_path, read_text
 from ephmon.config.settings import describe
 from ephmon.config.thresholds import describe_thresholds, override_line
+from ephmon.config.yaml_document import compose
 from ephmon.errors import UsageError
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.pools.ignored_destinations import is_ignored

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ephmon.config.document import (
+from ephmon.config.yaml_document import (
     Document,
     MappingNode,
     Node,

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from ephmon.config.document import Problem, compose, dump
 from ephmon.config.endpoint import format_endpoint, parse_address, parse_endpoint
 from ephmon.config.file import quote_path, read_text
 from ephmon.config.scalars import (
@@ -30,6 +29,7 @@ from ephmon.config.scalars import (
 )
 from ephmon.config.schema import MAX_PROBLEMS, ListOf, ReadState, Section, Single, TextMapping
 from ephmon.config.thresholds import ThresholdsShape
+from ephmon.config.yaml_document import Problem, compose, dump
 from ephmon.errors import ConfigError
 from ephmon.facts.addresses import HIGHEST_PORT
 from ephmon.facts.snapshot import PortRange

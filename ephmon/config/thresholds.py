@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ephmon.config.document import SequenceNode, dump
 from ephmon.config.scalars import NETWORK, PORT, RATIO, duration_seconds, one_of
 from ephmon.config.schema import ListOf, ReadState, Section, Shape, Single, join, locate
+from ephmon.config.yaml_document import SequenceNode, dump
 from ephmon.model.alerting.thresholds import CLEARANCE, Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import PoolKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ephmon.config.document import Document, Node, TextTree
+    from ephmon.config.yaml_document import Document, Node, TextTree
 
 _PARTS = {
     "utilisation": ("utilisation", Single(RATIO)),

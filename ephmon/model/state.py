@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.model.forecast.history import History
-    from ephmon.model.pools.evidence import Evidence
+    from ephmon.model.pools.classify_ports import Evidence
     from ephmon.model.pools.kinds import PoolKey
     from ephmon.model.pools.port_classes import TcpPorts
     from ephmon.model.report import ReloadStatus, Report

@@ -23,7 +23,7 @@ from tests.kernel_truth.prediction import look, pool_in
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
-    from ephmon.model.pools.evidence import Evidence
+    from ephmon.model.pools.classify_ports import Evidence
     from ephmon.model.pools.survey import NamespaceSurvey
 
 LOW, HIGH = 40_000, 40_999

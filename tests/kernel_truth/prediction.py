@@ -15,7 +15,7 @@ from ephmon.model.pools.survey import NO_EVIDENCE, classify, survey
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.model.pools.evidence import Evidence
+    from ephmon.model.pools.classify_ports import Evidence
     from ephmon.model.pools.kinds import Pool
     from ephmon.model.pools.ranking import PoolSet
     from ephmon.model.pools.survey import NamespaceSurvey

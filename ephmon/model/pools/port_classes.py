@@ -22,7 +22,7 @@ sockets block nothing.
 inet_diag shows listening and bound sockets, and which sockets named their port in bind(). It does not show whether a
 connected socket got its port from connect() or from bind(address, 0), with one exception: a connected socket that has
 IP_BIND_ADDRESS_NO_PORT and did not name its port got it from connect(). Ports with any other connected socket are
-*ambiguous*, unless earlier readings of the same sockets decide: `ephmon.model.pools.evidence`.
+*ambiguous*, unless earlier readings of the same sockets decide: `ephmon.model.pools.classify_ports`.
 """
 
 from __future__ import annotations

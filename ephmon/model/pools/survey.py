@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.facts.addresses import ANY_OF_LENGTH
-from ephmon.model.pools.evidence import NO_ANSWERS, Evidence, classify_ports
+from ephmon.model.pools.classify_ports import NO_ANSWERS, Evidence, classify_ports
 from ephmon.model.pools.ignored_destinations import is_ignored
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.port_classes import count_usable

@@ -8,7 +8,7 @@ import pytest
 
 from ephmon.facts.addresses import PORTS as ALL_PORTS
 from ephmon.facts.sockets import TcpState
-from ephmon.model.pools.evidence import Evidence, classify_ports
+from ephmon.model.pools.classify_ports import Evidence, classify_ports
 from ephmon.model.pools.port_classes import Listeners, PortClass, TcpPorts, usable_ports
 from tests.model.facts import (
     HIGH,

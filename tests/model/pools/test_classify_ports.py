@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import PORTS
 from ephmon.facts.sockets import Blindness, TcpSockets, TcpState
-from ephmon.model.pools.evidence import Evidence, classify_ports
+from ephmon.model.pools.classify_ports import Evidence, classify_ports
 from ephmon.model.pools.port_classes import PortClass
 from tests.model.facts import LOW, Sockets, bound, connected, listening, make_sysctls, make_tcp, packed
 

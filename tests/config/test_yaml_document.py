@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ephmon.config.document import (
+from ephmon.config.yaml_document import (
     MAX_DEPTH,
     MAX_NODES,
     MappingNode,
