@@ -39,8 +39,8 @@ def read_regular_file(path: Path | str, max_bytes: int) -> bytes:
         content = _read(path, max_bytes + 1)
     except OSError as error:
         raise UnreadableFileError(f"cannot be read: {error.strerror}") from None
-    except ValueError as error:  # open() of a path that contains a NUL
-        raise UnreadableFileError(f"cannot be read: {error}") from None
+    except ValueError:  # open() of such a path, in words that each version of Python has its own of
+        raise UnreadableFileError("cannot be read: Its path contains a NUL") from None
     if len(content) > max_bytes:
         raise UnreadableFileError(f"is larger than {max_bytes >> 20} MiB, the limit")
     return content

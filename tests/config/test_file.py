@@ -66,7 +66,7 @@ def test_a_missing_file_and_an_impossible_path_are_refused(tmp_path: Path) -> No
     path = tmp_path / "missing.yaml"
 
     assert _refusal(path) == f"{path}: the file cannot be read: No such file or directory"
-    assert _refusal(tmp_path / "a\0b").endswith("a\\x00b': the file cannot be read: embedded null byte")
+    assert _refusal(tmp_path / "a\0b").endswith("a\\x00b': the file cannot be read: Its path contains a NUL")
 
 
 def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:

@@ -381,5 +381,5 @@ def test_a_file_that_is_none_is_said_at_once(tmp_path: Path) -> None:
         "fifo": "It is a FIFO, not a regular file.",
         "large": "It is larger than 8 MiB, the limit.",
         ".": "It is a directory, not a regular file.",
-        "nul\0": "It cannot be read: embedded null byte.",
+        "nul\0": "It cannot be read: Its path contains a NUL.",
     }
