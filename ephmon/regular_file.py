@@ -39,7 +39,7 @@ def read_regular_file(path: Path | str, max_bytes: int) -> bytes:
         content = _read(path, max_bytes + 1)
     except OSError as error:
         raise UnreadableFileError(f"cannot be read: {error.strerror}") from None
-    except ValueError:  # open() of such a path, in words that each version of Python has its own of
+    except ValueError:  # from open() of such a path; its words differ between versions of Python
         raise UnreadableFileError("cannot be read: Its path contains a NUL") from None
     if len(content) > max_bytes:
         raise UnreadableFileError(f"is larger than {max_bytes >> 20} MiB, the limit")
