@@ -176,6 +176,7 @@ _BLOCKED = _Rule(
 _RULES = (
     _NOTHING_USABLE,
     _BLOCKED,
+    # Before the rules on states, which look at live sockets only: these are the smaller part of the ports here.
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),
         holds=lambda facts: facts.time_wait > facts.live,

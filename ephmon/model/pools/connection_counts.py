@@ -136,9 +136,11 @@ def _add_sockets(counts: KeyCounts, group: SocketGroup, port_class: int, number:
     """
     counts.states[group.state] = counts.states.get(group.state, 0) + number
     counts.held += number
+    # Sockets on blocked ports take nothing of the capacity. They still belong to the pool, so they are counted above.
     if port_class in _NEVER_OPEN:
         return
     counts.stopping_unbound += number - reusable
+    # A suspect port is blocked by the best estimate, so it is no part of the capacity, but remaining_max counts it.
     if port_class == PortClass.SUSPECT:
         return
     counts.in_use += number
@@ -179,6 +181,7 @@ def _leave_out_accepted(counts: _ByClass, table: SocketTable, accepted: _Accepte
     """Take accepted sockets out of the counts."""
     if not accepted.ports:
         return
+    # Only rows on these few ports are looked at one by one.
     may_be_accepted = mark_ports(accepted.ports)
     rows = zip(table.group_of, table.port_of, strict=True)
     for group, port in compress(rows, map(may_be_accepted.__getitem__, table.port_of)):
@@ -214,6 +217,7 @@ def _count_reusable(table: SocketTable, sysctls: Sysctls, classes: bytes) -> _By
 
 def _old_enough(rows: Rows, eligible: bytearray, limit_ms: int) -> Rows:
     """Return the rows whose group is eligible (1 by index) and which have less time left than the limit."""
+    # Both conditions become one mask with map(), so that no bytecode runs for each row.
     is_old = map(limit_ms.__gt__, rows.time_wait_left_ms_of)
     chosen = bytes(map(and_, map(eligible.__getitem__, rows.group_of), is_old))
     return Rows(*(tuple(compress(column, chosen)) for column in rows))

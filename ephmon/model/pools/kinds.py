@@ -118,6 +118,7 @@ def by_state_name(states: Mapping[int, int]) -> dict[str, int]:
     SYN_RECV and NEW_SYN_RECV are counted together: for users a connection request has one state.
     """
     named: Counter[str] = Counter()
+    # Sorted, so that equal pools are shown alike, whatever the order of the sockets was.
     for state, number in sorted(states.items()):
         named[_STATE_NAMES.get(state, f"state_{state}")] += number
     return dict(named)

@@ -145,6 +145,7 @@ def _tcp_bind(namespace: NamespaceSnapshot, tcp: TcpSockets, taken_at: float, so
         sysctls=namespace.sysctls,
         tables=(tcp.bound, tcp.connections),
         sources=sources,
+        # A reading that only counts does not show bound, unconnected sockets.
         is_blind=bool(tcp.blind_to) or not tcp.has_evidence,
     )
 

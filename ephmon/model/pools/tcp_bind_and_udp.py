@@ -171,6 +171,7 @@ class AddressPools:
         )
         remaining = self.usable - in_use
         least = max(0, remaining - self._may_lose_one)
+        # With ip_autobind_reuse any port may be shared, which depends on options that the kernel does not show.
         most = self.usable - (0 if self._may_share else certain)
         return Pool(
             key=PoolKey(
@@ -227,10 +228,11 @@ def _conflicts_of(
     """Return what the ports of a group's sockets are to be added to, and whether their conflict is certain."""
     found = []
     for wildcard in (ANY_V4, ANY_V6):
-        if covers(group.source, wildcard, dual_stack=group.dual_stack):  # it is at a wildcard itself
+        if covers(group.source, wildcard, dual_stack=group.dual_stack):  # a wildcard socket itself
             found.append((wildcards[len(wildcard)], True))
         elif wildcard in own and overlap(group.source, wildcard, dual_stack=group.dual_stack):
             is_v6only_unknown = len(group.source) == V6_BYTES and group.state not in _STATES_WITH_V6ONLY
+            # A newcomer at :: conflicts with every socket. One at 0.0.0.0 does not conflict with IPV6_V6ONLY sockets.
             found.append((own[wildcard], wildcard == ANY_V6 or not is_v6only_unknown))
     if group.source in own and not is_wildcard(group.source):
         found.append((own[group.source], True))

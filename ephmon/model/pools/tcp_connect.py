@@ -131,8 +131,11 @@ class ConnectPools:
         """Return the pool of the key, also of a key that has no socket yet."""
         counts = self._counts.of_key(key)
         ports = self._ports
+        # More ports in use than the capacity has: the sockets changed while they were read, see `overfull`.
         remaining = max(0, self._capacity - counts.in_use + counts.reusable)
         least, most = self._bounds(counts, remaining)
+        # With something the backend is blind to, more ports may be blocked than any bound allows for.
+        is_exact = least == most and self._ports_are_current and not ports.blind_to
         return Pool(
             key=PoolKey(
                 netns=self.netns,
@@ -151,7 +154,7 @@ class ConnectPools:
             remaining=remaining,
             remaining_min=least,
             remaining_max=most,
-            exact=least == most and self._ports_are_current and not ports.blind_to,
+            exact=is_exact,
             failure_errno=FAILURE_ERRNO,
             states=by_state_name(counts.states),
             held=counts.held,

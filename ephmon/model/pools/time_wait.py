@@ -34,6 +34,7 @@ REUSE_ALL, REUSE_LOOPBACK = 1, 2
 
 def may_be_reused(group: SocketGroup, sysctls: Sysctls) -> bool:
     """Tell whether the TIME_WAITs of the group are handed out again once they are old enough."""
+    # A FIN_WAIT2 whose process is gone is kept in the same kernel structure, but it is not reused.
     if group.state != TcpState.TIME_WAIT or not sysctls.tcp_timestamps:
         return False
     return sysctls.tcp_tw_reuse == REUSE_ALL or (sysctls.tcp_tw_reuse == REUSE_LOOPBACK and is_group_on_loopback(group))
