@@ -122,6 +122,12 @@ def close(tag: str) -> None:
         sock.close()
 
 
+def close_all() -> None:
+    """Close all sockets that are held: Python would complain of each that is merely dropped, at length."""
+    for tag in list(held):
+        close(tag)
+
+
 def abort(tag: str) -> None:
     """Close the sockets of a tag: connected TCP sockets say RST and leave no TIME_WAIT on either side."""
     for sock in held[tag]:

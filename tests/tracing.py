@@ -7,7 +7,10 @@ test makes it also removes. Functions without a docstring are for `Agent.call` a
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import secrets
 import socket
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -34,8 +37,16 @@ host_pids = pytest.mark.host_pids("the kernel names callers of connect() by them
 
 LOW, HIGH = 40_000, 40_099
 HERE = "127.0.0.1"
-PORTS = PORT, CLOSED, OPEN = 7411, 7412, 7413
-"""Calls toward other ports are no business of the tests: whoever else is on the host may make some."""
+
+
+def _own_ports() -> tuple[int, int, int]:
+    """Return three ports that this process of pytest and its agents, which inherit the environment, have alone."""
+    first = int(os.environ.setdefault("EPHMON_FIRST_TRACED_PORT", str(20_000 + 10 * secrets.randbelow(1000))))
+    return first, first + 1, first + 2
+
+
+PORTS = PORT, CLOSED, OPEN = _own_ports()
+"""Calls toward other ports are no business of the tests: others on the host, such as other tests, may make some."""
 TRACING = Path("/run/tracing")
 PREPARED = Path("/run/ephmon/tracing")
 PROC = Path("/proc")
@@ -55,6 +66,10 @@ exec "$@"
 
 _EXHAUSTED = FillResult(HIGH - LOW + 1, errno.EADDRNOTAVAIL)
 
+_MAKER = re.compile(r"ephmon-(\d+)-")
+_started: set[int] = set()
+"""The agents that this process of pytest has started, and that may make instances."""
+
 _held = ExitStack()
 _collectors: list[ExhaustionCollector] = []
 _readers: list[ExhaustionReader] = []
@@ -62,7 +77,25 @@ _readers: list[ExhaustionReader] = []
 
 def tracing_agent(ns: Namespace) -> Agent:
     """Start an agent in the network namespace that sees a tracefs at `TRACING` and has a /run of its own. For root."""
-    return Agent(ns.command("unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT, "sh"))
+    agent = Agent(ns.command("unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT, "sh"))
+    _started.add(agent.pid)
+    return agent
+
+
+def ours(names: set[str]) -> set[str]:
+    """Return those of the instances that no other program on the host has made: they name the process that did."""
+    return {name for name in names if not (maker := _MAKER.match(name)) or int(maker[1]) in _started}
+
+
+@contextmanager
+def alone_with_the_prepared_instance() -> Iterator[None]:
+    """Wait for other tests on this host: the instance that is prepared for a service has one name."""
+    directory = os.open("/sys/kernel/tracing", os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def seeing_tracefs(*command: str) -> list[str]:

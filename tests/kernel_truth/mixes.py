@@ -28,7 +28,7 @@ from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.pools.survey import NamespaceSurvey, classify, survey
 from tests import sockets
-from tests.namespaces import ip
+from tests.namespaces import add_address, bring_loopback_up
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ class Outcome:
 
 def fresh_namespace() -> None:
     """Go into a new network namespace, where loopback is up and OWN is an address of it."""
-    sockets.held.clear()
+    sockets.close_all()
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
-    ip("link", "set", "lo", "up")
-    ip("address", "add", f"{OWN}/32", "dev", "lo")
+    bring_loopback_up()
+    add_address(f"{OWN}/32", "lo")
 
 
 def read() -> NamespaceSurvey:

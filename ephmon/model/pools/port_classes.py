@@ -61,6 +61,15 @@ OPEN_CLASSES = (PortClass.SHARED, PortClass.AMBIGUOUS)
 """The classes that make up the capacity by the best estimate."""
 
 
+def _table(*classes: PortClass) -> bytes:
+    """Return what `bytes.translate()` makes 1 of these classes with, and 0 of the others."""
+    return bytes(value in classes for value in range(256))
+
+
+_IN_DOUBT = _table(PortClass.AMBIGUOUS, PortClass.SUSPECT)
+_NOT_KNOWN_TO_BE_BLOCKED = _table(PortClass.SHARED, PortClass.AMBIGUOUS, PortClass.SUSPECT)
+
+
 @dataclass(frozen=True, slots=True)
 class TcpPorts:
     """The class of every port of one namespace, and how many there are."""
@@ -96,11 +105,15 @@ class TcpPorts:
 
     def in_doubt(self) -> list[int]:
         """Return the ambiguous ports. The probe can settle each of them."""
-        return [port for port, value in enumerate(self.classes) if value in (PortClass.AMBIGUOUS, PortClass.SUSPECT)]
+        return self._ports(_IN_DOUBT)
 
     def not_known_to_be_blocked(self) -> list[int]:
         """Return all usable ports but those that are certainly blocked."""
-        return [port for port, value in enumerate(self.classes) if PortClass.UNUSABLE < value < PortClass.BLOCKED]
+        return self._ports(_NOT_KNOWN_TO_BE_BLOCKED)
+
+    def _ports(self, table: bytes) -> list[int]:
+        # An enum looked up for each of 65,536 ports would take ten times as long.
+        return [port for port, is_wanted in enumerate(self.classes.translate(table)) if is_wanted]
 
 
 def usable_ports(sysctls: Sysctls) -> bytearray:

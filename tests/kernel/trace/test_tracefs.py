@@ -57,7 +57,7 @@ def _agent(ns: Namespace) -> Iterator[Agent]:
     try:
         yield agent
         agent.call(close)
-        left = agent.call(tracing.instances) - before
+        left = tracing.ours(agent.call(tracing.instances)) - before
         agent.call(tracing.remove_instances, left)
     finally:
         agent.close()
