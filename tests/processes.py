@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 WAIT_SECONDS = 60.0
 """How long a test waits at most for what must come."""
-_PAUSE_SECONDS = 0.01
+_PAUSES_SECONDS = (0.01, 0.05)
+"""The first pause and the longest: to look costs the processor more than to wait, and others wait beside this test."""
 _ENVIRONMENT_OF_THE_TESTS = re.compile(r"PYTHON.*|LC_.*|LANG|NO_COLOR|JOURNAL_STREAM|COLUMNS|NOTIFY_SOCKET|WATCHDOG_.*")
 
 Metrics = dict[str, float]
@@ -48,11 +49,13 @@ def eventually(observe: Callable[[], T], holds: Callable[[T], bool]) -> T:
     Fails after `WAIT_SECONDS`, or as soon as a program that the test has started has ended by itself.
     """
     deadline = time.monotonic() + WAIT_SECONDS
+    pause, longest = _PAUSES_SECONDS
     while not holds(seen := observe()):
         for program in _programs:
             program.require_running()
         assert time.monotonic() < deadline, f"after {WAIT_SECONDS:g} s still {seen!r}"
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
     return seen
 
 
