@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon.outputs.metrics.catalogue import METRICS
-from tests import sockets
+from tests import sockets, tracing
 from tests.dashboards import FOLDER, NAMES, TARGETS, Target, variables
 from tests.delivery import delivering
 from tests.namespaces import Namespace
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.processes import Running
 
 HERE, PORT = "127.0.0.1", 7412
-FULL, FULL_PORT = "10.8.0.1", 7411
+FULL, FULL_PORT = "10.8.0.1", tracing.PORT
 """Toward where no port is left; connections to an address of the host's own come from that same address."""
 HOOK_PORT = 8080
 INSTANCE = "127.0.0.1:19100"

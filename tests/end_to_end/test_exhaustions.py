@@ -14,12 +14,12 @@ from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, eventually, put, run
 from tests.sockets import ALL_PORTS, FillResult, Recipe
-from tests.tracing import failures, host_pids, only_root, tracing_daemon
+from tests.tracing import PORT, failures, host_pids, only_root, tracing_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HERE, PORT = "127.0.0.1", 7411
+HERE = "127.0.0.1"
 PORTS = 100
 SOURCE_AND_DESTINATION = f'destination="{HERE}",destination_port="{PORT}"'
 OWN = 'ephmon_connect_exhaustions_total{netns="own"}'
