@@ -161,7 +161,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit() -> None:
 
 
 def test_the_manual_and_the_completions_are_where_they_are_looked_for() -> None:
-    assert "headroom of ephemeral ports" in run("man", "--warnings", "ephmon")
+    assert "how many more connections" in run("man", "--warnings", "ephmon")
     assert Path("/usr/share/bash-completion/completions/ephmon").is_file()
     assert Path("/usr/share/zsh/vendor-completions/_ephmon").is_file()
     assert Path("/usr/share/fish/vendor_completions.d/ephmon.fish").is_file()
