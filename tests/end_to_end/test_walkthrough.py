@@ -160,7 +160,8 @@ class Stage:
             pool={labels["__name__"].removeprefix("ephmon_pool_"): value for labels, value in samples},
             held=len(self.output_of("ss", "-Htan", f"dport = :{SHOP_PORT}").splitlines()),
             time_waits=self._ns.call(time_waits),
-            failures_logged=self.read("proxy.log").count(NO_FREE_PORTS),
+            # HAProxy writes each to its log, which is standard output, and once more to standard error.
+            failures_logged=self.read("proxy.log").count(NO_FREE_PORTS) // 2,
         )
 
 
@@ -349,7 +350,8 @@ def test_ephmon_had_nothing_to_complain_about(story: Story) -> None:
     """It tells of the pool that ran out, which is what it is for, and of nothing else."""
     complaints = re.findall(r"level=(?:warning|error) .*", story.ephmon_log)
 
-    assert [line for line in complaints if "EphmonPool" not in line] == []
+    # How much CPU time a poll takes, and so how often polls come, is a matter of the machine.
+    assert [line for line in complaints if "EphmonPool" not in line and "Polls come" not in line] == []
     assert any("EphmonPoolNearExhaustion fires as critical" in line for line in complaints)
 
 
