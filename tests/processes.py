@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import os
 import re
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from tests.namespaces import Namespace
 
 T = TypeVar("T")
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
+_WALL = 0x40000000  # __WALL of man 2 wait, which Python does not name
 
 WAIT_SECONDS = 60.0
 """How long a test waits at most for what must come."""
@@ -318,6 +323,23 @@ class Running(Program):
     def _take(self, chunk: bytes) -> None:
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         self.lines += [line.decode() for line in lines]
+
+
+@contextmanager
+def stopped_main_thread(pid: int) -> Iterator[None]:
+    """Stop the main thread of a process, and no other, as a call into the kernel that does not return would.
+
+    SIGSTOP would stop all threads, and each would run again before it is killed (man 2 ptrace, PTRACE_INTERRUPT).
+    """
+    for request in (_PTRACE_SEIZE, _PTRACE_INTERRUPT):
+        if _LIBC.ptrace(request, pid, None, None) == -1:
+            raise OSError(ctypes.get_errno(), f"ptrace of {pid}: {os.strerror(ctypes.get_errno())}")
+    os.waitpid(pid, _WALL)
+    try:
+        yield
+    finally:
+        # Until its tracer has waited for it, a dead main thread is kept from the parent of the process.
+        eventually(lambda: os.waitpid(pid, os.WNOHANG | _WALL), lambda seen: seen[0] == pid)
 
 
 def parse_metrics(exposition: str) -> Metrics:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.processes import eventually, fetch, parse_metrics
+from tests.processes import eventually, fetch, parse_metrics, stopped_main_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,7 +242,8 @@ def test_a_process_that_hangs_is_killed_and_started_again_and_the_log_says_where
     with configured(QUICK), drop_in("WatchdogSec=11s\nRestartSec=100ms"):
         run("systemctl", "restart", UNIT)
         pid = prop("MainPID")
-        os.kill(int(pid), signal.SIGSTOP)
+        with stopped_main_thread(int(pid)):
+            pass  # until it has been killed
         eventually(lambda: (prop("NRestarts"), prop("ActiveState")), lambda seen: seen == ("1", "active"))
         restarted = prop("MainPID")
         eventually(metrics, lambda seen: seen.get("ephmon_poll_success") == 1)
