@@ -13,11 +13,11 @@ AGAIN = {
     "daemon/test_owner_watch.py": "psutil lists processes for a daemon that runs",
     "delivery": "alerts are sent by the installed daemon, over TLS too",
     "http": "tornado has the streams and parses heads",
+    "log": "tornado logs too",
     "kernel/proc/test_processes.py": "psutil lists processes",
     "outputs": "prometheus-client renders the metrics",
     "test_architecture.py": "the wheel has all modules, and imports what it may",
     "test_cli.py": "runs the installed program",
-    "test_log.py": "tornado logs too",
 }
 """Files and folders below tests/, and what of a dependency or of the wheel they try."""
 

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ephmon.commands": ("ephmon",),
     "ephmon.cli": ("ephmon",),
     "ephmon.__main__": ("ephmon.cli",),
-    "ephmon.log": ("ephmon.outputs.text.wording",),
+    "ephmon.log": ("ephmon.log", "ephmon.outputs.text.wording"),
 }
 """The flow, from the edge where the kernel is read to the edges where the answer leaves.
 

@@ -84,10 +84,12 @@ HEALTH = Row(
             width=8,
         ),
         table(
-            "Incident reports",
-            "Reports that were written, and that could not be, in the time that is shown. Empty where none are kept.",
+            "Incident reports and log",
+            "Reports that were written, and that could not be, in the time that is shown, and lines of the log that"
+            " were lost. Reports are absent where none are kept.",
             Query("sum by (instance) (increase(ephmon_incidents_total[$__range]))", "written"),
             Query("sum by (instance) (increase(ephmon_incident_failures_total[$__range]))", "failed"),
+            Query("sum by (instance) (increase(ephmon_log_lines_lost_total[$__range]))", "log lines lost"),
             labels=("instance",),
             width=8,
         ),

@@ -252,7 +252,11 @@ class Daemon:
         self._incidents.update(self._state.report, self._config.listing.ignore_destinations)
 
     def _publish(self) -> None:
-        self._state = self._state.with_report(delivery=self._delivery.status(), incidents=self._incidents.status())
+        self._state = self._state.with_report(
+            delivery=self._delivery.status(),
+            incidents=self._incidents.status(),
+            log_lines_lost=log.losses()._asdict(),
+        )
         report = self._state.report
         taken = report.taken_at_monotonic
         self._server.publish(

@@ -156,6 +156,8 @@ class Report:
     """How deliveries fare; None where nothing is delivered."""
     incidents: IncidentStatus | None = None
     """How the keeping of incidents fares; None where none are kept."""
+    log_lines_lost: Mapping[str, int] = field(default_factory=dict)
+    """Lines of the log that were not written since the start, by reason: `stream`, `rate`."""
     full_poll_cpu_seconds: float | None = None
     """What the latest full poll cost; None before the first."""
     narrow_poll_error: str | None = None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
+import select
 import signal
+import socket
 import time
+import tty
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +49,7 @@ from tests.processes import (
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any
 
     from ephmon.facts.failed_calls import Destination
@@ -730,26 +734,53 @@ def test_it_runs_without_a_standard_error_to_write_to(ns: Namespace, config: Pat
         assert daemon.stop() == 0
 
 
-def test_it_runs_on_while_nobody_reads_its_standard_error(ns: Namespace, config: Path) -> None:
-    """As with `ephmon run 2>&1 | less`: what does not fit into the pipe is lost, and that is said later."""
+def _pipe() -> tuple[int, int]:
     read_end, write_end = os.pipe()
+    return read_end, write_end
+
+
+def _terminal() -> tuple[int, int]:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    return master, slave
+
+
+def _socket() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.mark.parametrize("make", [_pipe, _terminal, _socket])
+def test_it_polls_reloads_and_stops_while_nobody_reads_its_standard_error(
+    ns: Namespace, config: Path, make: Callable[[], tuple[int, int]]
+) -> None:
+    """As with `ephmon run 2>&1 | less`, `docker run -t` that nobody attaches to, or a journal that hangs."""
+    read_end, write_end = make()
     os.set_blocking(write_end, False)
-    takes_more(write_end, b"." * 4096)
+    for size in (4096, 1, 1, 1):
+        takes_more(write_end, b"." * size)
+        time.sleep(0.02)  # a terminal moves on a moment later what it has taken
     os.set_blocking(write_end, True)
-    with Running(ns, ephmon("run", "--config", config), stderr=write_end) as daemon, os.fdopen(read_end, "rb") as pipe:
-        os.close(write_end)
+    with (
+        Running(ns, ephmon("run", "--config", config), stderr=write_end) as daemon,
+        os.fdopen(read_end, "rb", 0) as end,
+    ):
         daemon.wait_for(poll_success=1)
-        daemon.wait_for_polls(1)  # what there was to say of the first has been said
-        pipe.read(1 << 16)
         daemon.signal(signal.SIGHUP)
         daemon.wait_for_polls(2)
+        said = b""
+        while b"The configuration was reloaded." not in said:
+            assert select.select([end], [], [], 10)[0]
+            said += end.read(1 << 16).lstrip(b".")
+        metrics = daemon.wait_for_polls(1)
+        os.set_blocking(write_end, False)
+        takes_more(write_end, b"." * 4096)
+        os.set_blocking(write_end, True)
 
         assert daemon.stop() == 0
-        said = pipe.read().decode().splitlines()
-
-    assert "Lines were lost because standard error took no more." in said[1]
-    assert "The configuration was reloaded." in said[2]
-    assert "msg=Stopped." in said[3]
+        os.close(write_end)
+    assert b" serves http" in said.splitlines()[0]
+    assert metrics['ephmon_log_lines_lost_total{reason="stream"}'] == 0
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------

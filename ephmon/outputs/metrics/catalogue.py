@@ -311,6 +311,16 @@ METRICS: tuple[Metric, ...] = (
         expires=False,
     ),
     Metric(
+        "ephmon_log_lines_lost_total",
+        MetricType.COUNTER,
+        ("reason",),
+        "lines",
+        "Lines of the log that were not written: stream if standard error took no more, rate if there were more than"
+        " 60 of a kind in a minute.",
+        lambda source: (Sample((reason,), lines) for reason, lines in source.report.log_lines_lost.items()),
+        expires=False,
+    ),
+    Metric(
         "ephmon_config_last_reload_successful",
         MetricType.GAUGE,
         (),

@@ -44,17 +44,17 @@ def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
     if alert.phase is Phase.RESOLVED and alert.ended is not None:
         cause = "; its pool is now covered by EphmonPortsBlocked" if is_covered(alert, report.alerts) else ""
         lasted = round(alert.ended.monotonic - alert.since.monotonic, 1)
-        yield Line(logging.INFO, f"{name} is resolved{cause}.", {**said, "lasted_seconds": lasted})
+        yield Line(logging.INFO, f"{name} is resolved{cause}.", {**said, "lasted_seconds": lasted}, name)
     elif alert.phase is Phase.FIRING and alert.is_announced:
         level = logging.ERROR if alert.severity is Severity.CRITICAL else logging.WARNING
         advice = advice_on(alert, report)
         owners = owners_behind(alert, report)
         parts = [sentence(alert), largest_owner_sentence(owners) if owners else "", advice.in_short if advice else ""]
-        yield Line(level, f"{name} fires as {alert.severity}: {' '.join(filter(None, parts))}", said)
+        yield Line(level, f"{name} fires as {alert.severity}: {' '.join(filter(None, parts))}", said, name)
     elif before is not None and before.is_announced and alert.phase is Phase.FIRING:
-        yield Line(logging.INFO, f"{name} is still active, but alerts.max_active keeps it from being shown.", said)
+        yield Line(logging.INFO, f"{name} is still active, but alerts.max_active keeps it from being shown.", said, name)
     elif alert.phase is Phase.PENDING:
-        yield Line(logging.DEBUG, f"{name} is pending: {sentence(alert)}", said)
+        yield Line(logging.DEBUG, f"{name} is pending: {sentence(alert)}", said, name)
 
 
 def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:

@@ -122,9 +122,11 @@ def everything() -> Report:
         blocked_owners={"own": make_owners(("nginx.service", 3), other_owners=2, other_ports=4)},
         delivery=DELIVERY,
         incidents=INCIDENTS,
+        log_lines_lost=LOG_LINES_LOST,
     ).with_health(exhaustions=Health(available=True), owners=Health(available=True), processes=Health(available=False))
 
 
+LOG_LINES_LOST = {"stream": 3, "rate": 0}
 INCIDENTS = IncidentStatus(written=2, failures={IncidentFailure.NO_SPACE: 1, IncidentFailure.READ_ONLY: 0})
 
 
@@ -347,7 +349,9 @@ def test_failed_poll_keeps_the_last_facts_until_they_expire() -> None:
 
 
 def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
-    exposition = exposed(replace(make_first_failure(), delivery=DELIVERY, incidents=INCIDENTS))
+    exposition = exposed(
+        replace(make_first_failure(), delivery=DELIVERY, incidents=INCIDENTS, log_lines_lost=LOG_LINES_LOST)
+    )
 
     assert names(exposition.full) == names(exposition.expired)
     assert names(exposition.full) == SELF - {

@@ -1,4 +1,4 @@
-"""The log: how a line is written wherever it goes, and that each change of state is said once."""
+"""How a line of the log is written: `key=value` pairs or JSON, and what the journal gets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
 from ephmon import log
 from ephmon.log import Line
+from tests.log.records import flush
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,13 +23,7 @@ ERROR = "ValueError: invalid literal for int() with base 10: 'missing'"
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
-@pytest.fixture(autouse=True)
-def _quiet_afterwards() -> Iterator[None]:
-    """Leave the logging of the process as it was."""
-    root = logging.getLogger("ephmon")
-    before = root.handlers[:], root.level, root.propagate
-    yield
-    root.handlers[:], root.level, root.propagate = before
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 @pytest.fixture(name="stream")
@@ -38,6 +33,7 @@ def _stream(tmp_path: Path) -> Iterator[TextIO]:
 
 
 def written(stream: TextIO) -> list[str]:
+    flush()
     stream.seek(0)
     return stream.read().splitlines()
 
@@ -184,64 +180,3 @@ def test_a_stream_that_is_not_the_journals_has_the_time(
     say("Once.")
 
     assert written(stream)[0].startswith("time=")
-
-
-# --- a stream that takes nothing ----------------------------------------------------------------------------------
-
-
-def test_a_full_pipe_stops_nobody_and_what_was_lost_is_counted() -> None:
-    """Also a traceback for which there is room for a part only; the line that says so stands for itself."""
-    read_end, write_end = os.pipe()
-    with os.fdopen(write_end, "w") as stream, os.fdopen(read_end, "rb", buffering=0) as pipe:
-        log.set_up("info", "logfmt", stream)
-        fill(write_end)
-        say("First.")
-        pipe.read(2 * 4096)  # room for what is to be said of the first, and for a page of the second
-        say("x" * 10_000)
-        say("Third.")
-        drained = pipe.read(1 << 20)
-        say("Fourth.")
-        said = pipe.read(1 << 20).decode().splitlines()
-
-    assert drained.endswith(b"x")
-    assert drained.count(b"x") < 4096
-    assert drained.count(b"lost=1\n") == 1
-    assert said[0] == ""
-    assert said[1].endswith('level=warning msg="Lines were lost because standard error took no more." lost=2')
-    assert said[2].endswith("level=info msg=Fourth.")
-    assert len(said) == 3
-
-
-def fill(pipe: int) -> None:
-    os.set_blocking(pipe, False)
-    try:
-        while True:
-            os.write(pipe, b"." * 4096)
-    except BlockingIOError:
-        os.set_blocking(pipe, True)
-
-
-def test_a_device_that_is_full_stops_nobody() -> None:
-    with open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PTH123
-        log.set_up("info", "logfmt", stream)
-        say("First.")
-        fail()
-
-
-def test_a_pipe_that_nobody_reads_any_more_stops_nobody() -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    with os.fdopen(write_end, "w") as stream:
-        log.set_up("info", "logfmt", stream)
-        say("First.")
-        say("Second.")
-
-
-def test_a_standard_error_that_was_closed_stops_nobody(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    """Python has no `sys.stderr` then; nor does anything fall back to another stream."""
-    monkeypatch.setattr("sys.stderr", None)
-    log.set_up("info", "logfmt")
-    say("First.")
-    fail()
-
-    assert capfd.readouterr() == ("", "")
