@@ -52,7 +52,9 @@ def _alert_changes(transition: Transition, report: Report) -> Iterator[Line]:
         parts = [sentence(alert), largest_owner_sentence(owners) if owners else "", advice.in_short if advice else ""]
         yield Line(level, f"{name} fires as {alert.severity}: {' '.join(filter(None, parts))}", said, name)
     elif before is not None and before.is_announced and alert.phase is Phase.FIRING:
-        yield Line(logging.INFO, f"{name} is still active, but alerts.max_active keeps it from being shown.", said, name)
+        yield Line(
+            logging.INFO, f"{name} is still active, but alerts.max_active keeps it from being shown.", said, name
+        )
     elif alert.phase is Phase.PENDING:
         yield Line(logging.DEBUG, f"{name} is pending: {sentence(alert)}", said, name)
 
