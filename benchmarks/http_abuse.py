@@ -30,7 +30,7 @@ import tornado
 
 from ephmon.http.publication import Publication
 from ephmon.http.server import HttpServer
-from ephmon.http.tls import TlsFiles, build_tls_context
+from ephmon.http.tls import RenewedTls, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ SCRAPE_SECONDS = 0.02
 SCRAPE_TIMEOUT_SECONDS = 5.0
 SECONDS_UNTIL_MEMORY_IS_BACK = 10.0
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python 3.11 does not name it
-HEAD = b"GET /metrics HTTP/1.1\r\nHost: abuse\r\n"
+HEAD = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n"
 
 
 # The server's process
@@ -52,7 +52,8 @@ HEAD = b"GET /metrics HTTP/1.1\r\nHost: abuse\r\n"
 def serve(certificate: str | None, key: str | None) -> None:
     """Serve until standard input closes; the port goes to standard output."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (SERVER_DESCRIPTORS, SERVER_DESCRIPTORS))
-    tls = build_tls_context(TlsFiles(certificate=Path(certificate), key=Path(key))) if certificate and key else None
+    files = TlsFiles(certificate=Path(certificate), key=Path(key)) if certificate and key else None
+    tls = None if files is None else RenewedTls(files, monotonic=time.monotonic)
     server = HttpServer((HOST, 0), monotonic=time.monotonic, tls=tls)
     body = "".join(f'ephmon_pool_in_use_ports{{destination="10.0.{n >> 8}.{n & 255}"}} {n}\n' for n in range(2000))
     body = body[:BODY_BYTES]

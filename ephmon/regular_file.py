@@ -1,4 +1,4 @@
-"""Reads a file that a user named, within bounds and without ever waiting.
+"""Reads a file that a user named, within bounds and without ever waiting, and tells whether it has changed.
 
 A path that a user writes may lead to a FIFO, a terminal, a device without an end or a huge file. Each of them is an
 error here, so that no command hangs and none fills the memory.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import NamedTuple
 
 _FILE_TYPES = (
     (stat.S_ISDIR, "a directory"),
@@ -23,6 +21,26 @@ _FILE_TYPES = (
 
 class UnreadableFileError(Exception):
     """The file cannot be read. The message goes on from the file's name: "is a FIFO, not a regular file"."""
+
+
+class FileVersion(NamedTuple):
+    """What differs once a file has been written, replaced, or made readable (man 7 inode)."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified_ns: int
+    changed_ns: int
+    """Of the inode: it also differs if a tool keeps the time of modification, and after chmod."""
+
+
+def file_version(path: Path | str) -> FileVersion | None:
+    """Return the version of a file or directory, symbolic links followed; None if it is not there or out of reach."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):  # ValueError: the path contains a NUL
+        return None
+    return FileVersion(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def read_regular_file(path: Path | str, max_bytes: int) -> bytes:

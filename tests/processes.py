@@ -125,6 +125,7 @@ def fetch(
     source: tuple[str, int] | None = None,
     authority: str | None = None,
     certificate: tuple[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Reply:
     """Send one GET request; for `Namespace.call`.
 
@@ -133,7 +134,7 @@ def fetch(
     """
     connection = _connection(host, port, source, authority, certificate)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=dict(headers or {}))
         reply = connection.getresponse()
         return Reply(reply.status, reply.getheader("Content-Type", ""), reply.read().decode())
     finally:

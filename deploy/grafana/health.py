@@ -95,22 +95,27 @@ HEALTH = Row(
         ),
         table(
             "Versions",
-            "What runs on the host, and since when its configuration is in force.",
+            "What runs on the host, since when its configuration is in force, and when its certificate expires.",
             Query("max by (instance, version, python, kernel) (ephmon_build_info)"),
             Query(
                 "1000 * max by (instance) (ephmon_config_last_reload_success_timestamp_seconds)",
                 "configured",
                 "dateTimeFromNow",
             ),
+            Query(
+                "1000 * max by (instance) (ephmon_tls_certificate_not_after_timestamp_seconds)",
+                "certificate expires",
+                "dateTimeFromNow",
+            ),
             labels=("instance", "version", "python", "kernel"),
-            width=8,
+            width=12,
         ),
         table(
             "How sockets are read",
             "The interface that the last successful poll read each protocol through.",
             Query("max by (instance, protocol, backend) (ephmon_backend_info)"),
             labels=("instance", "protocol", "backend"),
-            width=8,
+            width=12,
         ),
         table(
             "Receivers",
@@ -124,7 +129,17 @@ HEALTH = Row(
                 "dateTimeFromNow",
             ),
             labels=("instance", "receiver"),
-            width=8,
+            width=12,
+        ),
+        series(
+            "Refused requests",
+            "HTTP requests per second that were refused: for the host that they named, or for want of the token.",
+            "ops",
+            Query(
+                "sum by (instance, reason) (rate(ephmon_http_requests_refused_total[$__rate_interval]))",
+                "{{instance}} {{reason}}",
+            ),
+            width=12,
         ),
     ),
 )

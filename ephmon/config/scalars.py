@@ -45,6 +45,10 @@ _MILLISECONDS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 _URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?")
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*")
+_LONGEST_HOST_NAME = 253
+# A browser takes a name for an IPv4 address if its last label looks like a number (URL Standard, "ends in a number").
+_NUMBER_OF_IPV4 = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PERCENT = re.compile(r"[0-9.]+ ?%")
 
 
@@ -154,6 +158,34 @@ def _parse_path(text: str) -> str:
 
 PATH: Scalar[str] = Scalar(_parse_path, str)
 """An absolute path, or "" for none."""
+
+
+def _parse_secret_path(text: str) -> str:
+    # Not repeated, because it may be the secret itself.
+    if text and not text.startswith("/"):
+        raise ValueError("this is not an absolute path; write the secret to a file and its path here")
+    if not text.isprintable():
+        raise ValueError("this contains a character that cannot be printed; remove it")
+    return text
+
+
+SECRET_PATH: Scalar[str] = Scalar(_parse_secret_path, str)
+"""The absolute path of a file that holds a secret, or "" for none."""
+
+
+def _parse_host_name(text: str) -> str:
+    name = text.lower().removesuffix(".")
+    if name.startswith("*") and not name.startswith("*."):
+        raise ValueError(f"{quote(text)} is too wide; write *.example.net for all names below example.net")
+    if len(name) > _LONGEST_HOST_NAME or not _HOST_NAME.fullmatch(name):
+        raise ValueError(f"{quote(text)} is not a host name; write a name alone, such as web1.example.net")
+    if _NUMBER_OF_IPV4.fullmatch(name.rpartition(".")[2]):
+        raise ValueError(f"{quote(text)} is an address; remove it, because addresses are always accepted")
+    return name
+
+
+HOST_NAME: Scalar[str] = Scalar(_parse_host_name, str)
+"""A host name in lower case, or `*.` and a domain for all names below it."""
 
 
 def _parse_label_name(text: str) -> str:

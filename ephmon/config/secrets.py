@@ -5,6 +5,7 @@ No message repeats what such a file contains.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,12 @@ from ephmon.config.scalars import SECRET_URL
 from ephmon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ephmon.config.settings import WebhookConfig
+    from ephmon.config.settings import HttpConfig, WebhookConfig
+
+SHORTEST_TOKEN = 16
+"""In characters: too many possibilities to guess, if the token is random."""
+LONGEST_TOKEN = 1024
+_TOKEN = re.compile(r"[!-~]+")
 
 
 def read_webhook_url(webhook: WebhookConfig) -> str:
@@ -32,3 +38,25 @@ def read_webhook_url(webhook: WebhookConfig) -> str:
     if not url:
         raise ConfigError(f"{quote_path(webhook.url_file)}: notify.webhook.url_file: the file is empty; write the URL")
     return url
+
+
+def read_token(http: HttpConfig) -> str:
+    """Return the token that HTTP clients must show, "" if they need none.
+
+    Raises:
+        ConfigError: The file cannot be read or does not contain exactly one token; one sentence that names the file.
+    """
+    if not http.token_file:
+        return ""
+    token = read_text(Path(http.token_file)).strip()
+    mistake = ""
+    if not token:
+        mistake = "the file is empty; write a token"
+    elif not _TOKEN.fullmatch(token):
+        mistake = "the token has blanks or characters that are not ASCII; write one without them"
+    elif not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN:
+        side = f"fewer than {SHORTEST_TOKEN}" if len(token) < SHORTEST_TOKEN else f"more than {LONGEST_TOKEN}"
+        mistake = f"the token has {side} characters; write another"
+    if mistake:
+        raise ConfigError(f"{quote_path(http.token_file)}: http.token_file: {mistake}, such as `openssl rand -hex 32`")
+    return token

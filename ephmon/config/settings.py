@@ -16,11 +16,13 @@ from ephmon.config.file import quote_path, read_text
 from ephmon.config.scalars import (
     BASE_URL,
     DESTINATION,
+    HOST_NAME,
     LABEL_NAME,
     LABEL_VALUE,
     PATH,
     PORT_RANGE,
     RATIO,
+    SECRET_PATH,
     SECRET_URL,
     Scalar,
     duration_seconds,
@@ -163,6 +165,16 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """Which requests are answered."""
+
+    hosts: tuple[str, ...] = ()
+    """Names of this host beside those that it knows, in lower case; `*.example.net` is every name below."""
+    token_file: str = ""
+    """Holds the token that clients must show; "" asks for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsConfig:
     """PEM files of the HTTP side; "" for none. With `client_ca` every client must show a certificate signed by it."""
 
@@ -184,6 +196,7 @@ class Config:
     incidents: IncidentsConfig = field(default=IncidentsConfig())
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     log: LogConfig = field(default=LogConfig())
+    http: HttpConfig = field(default=HttpConfig())
     tls: TlsConfig = field(default=TlsConfig())
 
     @property
@@ -322,6 +335,9 @@ _LOG = Section(
     LogConfig(),
     {"level": ("level", Single(one_of(LogLevel))), "format": ("format", Single(one_of(LogFormat)))},
 )
+_HTTP = Section(
+    HttpConfig(), {"hosts": ("hosts", ListOf(Single(HOST_NAME))), "token_file": ("token_file", Single(SECRET_PATH))}
+)
 _TLS = Section(
     TlsConfig(),
     {"certificate": ("certificate", _PATH), "key": ("key", _PATH), "client_ca": ("client_ca", _PATH)},
@@ -339,6 +355,7 @@ _CONFIG = Section(
         "incidents": ("incidents", _INCIDENTS),
         "notify": ("notify", _NOTIFY),
         "log": ("log", _LOG),
+        "http": ("http", _HTTP),
         "tls": ("tls", _TLS),
     },
 )

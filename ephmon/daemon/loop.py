@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon import __version__, log
-from ephmon.config.secrets import read_webhook_url
-from ephmon.config.settings import Config, ListenAddress, Switch, TlsConfig
+from ephmon.config.secrets import read_token, read_webhook_url
+from ephmon.config.settings import Config, HttpConfig, ListenAddress, Switch, TlsConfig
 from ephmon.daemon import signals
 from ephmon.daemon.exhaustion_watch import ExhaustionWatch
 from ephmon.daemon.incident_log import IncidentLog
@@ -29,9 +29,10 @@ from ephmon.delivery.notification import notifications_of
 from ephmon.delivery.service import Delivery
 from ephmon.delivery.settings import DeliverySettings
 from ephmon.errors import ConfigError, EphmonError, KernelError, Reason
+from ephmon.http.access import AccessRules
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
-from ephmon.http.tls import TlsFiles, build_tls_context
+from ephmon.http.tls import RenewedTls, TlsFiles
 from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.proc import sysctl
 from ephmon.kernel.source import SocketSource
@@ -44,7 +45,6 @@ from ephmon.outputs.metrics.exposition import process_registry
 from ephmon.outputs.text import changes, start_lines
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
     from ephmon.facts.snapshot import PortRange
@@ -105,7 +105,10 @@ class Daemon:
         self._state = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=wall_clock()))
         self._process = process_registry()
         self._server = HttpServer(
-            (config.listen.host, config.listen.port), monotonic=clock, tls=_tls_context(config.tls)
+            (config.listen.host, config.listen.port),
+            monotonic=clock,
+            tls=self._open_tls(config.tls),
+            access=_access_rules(config.http),
         )
         self._webhook_url = read_webhook_url(config.notify.webhook)
         self._delivery = Delivery()
@@ -255,6 +258,7 @@ class Daemon:
         self._state = self._state.with_report(
             delivery=self._delivery.status(),
             incidents=self._incidents.status(),
+            http=self._server.status(),
             log_lines_lost=log.losses()._asdict(),
         )
         report = self._state.report
@@ -276,7 +280,7 @@ class Daemon:
                 raise ConfigError(
                     f"listen cannot change by a reload ({self._config.listen} to {config.listen}); restart ephmon."
                 )
-            context = _tls_context(config.tls)
+            tls, access = self._open_tls(config.tls), _access_rules(config.http)
             self._deliver(config, read_webhook_url(config.notify.webhook))
         except EphmonError as error:
             log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
@@ -284,12 +288,15 @@ class Daemon:
             self._state = self._state.with_report(reload=reload)
             self._republish()
             return
-        self._server.use_tls(context)
+        self._server.use(tls, access)
         if config.poll.backend != self._config.poll.backend:
             self._source = self._open_source(config)
         self._poller.configure(config.poll, self._source)
         log.set_up(config.log.level, config.log.format)
+        is_access_new = (config.http, config.tls) != (self._config.http, self._config.tls)
         self._config = config
+        if is_access_new:
+            self._warn_about_access()
         _warn(self._exhaustions.configure(config.exhaustions))
         self._incidents.configure(config.incidents)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
@@ -311,6 +318,13 @@ class Daemon:
             wanted=signals.no_stop_requested,
         )
 
+    def _open_tls(self, tls: TlsConfig) -> RenewedTls | None:
+        if not tls.certificate:
+            return None
+        client_ca = Path(tls.client_ca) if tls.client_ca else None
+        files = TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), client_ca=client_ca)
+        return RenewedTls(files, monotonic=self._clock)
+
     @property
     def _listen(self) -> str:
         """The address that the daemon listens on, with the port that the kernel chose if the configured one is 0."""
@@ -331,15 +345,20 @@ class Daemon:
         )
 
     def _log_address(self) -> None:
-        host, tls = self._config.listen.host, self._config.tls
-        for line in start_lines.serving(
-            __version__,
-            host,
+        is_tls = bool(self._config.tls.certificate)
+        log.write(_log, start_lines.serving(__version__, self._listen, os.getpid(), is_tls=is_tls))
+        self._warn_about_access()
+
+    def _warn_about_access(self) -> None:
+        config = self._config
+        line = start_lines.access_at_risk(
+            config.listen.host,
             self._listen,
-            os.getpid(),
-            is_tls=bool(tls.certificate),
-            asks_for_certificate=bool(tls.client_ca),
-        ):
+            is_tls=bool(config.tls.certificate),
+            asks_for_certificate=bool(config.tls.client_ca),
+            asks_for_token=bool(config.http.token_file),
+        )
+        if line is not None:
             log.write(_log, line)
 
     def _log_what_is_not_seen(self, report: Report) -> None:
@@ -373,8 +392,5 @@ def _warn(sentence: str | None) -> None:
         log.write(_log, Line(logging.WARNING, sentence))
 
 
-def _tls_context(tls: TlsConfig) -> ssl.SSLContext | None:
-    if not tls.certificate:
-        return None
-    client_ca = Path(tls.client_ca) if tls.client_ca else None
-    return build_tls_context(TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), client_ca=client_ca))
+def _access_rules(http: HttpConfig) -> AccessRules:
+    return AccessRules(hosts=http.hosts, token=read_token(http))

@@ -75,9 +75,11 @@ def connection_cap(limits: ConnectionLimits) -> int:
 class Connection:
     """One accepted connection, until its only reply has been sent."""
 
-    __slots__ = ("_deadline", "_limits", "_stream", "answering", "task")
+    __slots__ = ("_deadline", "_limits", "_stream", "answering", "client", "task")
 
-    def __init__(self, stream: IOStream, limits: ConnectionLimits) -> None:
+    def __init__(self, stream: IOStream, limits: ConnectionLimits, client: str) -> None:
+        self.client = client
+        """The address that it came from, of IPv6 perhaps with a zone or IPv4-mapped."""
         self.answering = False
         """Whether a reply is being sent."""
         self.task: asyncio.Task[None] | None = None
@@ -174,7 +176,7 @@ class ConnectionGuard:
     def _accept(self) -> None:
         for accepted in range(_ACCEPTS_AT_ONCE):
             try:
-                peer, _address = self._listener.accept()
+                peer, address = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError:
@@ -184,7 +186,7 @@ class ConnectionGuard:
                     self._no_descriptor.count()
                     self._free_descriptor()
                 return
-            self._admit(peer)
+            self._admit(peer, address[0])
 
     def _free_descriptor(self) -> None:
         if self._connections:
@@ -195,7 +197,7 @@ class ConnectionGuard:
         loop.remove_reader(self._listener)
         self._paused_accept = loop.call_later(_PAUSE_SECONDS, self.start)
 
-    def _admit(self, peer: socket.socket) -> None:
+    def _admit(self, peer: socket.socket, client: str) -> None:
         if len(self._connections) >= self._cap:
             self._at_cap.count()
             self._make_room()
@@ -204,7 +206,7 @@ class ConnectionGuard:
         except OSError:  # the client has already left
             peer.close()
             return
-        connection = Connection(stream, self._limits)
+        connection = Connection(stream, self._limits, client)
         self._connections[connection] = None
         connection.task = asyncio.get_running_loop().create_task(self._run(connection))
         connection.task.add_done_callback(log.report_task_error)

@@ -1,4 +1,4 @@
-"""What the HTTP server replies: a request head goes in, a reply comes out, without any I/O.
+"""What the HTTP server replies: a request goes in, a reply comes out, without any I/O.
 
 No text of a client appears in a reply. A request can only choose one of a few bodies that are already rendered.
 """
@@ -11,14 +11,13 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tornado.httputil import HTTPHeaders, HTTPInputError, parse_request_start_line
-
 from ephmon.outputs.documents import api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ephmon.http.publication import Body, Publication
+    from ephmon.http.request import Request
 
 TEXT = "text/plain; charset=utf-8"
 METRICS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,17 +36,6 @@ _COMMON_HEADERS = (
     ("X-Frame-Options", "DENY"),
     ("Connection", "close"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """The part of a request that is used."""
-
-    method: str
-    path: str
-    accept: str
-    accept_encoding: str
-    has_body: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,33 +77,6 @@ STARTING = Reply(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"ephmon is starting; no 
 
 _NO_POLL_YET = "No poll has succeeded yet."
 _EXPIRED = "The data has expired: no poll has succeeded for three poll intervals."
-
-
-def parse_request(head: bytes) -> Request | None:
-    """Return the request in `head` (RFC 9112, sections 3 and 5), or None if it is not a valid one."""
-    start_line, _, header_lines = head.decode("latin-1").partition("\r\n")
-    try:
-        method, target, version = parse_request_start_line(start_line)
-        headers = HTTPHeaders.parse(header_lines)
-    except HTTPInputError:
-        return None
-    if version != "HTTP/1.0" and "Host" not in headers:
-        return None
-    return Request(
-        method=method,
-        path=_path(target),
-        accept=headers.get("Accept", ""),
-        accept_encoding=headers.get("Accept-Encoding", ""),
-        has_body="Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0",
-    )
-
-
-def _path(target: str) -> str:
-    # RFC 9112, section 3.2.2: a server must also accept the form with scheme and host.
-    if not target.startswith("/"):
-        _, has_scheme, rest = target.partition("://")
-        target = "/" + rest.partition("/")[2] if has_scheme else ""
-    return target.partition("?")[0]
 
 
 def reply_to(request: Request | None, state: ServerState) -> Reply:

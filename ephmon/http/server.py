@@ -19,19 +19,31 @@ from typing import TYPE_CHECKING
 from ephmon import log
 from ephmon.errors import EphmonError
 from ephmon.facts.addresses import host_and_port
+from ephmon.http.access import AccessControl, AccessRules, reply_to_refused
 from ephmon.http.guard import Connection, ConnectionGuard, ConnectionLimits, RateLimitedWarning
-from ephmon.http.reply import ServerState, parse_request, reply_to
+from ephmon.http.reply import ServerState, reply_to
+from ephmon.http.request import parse_request
+from ephmon.model.status import HttpStatus, RequestRefusal
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
     from ephmon.http.publication import Publication
+    from ephmon.http.reply import Reply
+    from ephmon.http.request import Request
+    from ephmon.http.tls import RenewedTls
 
 # So many clients wait in the kernel while the interpreter is busy with a poll; they cost no descriptor. The kernel cuts
 # it to net.core.somaxconn (man 2 listen).
 _BACKLOG = 1024
 _STOP_SECONDS = 5.0
+_REFUSALS_LOGGED = {
+    RequestRefusal.HOST: "HTTP: a request named an unknown host; if it is a name of this host, add it to http.hosts",
+    RequestRefusal.WRONG_TOKEN: "HTTP: a request showed a wrong token",
+    RequestRefusal.RATE_LIMITED: "HTTP: a request came after too many wrong tokens",
+}
+"""What is warned of. A request without a token is none: a browser sends one before it asks for the password."""
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,7 +62,7 @@ class _Running:
 class HttpServer:
     """Serves one address from a thread of its own, which `start` starts and `stop` ends.
 
-    `publish`, `beat` and `use_tls` may be called from any thread, at any time.
+    `publish`, `beat`, `use` and `status` may be called from any thread, at any time.
     """
 
     def __init__(
@@ -59,7 +71,8 @@ class HttpServer:
         *,
         monotonic: Callable[[], float],
         heartbeat_timeout_seconds: float = 30.0,
-        tls: ssl.SSLContext | None = None,
+        tls: RenewedTls | None = None,
+        access: AccessRules | None = None,
         limits: ConnectionLimits | None = None,
     ) -> None:
         """`address` is an IP literal and a port, 0 for any; `monotonic` is the clock of `Publication.expires_at`."""
@@ -69,11 +82,13 @@ class HttpServer:
         self._monotonic = monotonic
         self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
         self._tls = tls
+        self._access = AccessControl(access or AccessRules(), monotonic=monotonic)
         self._limits = limits or ConnectionLimits()
         self._publication: Publication | None = None
         self._beaten_at = monotonic()
         self._running: _Running | None = None
         self._defects = RateLimitedWarning("HTTP: a defect in ephmon ended a request; please report it")
+        self._refusals = {reason: RateLimitedWarning(message) for reason, message in _REFUSALS_LOGGED.items()}
 
     def start(self) -> None:
         """Listen, then serve in the background.
@@ -110,9 +125,17 @@ class HttpServer:
         """Note that the main loop has woken up."""
         self._beaten_at = self._monotonic()
 
-    def use_tls(self, context: ssl.SSLContext | None) -> None:
-        """Use this context for new connections; open connections keep theirs."""
-        self._tls = context
+    def use(self, tls: RenewedTls | None, access: AccessRules) -> None:
+        """Use this TLS for new connections, and these rules for new requests; open connections keep their TLS."""
+        self._tls = tls
+        self._access.use(access)
+
+    def status(self) -> HttpStatus:
+        """Return what was refused since the start, and until when the certificate is valid."""
+        tls = self._tls
+        return HttpStatus(
+            refused=dict(self._access.refused), certificate_expires_at=None if tls is None else tls.expires_at
+        )
 
     def _run(self, loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, listener: socket.socket) -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -121,17 +144,29 @@ class HttpServer:
     async def _serve_until(self, stopping: asyncio.Event, listener: socket.socket) -> None:
         # Only the location is logged, because the message of an error may contain text of the client.
         asyncio.get_running_loop().set_exception_handler(log.defect_handler(self._defects.count))
-        guard = ConnectionGuard(listener, self._answer, limits=self._limits, tls=lambda: self._tls)
+        guard = ConnectionGuard(listener, self._answer, limits=self._limits, tls=self._tls_context)
         guard.start()
         await stopping.wait()
         await guard.stop()
         listener.close()
 
+    def _tls_context(self) -> ssl.SSLContext | None:
+        tls = self._tls
+        return None if tls is None else tls.context()
+
     async def _answer(self, connection: Connection) -> None:
         request = parse_request(await connection.read_head())
-        reply = reply_to(request, self._state())
+        reply = self._refusal(request, connection.client) or reply_to(request, self._state())
         without_body = request is not None and request.method == "HEAD"
         await connection.send(reply.head(), b"" if without_body else reply.body)
+
+    def _refusal(self, request: Request | None, client: str) -> Reply | None:
+        reason = None if request is None else self._access.refusal(request, client)
+        if reason is None:
+            return None
+        if reason in self._refusals:
+            self._refusals[reason].count(f"from {client}")
+        return reply_to_refused(reason)
 
     def _state(self) -> ServerState:
         now = self._monotonic()

@@ -10,6 +10,7 @@ from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import Alerts
 from ephmon.model.collectors import Collector, Health
 from ephmon.model.pace import Pace, Poll
+from ephmon.model.status import HttpStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,6 +157,8 @@ class Report:
     """How deliveries fare; None where nothing is delivered."""
     incidents: IncidentStatus | None = None
     """How the keeping of incidents fares; None where none are kept."""
+    http: HttpStatus = field(default=HttpStatus())
+    """How the HTTP side fares."""
     log_lines_lost: Mapping[str, int] = field(default_factory=dict)
     """Lines of the log that were not written since the start, by reason: `stream`, `rate`."""
     full_poll_cpu_seconds: float | None = None

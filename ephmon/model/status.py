@@ -1,4 +1,4 @@
-"""How deliveries and incident files fare: the words for what went wrong, and the counts that become metrics."""
+"""How deliveries, incident files and requests fare: the words for what went wrong, and the counts of the metrics."""
 
 from __future__ import annotations
 
@@ -104,3 +104,24 @@ class IncidentStatus:
 
     written: int = 0
     failures: Mapping[IncidentFailure, int] = field(default_factory=lambda: dict.fromkeys(IncidentFailure, 0))
+
+
+class RequestRefusal(StrEnum):
+    """Why an HTTP request got no answer."""
+
+    HOST = "host"
+    """It names a host that is not this one."""
+    NO_TOKEN = "no_token"  # noqa: S105 - not a token
+    WRONG_TOKEN = "wrong_token"  # noqa: S105 - not a token
+    RATE_LIMITED = "rate_limited"
+    """Too many wrong tokens came before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpStatus:
+    """How the HTTP side fares."""
+
+    refused: Mapping[RequestRefusal, int] = field(default_factory=lambda: dict.fromkeys(RequestRefusal, 0))
+    """Requests since the start."""
+    certificate_expires_at: float | None = None
+    """Seconds since the epoch; None without TLS, or where the certificate does not say."""

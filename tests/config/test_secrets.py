@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.config.secrets import read_webhook_url
-from ephmon.config.settings import WebhookConfig
+from ephmon.config.secrets import read_token, read_webhook_url
+from ephmon.config.settings import HttpConfig, WebhookConfig
 from ephmon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,3 +62,45 @@ def test_a_file_that_is_not_there_or_is_a_pipe_is_an_error(tmp_path: Path) -> No
     for name in ("fifo", "missing"):
         with pytest.raises(ConfigError, match=name):
             read_webhook_url(WebhookConfig(url_file=str(tmp_path / name)))
+
+
+TOKEN = "5ecret-5ecret-5ecret"
+
+
+def test_without_a_file_there_is_no_token() -> None:
+    assert read_token(HttpConfig()) == ""
+
+
+@pytest.mark.parametrize("text", [TOKEN, f"{TOKEN}\n", f"\n  {TOKEN}\r\n", "x" * 16, "~!:@" * 256])
+def test_the_file_holds_the_token_and_nothing_else_but_blanks(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(text, encoding="utf-8")
+
+    assert read_token(HttpConfig(token_file=str(file))) == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "http.token_file: the file is empty; write a token, such as `openssl rand -hex 32`"),
+        (b"\n", "the file is empty"),
+        (b"5ecret", "the token has fewer than 16 characters; write another, such as `openssl rand -hex 32`"),
+        (b"5ecret" * 200, "the token has more than 1024 characters"),
+        (b"5ecret-5ecret 5ecret", "the token has blanks"),
+        (b"5ecret-5ecret-5ecret\n5ecret-5ecret-5ecret", "the token has blanks"),
+        ("5ecret-5ecret-é".encode(), "characters that are not ASCII"),
+        (b"5ecret-5ecret-\xff", "is not UTF-8"),
+    ],
+)
+def test_a_token_file_with_anything_else_is_an_error_that_names_it_and_not_its_content(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+
+    with pytest.raises(ConfigError) as raised:
+        read_token(HttpConfig(token_file=str(file)))
+
+    assert sentence in str(raised.value)
+    assert str(file) in str(raised.value)
+    assert "5ecret" not in str(raised.value)

@@ -21,6 +21,7 @@ from ephmon.config.settings import (
     BackendChoice,
     Config,
     ExhaustionsConfig,
+    HttpConfig,
     IncidentsConfig,
     ListenAddress,
     LogConfig,
@@ -107,6 +108,9 @@ notify:
 log:
   level: info
   format: auto
+http:
+  hosts: []
+  token_file: ""
 tls:
   certificate: ""
   key: ""
@@ -174,6 +178,7 @@ notify:
   alertmanager: {urls: ["http://127.0.0.1:9093", "https://user:pass@am.example/prefix"]}
   webhook: {url: "https://example.net/hook?token=a"}
 log: {level: debug, format: json}
+http: {hosts: [Mon.Example.net., "*.example.org", 1a], token_file: /t}
 tls: {certificate: /c.pem, key: /k.pem, client_ca: /a.pem}
 """
     config = parse(text, "x")
@@ -222,6 +227,7 @@ tls: {certificate: /c.pem, key: /k.pem, client_ca: /a.pem}
             webhook=WebhookConfig(url="https://example.net/hook?token=a"),
         ),
         log=LogConfig(level=LogLevel.DEBUG, format=LogFormat.JSON),
+        http=HttpConfig(hosts=("mon.example.net", "*.example.org", "1a"), token_file="/t"),
         tls=TlsConfig(certificate="/c.pem", key="/k.pem", client_ca="/a.pem"),
     )
 
@@ -374,6 +380,14 @@ def test_a_secret_is_in_no_message(url: str) -> None:
         assert "s3cret" not in "".join(_refusal(f'notify: {{webhook: {{{key}: "{url}"}}}}'))
 
 
+@pytest.mark.parametrize("text", ["s3cret", "s3cret/with/slashes", "https://s3cret", "/s3cret\\0"])
+def test_a_token_in_place_of_its_file_is_in_no_message(text: str) -> None:
+    messages = "".join(_refusal(f'http: {{token_file: "{text}"}}'))
+
+    assert "http.token_file: " in messages
+    assert "s3cret" not in messages
+
+
 # --- describe -----------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +480,7 @@ CONFIGS = st.builds(
         webhook=st.builds(WebhookConfig, url=st.just(""), url_file=PATHS),
     ),
     log=st.builds(LogConfig),
+    http=st.builds(HttpConfig, hosts=st.just(()) | st.just(("web1", "*.example.net", "a_b.c-d")), token_file=PATHS),
     tls=st.sampled_from([TlsConfig(), TlsConfig(certificate="/c", key="/k", client_ca="/a")]),
 )
 

@@ -819,12 +819,13 @@ def test_clients_without_a_certificate_are_refused_where_an_authority_is_named(
     assert not [line for line in daemon.lines if "level=warning" in line]
 
 
-def test_a_certificate_that_was_renewed_is_shown_after_a_reload(ns: Namespace, tmp_path: Path, config: Path) -> None:
+def test_another_certificate_is_shown_after_a_reload(ns: Namespace, tmp_path: Path, config: Path) -> None:
     files = make_certificate(tmp_path, "server")
     put(config, QUICK + f"tls: {{certificate: {files.certificate}, key: {files.key}}}\n")
     with Running(ns, ephmon("run", "--config", config)) as daemon:
         daemon.wait_for_line("ports are usable")
-        make_certificate(tmp_path, "server")
+        files = make_certificate(tmp_path, "other")
+        put(config, QUICK + f"tls: {{certificate: {files.certificate}, key: {files.key}}}\n")
         daemon.signal(signal.SIGHUP)
         daemon.wait_for_line("The configuration was reloaded.")
 

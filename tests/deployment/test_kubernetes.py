@@ -256,6 +256,9 @@ FIELDS = {
     ".namespaceSelector.any",
     ".namespaceSelector.matchNames",
     ".podMetricsEndpoints",
+    ".podMetricsEndpoints[].authorization",
+    ".podMetricsEndpoints[].authorization.credentials",
+    *(f".podMetricsEndpoints[].authorization.credentials.{key}" for key in ("name", "key")),
     ".podMetricsEndpoints[].interval",
     ".podMetricsEndpoints[].port",
     ".podMetricsEndpoints[].relabelings",
@@ -279,23 +282,24 @@ FIELDS = {
 monitoring.coreos.com_podmonitors.yaml (0.93.0)."""
 
 
-def with_tls_lines(text: str) -> str:
-    """Return the PodMonitors with the lines for TLS taken in."""
-    start = text.index("      # scheme: https")
-    return text[:start] + re.sub(r"^( +)# ", r"\1", text[start:], flags=re.MULTILINE)
+def with_keys_in_comments(text: str) -> str:
+    """Return the PodMonitors with the lines for TLS and the token taken in."""
+    return re.sub(r"^( +)# ( *\w+: ?.*)$", r"\1\2", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("scheme", [None, "https"])
 def test_a_pod_monitor_has_no_field_that_the_operator_does_not_know(scheme: str | None) -> None:
     text = (FOLDER / "podmonitor.yaml").read_text(encoding="utf-8")
-    monitors = list(yaml.safe_load_all(with_tls_lines(text) if scheme else text))
+    monitors = list(yaml.safe_load_all(with_keys_in_comments(text) if scheme else text))
     for monitor in monitors:
         assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
         labels = {f".selector.matchLabels.{name}" for name in monitor["spec"]["selector"]["matchLabels"]}
         assert set(paths(monitor["spec"])) - labels - FIELDS == set()
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             assert re.fullmatch(r"\d+s", endpoint["interval"])
-    assert monitors[0]["spec"]["podMetricsEndpoints"][0].get("scheme") == scheme
+    (endpoint,) = monitors[0]["spec"]["podMetricsEndpoints"]
+    assert endpoint.get("scheme") == scheme
+    assert ("authorization" in endpoint) is ("tlsConfig" in endpoint) is (scheme is not None)
 
 
 @pytest.mark.parametrize(

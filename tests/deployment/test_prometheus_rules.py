@@ -24,7 +24,7 @@ from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.collectors import Collector, Health
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals
-from ephmon.model.status import DeliveryFailure, DeliveryStatus, ReceiverKind
+from ephmon.model.status import DeliveryFailure, DeliveryStatus, HttpStatus, ReceiverKind
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import process_registry, render
 from tests import sockets
@@ -253,6 +253,7 @@ def _crowded(delivery: DeliveryStatus | None = None) -> Report:
         namespaces=(make_namespace_report(pools=kinds, listed={}, worst=dict.fromkeys(PoolKind, 0.5)),),
         totals=PollTotals(polls={"full": 1, "narrow": 1}, failures=dict.fromkeys(POLL_FAILURES, 1)),
         delivery=delivery,
+        http=HttpStatus(certificate_expires_at=1.0),
     ).with_health(**{collector.value: Health(available=True) for collector in Collector})
 
 

@@ -13,13 +13,12 @@ from ephmon.http.reply import (
     METRICS_TEXT,
     OPENMETRICS_TEXT,
     Reply,
-    Request,
     ServerState,
     accepts_gzip,
-    parse_request,
     prefers_openmetrics,
     reply_to,
 )
+from ephmon.http.request import Request, parse_request
 from ephmon.outputs.documents.api import encode, error_document
 
 PUBLICATION = Publication.of(
@@ -53,7 +52,15 @@ STATES = st.sampled_from([LIVE, EXPIRED, NO_GOOD_POLL, STARTING, WEDGED])
 
 
 def get(path: str, *, accept: str = "", accept_encoding: str = "") -> Request:
-    return Request(method="GET", path=path, accept=accept, accept_encoding=accept_encoding, has_body=False)
+    return Request(
+        method="GET",
+        path=path,
+        host="h",
+        authorization="",
+        accept=accept,
+        accept_encoding=accept_encoding,
+        has_body=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,35 +187,6 @@ def test_gzip_is_sent_to_those_who_accept_it(accept_encoding: str, expected: boo
 @pytest.mark.parametrize("accept_encoding", ["", "gzip"])
 def test_caches_learn_what_the_choice_depends_on(path: str, vary: str, accept_encoding: str) -> None:
     assert ("Vary", vary) in reply_to(get(path, accept_encoding=accept_encoding), LIVE).headers
-
-
-@pytest.mark.parametrize(
-    ("head", "expected"),
-    [
-        (
-            b"GET /metrics?a=/b HTTP/1.1\r\nHost: h\r\naccept: a\r\nAccept: b\r\nAccept-Encoding: gzip\r\n\r\n",
-            Request(method="GET", path="/metrics", accept="a,b", accept_encoding="gzip", has_body=False),
-        ),
-        (b"GET / HTTP/1.0\r\n\r\n", get("/")),
-        (b"GET http://h:1/-/ready?x HTTP/1.1\r\nHost: h\r\n\r\n", get("/-/ready")),
-        (b"GET http://h HTTP/1.1\r\nHost: h\r\n\r\n", get("/")),
-        (b"GET metrics HTTP/1.1\r\nHost: h\r\n\r\n", get("")),
-        (b"HEAD / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", dataclasses.replace(get("/"), method="HEAD")),
-        (b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n", dataclasses.replace(get("/"), has_body=True)),
-        (
-            b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
-            dataclasses.replace(get("/"), has_body=True),
-        ),
-        (b"GET / HTTP/1.1\r\n\r\n", None),
-        (b"GET / HTTP/2.0\r\nHost: h\r\n\r\n", None),
-        (b"GET /\r\n\r\n", None),
-        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", None),
-        (b"\x16\x03\x01\x02\r\n\r\n", None),
-        (b"\r\n\r\n", None),
-    ],
-)
-def test_a_request_head_is_understood_or_refused(head: bytes, expected: Request | None) -> None:
-    assert parse_request(head) == expected
 
 
 @given(head=st.binary(max_size=200), state=STATES)

@@ -9,20 +9,25 @@ import logging
 import re
 import socket
 import ssl
+import subprocess
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from ephmon.http.access import AccessRules
 from ephmon.http.guard import ConnectionLimits
 from ephmon.http.publication import Publication
 from ephmon.http.server import HttpServer, ListenError, open_listener
-from ephmon.http.tls import TlsFiles, build_tls_context
+from ephmon.http.tls import RenewedTls, TlsFiles
+from ephmon.http.wrong_tokens import GUESSES_OF_CLIENT
+from ephmon.model.status import RequestRefusal
 from tests.certificates import make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 SECONDS = 10.0
@@ -58,10 +63,13 @@ def serving(
     *,
     host: str = LOOPBACK,
     port: int = 0,
-    tls: ssl.SSLContext | None = None,
+    tls: TlsFiles | None = None,
+    access: AccessRules | None = None,
     limits: ConnectionLimits | None = None,
 ) -> Iterator[HttpServer]:
-    server = HttpServer((host, port), monotonic=clock or Clock(), tls=tls, limits=limits)
+    clock = clock or Clock()
+    renewed = None if tls is None else RenewedTls(tls, monotonic=clock)
+    server = HttpServer((host, port), monotonic=clock, tls=renewed, access=access, limits=limits)
     server.start()
     server.publish(publication())
     try:
@@ -98,6 +106,13 @@ def answer(connection: http.client.HTTPConnection, path: str, method: str, heade
         return Answer(connection.getresponse())
     finally:
         connection.close()
+
+
+def curl(server: HttpServer, path: str, *options: str) -> str:
+    """Return what curl gets, and on a line of its own the status."""
+    command = ["curl", "--silent", "--max-time", "10", "--write-out", r"\n%{http_code}", *options]
+    done = subprocess.run([*command, f"http://{LOOPBACK}:{server.port}{path}"], capture_output=True, check=True)
+    return done.stdout.decode()
 
 
 def connect(server: HttpServer) -> socket.socket:
@@ -162,7 +177,9 @@ def test_metrics_come_in_the_format_and_encoding_that_was_asked_for() -> None:
 @pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
 def test_other_methods_are_refused_even_with_a_body(method: str) -> None:
     with serving() as server:
-        got = ask_raw(server, f"{method} /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody".encode())
+        got = ask_raw(
+            server, f"{method} /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody".encode()
+        )
 
     assert got.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
     assert b"\r\nAllow: GET, HEAD\r\n" in got
@@ -196,7 +213,7 @@ def test_every_reply_has_the_protecting_headers_and_no_banner(head: bytes, statu
 
 def test_a_connection_serves_one_request() -> None:
     with serving() as server:
-        got = ask_raw(server, b"GET /-/ready HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\n\r\n" * 2)
+        got = ask_raw(server, b"GET /-/ready HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n" * 2)
 
     assert got.count(b"HTTP/1.1 ") == 1
 
@@ -204,10 +221,10 @@ def test_a_connection_serves_one_request() -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /<marker> HTTP/1.1\r\nHost: h\r\n\r\n",
-        b"<marker> / HTTP/1.1\r\nHost: h\r\n\r\n",
-        b"GET / <marker>\r\nHost: h\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: h\r\n<marker>\r\n\r\n",
+        b"GET /<marker> HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"<marker> / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / <marker>\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n<marker>\r\n\r\n",
         b"GET /metrics HTTP/1.1\r\nHost: <marker>\r\nAccept: <marker>\r\n\r\n",
     ],
 )
@@ -223,9 +240,121 @@ def test_nothing_that_a_client_says_comes_back_or_is_logged(head: bytes, caplog:
 
 def test_a_head_above_16_kib_is_not_answered() -> None:
     with serving() as server:
-        got = ask_raw(server, b"GET / HTTP/1.1\r\nHost: h\r\nX-Padding: " + b"x" * 16384 + b"\r\n\r\n")
+        got = ask_raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Padding: " + b"x" * 16384 + b"\r\n\r\n")
 
     assert got == b""
+
+
+# --- who gets an answer -------------------------------------------------------------------------------------------
+
+PATHS = ("/", "/metrics", "/api/v1/pools", "/api/v1/exhaustions", "/-/healthy", "/-/ready", "/nothing")
+TOKEN = "correct-horse-battery"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_whose_name_was_pointed_at_loopback_gets_421_on_every_path(path: str) -> None:
+    """DNS rebinding: the browser of a user of this host connects to 127.0.0.1 and names the page of the attacker."""
+    with serving() as server:
+        name = ("--header", f"Host: evil.example:{server.port}")
+        got, head, posted = (curl(server, path, *name, *more) for more in ((), ("--head",), ("--data", "x")))
+        absolute = ask_raw(
+            server, f"GET http://evil.example{path} HTTP/1.1\r\nHost: {LOOPBACK}:{server.port}\r\n\r\n".encode()
+        )
+
+    assert got == (
+        "ephmon does not know this host name; add it to http.hosts in its configuration, or use an IP address.\n\n421"
+    )
+    assert head.endswith("\n421")
+    assert posted.endswith("\n421")
+    assert absolute.startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:19100", "[::1]:19100", "10.9.8.7", "localhost", "LOCALHOST."])
+def test_addresses_and_localhost_are_answered_on_every_path(path: str, host: str) -> None:
+    with serving() as server:
+        assert curl(server, path, "--header", f"Host: {host}").endswith("\n404" if path == "/nothing" else "\n200")
+
+
+def test_the_name_of_this_host_is_answered() -> None:
+    with serving() as server:
+        assert curl(server, "/metrics", "--header", f"Host: {socket.gethostname()}:19100").endswith("\n200")
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: localhost\r\nHost: localhost\r\n", b"Host: localhost\r\nHost: b\r\n"])
+def test_a_request_without_a_host_or_with_two_is_no_request(hosts: bytes) -> None:
+    with serving() as server:
+        assert ask_raw(server, b"GET /metrics HTTP/1.1\r\n" + hosts + b"\r\n").startswith(
+            b"HTTP/1.1 400 Bad Request\r\n"
+        )
+
+
+def test_names_of_the_configuration_are_answered_until_it_changes() -> None:
+    name = ("--header", "Host: mon.example.net")
+    with serving(access=AccessRules(hosts=("*.example.net",))) as server:
+        assert curl(server, "/metrics", *name).endswith("\n200")
+        server.use(None, AccessRules())
+
+        assert curl(server, "/metrics", *name).endswith("\n421")
+
+
+def test_the_token_opens_what_is_closed_without_it() -> None:
+    with serving(access=AccessRules(token=TOKEN)) as server:
+        closed = [curl(server, path)[-3:] for path in PATHS]
+        bearer = curl(server, "/metrics", "--oauth2-bearer", TOKEN)
+        password = curl(server, "/metrics", "--user", f"anybody:{TOKEN}")
+        wrong = curl(server, "/metrics", "--user", f"{TOKEN}:wrong")
+
+    assert closed == ["401", "401", "401", "401", "200", "200", "401"]
+    assert bearer == password == "live metrics\n\n200"
+    assert wrong.endswith("\n401")
+
+
+def test_a_browser_is_asked_for_the_password() -> None:
+    with serving(access=AccessRules(token=TOKEN)) as server:
+        got = ask(server, "/")
+
+    assert got.status == 401
+    assert got.headers.get_all("WWW-Authenticate") == [
+        'Basic realm="ephmon", charset="UTF-8"',
+        'Bearer realm="ephmon"',
+    ]
+
+
+def test_guessing_ends_in_429_for_that_address_alone_and_is_counted_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(access=AccessRules(token=TOKEN)) as server:
+        wrong = [ask(server, "/metrics", Authorization="Bearer guess") for _ in range(GUESSES_OF_CLIENT + 2)]
+        right = ask(server, "/metrics", Authorization=f"Bearer {TOKEN}")
+        elsewhere = curl(server, "/metrics", "--interface", "127.0.0.2", "--oauth2-bearer", TOKEN)
+        status = server.status()
+
+    assert [answer.status for answer in wrong] == [401] * GUESSES_OF_CLIENT + [429] * 2
+    assert (right.status, right.headers["Retry-After"]) == (429, "10")
+    assert elsewhere.endswith("\n200")
+    assert status.refused[RequestRefusal.WRONG_TOKEN] == GUESSES_OF_CLIENT
+    assert status.refused[RequestRefusal.RATE_LIMITED] == 3
+    assert caplog.messages == [
+        "HTTP: a request showed a wrong token: from 127.0.0.1 (1 since the last such line)",
+        "HTTP: a request came after too many wrong tokens: from 127.0.0.1 (1 since the last such line)",
+    ]
+    assert "guess" not in caplog.text
+
+
+def test_a_name_that_is_refused_is_logged_without_repeating_it(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as server:
+        for _ in range(3):
+            curl(server, "/metrics", "--header", "Host: evil.example")
+
+    [message] = caplog.messages
+    assert message == (
+        "HTTP: a request named an unknown host; if it is a name of this host, add it to http.hosts: from 127.0.0.1"
+        " (1 since the last such line)"
+    )
+
+
+# --- old data -----------------------------------------------------------------------------------------------------
 
 
 def test_data_that_expired_is_not_sent_as_live_though_nobody_publishes_any_more() -> None:
@@ -364,7 +493,7 @@ def test_idle_connections_do_not_stop_a_scrape() -> None:
 
 def test_a_half_sent_request_is_closed_at_the_deadline() -> None:
     with serving(limits=ConnectionLimits(head_seconds=0.05)) as server:
-        assert ask_raw(server, b"GET /metrics HTTP/1.1\r\nHost: h\r\n") == b""
+        assert ask_raw(server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n") == b""
 
 
 def test_a_defect_is_logged_by_its_place_and_the_next_request_is_answered(caplog: pytest.LogCaptureFixture) -> None:
@@ -393,7 +522,7 @@ def _client_certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
 
 
 def test_over_tls_the_metrics_are_served(certificate: TlsFiles) -> None:
-    with serving(tls=build_tls_context(certificate)) as server:
+    with serving(tls=certificate) as server:
         server.publish(publication(metrics="x" * 300_000))
         got = ask_over_tls(server, certificate)
 
@@ -402,7 +531,7 @@ def test_over_tls_the_metrics_are_served(certificate: TlsFiles) -> None:
 
 def test_over_tls_a_client_may_be_asked_for_a_certificate(certificate: TlsFiles, client_certificate: TlsFiles) -> None:
     files = TlsFiles(certificate=certificate.certificate, key=certificate.key, client_ca=client_certificate.certificate)
-    with serving(tls=build_tls_context(files)) as server:
+    with serving(tls=files) as server:
         assert ask_over_tls(server, certificate, client_certificate).status == 200
         # In TLS 1.3 the client may have sent its request before it learns that it was refused.
         with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -412,17 +541,45 @@ def test_over_tls_a_client_may_be_asked_for_a_certificate(certificate: TlsFiles,
 
 
 def test_new_connections_use_the_new_certificate(certificate: TlsFiles, client_certificate: TlsFiles) -> None:
-    with serving(tls=build_tls_context(certificate)) as server:
-        server.use_tls(build_tls_context(client_certificate))
+    with serving(tls=certificate) as server:
+        server.use(RenewedTls(client_certificate, monotonic=Clock()), AccessRules())
 
         assert ask_over_tls(server, client_certificate).status == 200
         with pytest.raises(ssl.SSLCertVerificationError):
             ask_over_tls(server, certificate)
 
 
+def test_a_certificate_that_is_renewed_is_shown_to_the_next_client(tmp_path: Path) -> None:
+    files = make_certificate(tmp_path, "server")
+    with serving(tls=files) as server:
+        before = ask_over_tls(server, files)
+        expires_before = server.status().certificate_expires_at
+        make_certificate(tmp_path, "server", days=2)
+
+        assert (before.status, ask_over_tls(server, files).status) == (200, 200)
+        assert expires_before is not None
+        assert (server.status().certificate_expires_at or 0.0) > expires_before + 80_000
+
+
+def test_a_renewed_authority_of_clients_counts_for_the_next_client(
+    tmp_path: Path, certificate: TlsFiles, client_certificate: TlsFiles
+) -> None:
+    authority = tmp_path / "clients.pem"
+    authority.write_bytes(certificate.certificate.read_bytes())
+    files = TlsFiles(certificate=certificate.certificate, key=certificate.key, client_ca=authority)
+    with serving(tls=files) as server:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            ask_over_tls(server, certificate, client_certificate)
+        authority.write_bytes(client_certificate.certificate.read_bytes())
+
+        assert ask_over_tls(server, certificate, client_certificate).status == 200
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            ask_over_tls(server, certificate, certificate)
+
+
 def test_over_tls_held_handshakes_do_not_stop_a_scrape(certificate: TlsFiles) -> None:
     limits = ConnectionLimits(connections=8)
-    with serving(tls=build_tls_context(certificate), limits=limits) as server:
+    with serving(tls=certificate, limits=limits) as server:
         idle = [connect(server) for _ in range(30)]
 
         assert ask_over_tls(server, certificate).status == 200
@@ -433,7 +590,7 @@ def test_over_tls_held_handshakes_do_not_stop_a_scrape(certificate: TlsFiles) ->
 
 def test_a_handshake_that_is_not_finished_is_closed_at_the_deadline(certificate: TlsFiles) -> None:
     limits = ConnectionLimits(head_seconds=0.05)
-    with serving(tls=build_tls_context(certificate), limits=limits) as server, connect(server) as client:
+    with serving(tls=certificate, limits=limits) as server, connect(server) as client:
         client.sendall(b"\x16\x03\x01")
 
         assert client.recv(1) == b""
@@ -443,7 +600,7 @@ def test_a_client_that_speaks_no_tls_is_closed_without_a_word_in_the_log(
     certificate: TlsFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with serving(tls=build_tls_context(certificate)) as server:
+    with serving(tls=certificate) as server:
         got = ask_raw(server, b"GET /metrics HTTP/1.0\r\n\r\n")
         assert ask_over_tls(server, certificate).status == 200
 

@@ -15,6 +15,7 @@ from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.metrics.alerts import ALERT_METRICS
 from ephmon.outputs.metrics.delivery import DELIVERY_METRICS
 from ephmon.outputs.metrics.exhaustions import EXHAUSTION_METRICS
+from ephmon.outputs.metrics.http import HTTP_METRICS
 from ephmon.outputs.metrics.incidents import INCIDENT_METRICS
 from ephmon.outputs.metrics.metric import (
     DO_NOT_SUM,
@@ -246,6 +247,7 @@ METRICS: tuple[Metric, ...] = (
     *OWNER_METRICS,
     *DELIVERY_METRICS,
     *INCIDENT_METRICS,
+    *HTTP_METRICS,
     Metric(
         "ephmon_poll_success",
         MetricType.GAUGE,

@@ -24,21 +24,31 @@ def external_url(host: str, listen: str, *, is_tls: bool) -> str:
     return "" if address.is_loopback or address.is_unspecified else url_of(listen, is_tls=is_tls)
 
 
-def serving(version: str, host: str, listen: str, pid: int, *, is_tls: bool, asks_for_certificate: bool) -> list[Line]:
-    """Return where ephmon serves, and a warning if everybody may read it."""
-    url = url_of(listen, is_tls=is_tls)
-    lines = [Line(logging.INFO, f"ephmon {version} serves {url}metrics.", {"pid": pid})]
-    if not ip_address(host).is_loopback and not asks_for_certificate:
-        lines.append(
-            Line(
-                logging.WARNING,
-                "Everybody who reaches this address can read the destinations of this host. Listen on 127.0.0.1, or"
-                " set "
-                "tls.certificate, tls.key and tls.client_ca.",
-                {"listen": listen},
-            )
+def serving(version: str, listen: str, pid: int, *, is_tls: bool) -> Line:
+    """Return where ephmon serves."""
+    return Line(logging.INFO, f"ephmon {version} serves {url_of(listen, is_tls=is_tls)}metrics.", {"pid": pid})
+
+
+def access_at_risk(
+    host: str, listen: str, *, is_tls: bool, asks_for_certificate: bool, asks_for_token: bool
+) -> Line | None:
+    """Return a warning if others than this host's users may read everything, or read the token on its way."""
+    if ip_address(host).is_loopback or asks_for_certificate:
+        return None
+    if not asks_for_token:
+        return Line(
+            logging.WARNING,
+            "Everybody who reaches this address can read the destinations of this host. Listen on 127.0.0.1, or set "
+            "http.token_file, or tls.certificate, tls.key and tls.client_ca.",
+            {"listen": listen},
         )
-    return lines
+    if not is_tls:
+        return Line(
+            logging.WARNING,
+            "Clients send the token unencrypted, so it can be read on its way. Set tls.certificate and tls.key.",
+            {"listen": listen},
+        )
+    return None
 
 
 def not_seen(conntrack_entries: int | None) -> Line:

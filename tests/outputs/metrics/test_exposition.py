@@ -27,7 +27,15 @@ from ephmon.model.owners.names import Owner, OwnerKind
 from ephmon.model.owners.shares import Owners, OwnerShare
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.report import ListedPool, PollTotals, ReloadStatus
-from ephmon.model.status import DeliveryFailure, DeliveryStatus, IncidentFailure, IncidentStatus, ReceiverKind
+from ephmon.model.status import (
+    DeliveryFailure,
+    DeliveryStatus,
+    HttpStatus,
+    IncidentFailure,
+    IncidentStatus,
+    ReceiverKind,
+    RequestRefusal,
+)
 from ephmon.outputs.metrics.catalogue import METRICS
 from ephmon.outputs.metrics.exposition import Exposition, process_registry, render
 from ephmon.outputs.metrics.metric import DO_NOT_SUM
@@ -122,11 +130,13 @@ def everything() -> Report:
         blocked_owners={"own": make_owners(("nginx.service", 3), other_owners=2, other_ports=4)},
         delivery=DELIVERY,
         incidents=INCIDENTS,
+        http=HTTP,
         log_lines_lost=LOG_LINES_LOST,
     ).with_health(exhaustions=Health(available=True), owners=Health(available=True), processes=Health(available=False))
 
 
 LOG_LINES_LOST = {"stream": 3, "rate": 0}
+HTTP = HttpStatus(refused={**HttpStatus().refused, RequestRefusal.HOST: 7}, certificate_expires_at=1.8e9)
 INCIDENTS = IncidentStatus(written=2, failures={IncidentFailure.NO_SPACE: 1, IncidentFailure.READ_ONLY: 0})
 
 
@@ -350,7 +360,7 @@ def test_failed_poll_keeps_the_last_facts_until_they_expire() -> None:
 
 def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
     exposition = exposed(
-        replace(make_first_failure(), delivery=DELIVERY, incidents=INCIDENTS, log_lines_lost=LOG_LINES_LOST)
+        replace(make_first_failure(), delivery=DELIVERY, incidents=INCIDENTS, http=HTTP, log_lines_lost=LOG_LINES_LOST)
     )
 
     assert names(exposition.full) == names(exposition.expired)

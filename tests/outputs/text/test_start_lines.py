@@ -9,7 +9,13 @@ import pytest
 
 from ephmon.config.settings import NotifyConfig
 from ephmon.facts.snapshot import PortRange, Sysctls
-from ephmon.outputs.text.start_lines import external_url, listen_port_at_risk, serving, source_ports_at_risk
+from ephmon.outputs.text.start_lines import (
+    access_at_risk,
+    external_url,
+    listen_port_at_risk,
+    serving,
+    source_ports_at_risk,
+)
 
 if TYPE_CHECKING:
     from ephmon.log import Line
@@ -56,20 +62,40 @@ def test_a_port_that_is_listened_on_inside_the_range_must_be_reserved() -> None:
     assert listen_port_at_risk(19100, Sysctls(port_range=WIDE, reserved_ports=frozenset({19100}))) is None
 
 
+OPEN = (
+    "Everybody who reaches this address can read the destinations of this host. Listen on 127.0.0.1, or set"
+    " http.token_file, or tls.certificate, tls.key and tls.client_ca."
+)
+BARE_TOKEN = "Clients send the token unencrypted, so it can be read on its way. Set tls.certificate and tls.key."
+
+
 @pytest.mark.parametrize(
-    ("host", "asks_for_certificate", "levels"),
+    ("host", "is_tls", "certificate", "token", "warning"),
     [
-        ("127.0.0.1", False, [logging.INFO]),
-        ("0.0.0.0", False, [logging.INFO, logging.WARNING]),
-        ("10.0.0.1", True, [logging.INFO]),
+        ("127.0.0.1", False, False, False, None),
+        ("::1", False, False, True, None),
+        ("0.0.0.0", False, False, False, OPEN),
+        ("::", True, False, False, OPEN),
+        ("10.0.0.1", True, True, False, None),
+        ("10.0.0.1", True, False, True, None),
+        ("10.0.0.1", True, True, True, None),
+        ("10.0.0.1", False, False, True, BARE_TOKEN),
     ],
 )
-def test_an_address_that_others_reach_without_a_certificate_is_warned_of(
-    host: str, asks_for_certificate: bool, levels: list[int]
+def test_an_address_that_others_reach_without_certificate_or_token_is_warned_of(
+    host: str, is_tls: bool, certificate: bool, token: bool, warning: str | None
 ) -> None:
-    lines = serving("1", host, f"{host}:19100", 7, is_tls=False, asks_for_certificate=asks_for_certificate)
+    line = access_at_risk(host, f"{host}:19100", is_tls=is_tls, asks_for_certificate=certificate, asks_for_token=token)
 
-    assert [line.level for line in lines] == levels
+    assert told(line) == warning
+    assert line is None or line.level == logging.WARNING
+
+
+def test_the_start_names_the_url_and_the_process() -> None:
+    line = serving("1", "10.0.0.1:19100", 7, is_tls=True)
+
+    assert (line.level, line.message) == (logging.INFO, "ephmon 1 serves https://10.0.0.1:19100/metrics.")
+    assert line.fields == {"pid": 7}
 
 
 @pytest.mark.parametrize(("host", "url"), [("127.0.0.1", ""), ("::", ""), ("10.0.0.1", "https://10.0.0.1:19100/")])
