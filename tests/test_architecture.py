@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ephmon.config": ("ephmon.config", *_MODEL, "ephmon.regular_file"),
     "ephmon.outputs": ("ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
     "ephmon.http": ("ephmon.http", "ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
-    "ephmon.delivery": ("ephmon.delivery", "ephmon.outputs", *_MODEL, "ephmon.log"),
+    "ephmon.delivery": ("ephmon.delivery", "ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
     "ephmon.daemon": ("ephmon",),
     "ephmon.commands": ("ephmon",),
     "ephmon.cli": ("ephmon",),

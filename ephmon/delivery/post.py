@@ -25,7 +25,7 @@ from ephmon.facts.addresses import host_and_port
 from ephmon.model.status import DeliveryFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from ephmon.delivery.name_resolution import KnownAddresses
     from ephmon.delivery.source_ports import SourcePorts
@@ -103,8 +103,8 @@ class Poster:
     target: Target
     addresses: KnownAddresses
     ports: SourcePorts
-    tls: ssl.SSLContext | None
-    """For a target with TLS."""
+    tls: Callable[[], ssl.SSLContext]
+    """Asked for each connection to a target with TLS."""
 
     async def post(self, body: bytes, *, deadline_seconds: float, now: float) -> None:
         """Post JSON and return when the receiver has accepted it (2xx).
@@ -153,10 +153,8 @@ class Poster:
                 if left == 1:
                     raise
         self.addresses.prefer(address)
-        host = self.target.host if self.target.is_tls else None
-        reader, writer = await asyncio.open_connection(
-            sock=sock, ssl=self.tls if self.target.is_tls else None, server_hostname=host, limit=_MAX_HEAD_BYTES
-        )
+        tls, host = (self.tls(), self.target.host) if self.target.is_tls else (None, None)
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=host, limit=_MAX_HEAD_BYTES)
         try:
             yield reader, writer
         finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +23,7 @@ from ephmon.delivery.post import Poster, parse_target
 from ephmon.delivery.receiver import Receiver
 from ephmon.delivery.settings import DeliveryTimes, MessageContext
 from ephmon.delivery.source_ports import SourcePorts
+from ephmon.delivery.trust_store import TrustStore
 from ephmon.delivery.webhook import Webhook
 from ephmon.errors import EphmonError
 from ephmon.log import Line
@@ -81,6 +81,7 @@ class Delivery:
         self._receivers: dict[tuple[ReceiverKind, str], Receiver] = {}
         self._tasks: dict[Receiver, asyncio.Task[None]] = {}
         self._ports: SourcePorts | None = None
+        self._trust_store = TrustStore()
 
     @property
     def is_running(self) -> bool:
@@ -175,14 +176,12 @@ class Delivery:
         if self._ports is None or settings.source_ports != self._ports.range:
             self._ports = SourcePorts(settings.source_ports)
         context = MessageContext(labels=settings.labels, host=socket.gethostname(), external_url=settings.external_url)
-        urls = tuple(_receiver_urls(settings))
-        # A new context each time, because the certificates that the system trusts may have changed.
-        tls = ssl.create_default_context() if any(url.startswith("https:") for _, url in urls) else None
+        self._trust_store.expire()
         previous, receivers = self._receivers, {}
-        for kind, url in urls:
+        for kind, url in _receiver_urls(settings):
             receiver = previous.get((kind, url)) or self._new_receiver(kind, url, alerts, self._ports)
             receiver.context = context
-            receiver.poster = replace(receiver.poster, ports=self._ports, tls=tls)
+            receiver.poster = replace(receiver.poster, ports=self._ports)
             receivers[kind, url] = receiver
         self._receivers = receivers
         for receiver in set(previous.values()).difference(receivers.values()):
@@ -201,7 +200,7 @@ class Delivery:
         addresses = KnownAddresses(target.host, target.port, self._look_up)
         receiver = Receiver(
             message_format,
-            Poster(target=target, addresses=addresses, ports=ports, tls=None),
+            Poster(target=target, addresses=addresses, ports=ports, tls=self._trust_store.context),
             times=self._times,
             tally=self._counts[kind],
             wall_clock=self._wall_clock,

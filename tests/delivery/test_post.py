@@ -52,7 +52,12 @@ def post(
     async def run() -> KnownAddresses:
         target = parse_target(url)
         addresses = KnownAddresses(target.host, target.port, resolve)
-        poster = Poster(target=target, addresses=addresses, ports=SourcePorts(ports), tls=tls)
+        poster = Poster(
+            target=target,
+            addresses=addresses,
+            ports=SourcePorts(ports),
+            tls=lambda: tls or ssl.create_default_context(),
+        )
         await poster.post(body, deadline_seconds=seconds, now=NOW)
         return addresses
 

@@ -308,6 +308,27 @@ def test_certificates_are_held_against_those_that_the_system_trusts(
         receiver.wait_for(1)
 
 
+def test_an_authority_that_the_system_comes_to_trust_counts_without_a_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, other = make_certificate(tmp_path, "receiver"), make_certificate(tmp_path, "other")
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(other.certificate.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    with PostReceiver(tls=context) as receiver, delivering(settings(webhook=receiver.url)) as delivery:
+        delivery.update([A])
+        eventually(
+            lambda: status_of(delivery),
+            lambda status: bool(status.failures) and status.failures[HOOK][DeliveryFailure.TLS] > 0,
+        )
+        with bundle.open("ab") as file:
+            file.write(files.certificate.read_bytes())
+
+        receiver.wait_for(1)
+
+
 def test_closing_sends_what_can_be_sent_at_once_and_waits_for_nobody() -> None:
     with PostReceiver() as quick, PostReceiver(silent) as slow:
         delivery = Delivery(times=HOURLY)
