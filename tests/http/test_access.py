@@ -66,6 +66,19 @@ def test_other_names_are_refused_on_every_path(control: AccessControl, host: str
     assert control.refused[RequestRefusal.HOST] == 1
 
 
+LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
+
+
+@given(labels=st.lists(LABELS, min_size=1, max_size=4), path=st.text(max_size=20), authorization=st.text(max_size=20))
+def test_no_name_that_an_attacker_may_have_is_answered(labels: list[str], path: str, authorization: str) -> None:
+    """Whatever stands before it, a name that ends in a domain of the attacker is none of this host's."""
+    names = OwnNames(hostname=lambda: "web1.example.net")
+    control = AccessControl(AccessRules(hosts=("*.example.org",)), monotonic=Clock(), own_names=names)
+    asked = request(path, host=".".join([*labels, "evil", "example"]), authorization=authorization)
+
+    assert control.refusal(asked, CLIENT) == RequestRefusal.HOST
+
+
 def test_the_refusal_of_a_name_says_what_to_set() -> None:
     reply = reply_to_refused(RequestRefusal.HOST)
 
