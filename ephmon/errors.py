@@ -6,6 +6,8 @@ escapes is a defect of ephmon.
 
 from __future__ import annotations
 
+import errno
+import os
 from enum import StrEnum
 
 
@@ -74,6 +76,26 @@ class KernelError(EphmonError):
         super().__init__(message)
         if reason is not None:
             self.reason = reason
+
+
+_SHORTAGES = {
+    errno.EMFILE: "raise the limit of open files: LimitNOFILE= in the systemd unit, or ulimit -n",
+    errno.ENFILE: "the whole host has too many open files; close some, or raise fs.file-max",
+}
+
+
+def shortage(error: OSError) -> str | None:
+    """Return what to do where descriptors ran short, whatever was to be opened; None if the error is another one."""
+    return _SHORTAGES.get(error.errno or 0)
+
+
+def errno_text(number: int) -> str:
+    """Return an errno in words and with its name, such as `Permission denied (EACCES)`.
+
+    What a kernel sends may be any number of 32 bits, and os.strerror() takes none above 2147483647.
+    """
+    name = errno.errorcode.get(number)
+    return f"{os.strerror(number)} ({name})" if name else f"error {number}"
 
 
 def quote(text: str, limit: int = 60) -> str:

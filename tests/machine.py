@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NEEDED_DESCRIPTORS = 8192
 """More than any agent opens; the largest opens some 4,000 sockets."""
@@ -42,3 +47,16 @@ def permit_descriptors() -> None:
             f"The tests open up to {NEEDED_DESCRIPTORS} files in one process, but the hard limit is {hard}; "
             f"raise it as root: prlimit --pid {os.getppid()} --nofile=:{NEEDED_DESCRIPTORS}"
         ) from None
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Lower RLIMIT_NOFILE to what is open, so that opening one more fails with EMFILE."""
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -30,6 +30,7 @@ ONCE = {
     "kernel_truth": "the kernel, read by the standard library",
     "model": "functions of values, no dependency at all",
     "test_benchmarks.py": "the benchmarks, which are in no package",
+    "test_errors.py": "the kernel, read by the standard library",
     "test_docs.py": "pages of the checkout",
     "test_second_pass.py": "the tests' own tools",
     "test_namespaces.py": "the tests' own tools",

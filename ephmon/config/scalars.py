@@ -1,7 +1,10 @@
 """The types of single values in the configuration: each parsed from text and formatted as text.
 
 `parse` raises ValueError with one sentence that names the text and says what to use instead. `format` returns text that
-`parse` reads back to the same value, except for secrets. Where a value has a unit, the name of its type says which.
+`parse` reads back to the same value. Where a value has a unit, the name of its type says which.
+
+The values of some types are secrets, or name a file with a secret: no message repeats their text, and `format` leaves
+the secret out.
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ class Scalar(Generic[T]):
 
     parse: Callable[[str], T]
     format: Callable[[T], str]
+    is_secret: bool = False
+    """Whether the text may be a secret, also one that belongs elsewhere. `parse` never repeats it."""
 
 
 def whole_number(low: int, high: int) -> Scalar[int]:
@@ -146,31 +151,26 @@ def one_of(words: type[Word], synonyms: Mapping[str, Word] | None = None) -> Sca
     return Scalar(parse, str)
 
 
+def may_be_secret(text: str) -> bool:
+    """Tell whether a text that stands where no secret belongs may be one: a URL, or a key in PEM form."""
+    return "://" in text or "-----BEGIN" in text
+
+
 def _parse_path(text: str) -> str:
-    if "://" in text:  # not repeated, because it may be a secret under the wrong key
+    # Not repeated: the secret itself may stand where its file is to be named.
+    if "://" in text:
         raise ValueError("this is a URL, not a path; use the absolute path of a file")
+    if "-----BEGIN" in text:
+        raise ValueError("this is what the file has to contain, not its path; use the absolute path of a file")
     if text and not text.startswith("/"):
-        raise ValueError(f"{quote(text)} is not an absolute path; start it with /")
+        raise ValueError("this is not an absolute path of a file; start it with /")
     if not text.isprintable():
-        raise ValueError(f"{quote(text)} contains a character that cannot be printed; remove it")
+        raise ValueError("this path contains a character that cannot be printed; remove it")
     return text
 
 
-PATH: Scalar[str] = Scalar(_parse_path, str)
+PATH: Scalar[str] = Scalar(_parse_path, str, is_secret=True)
 """An absolute path, or "" for none."""
-
-
-def _parse_secret_path(text: str) -> str:
-    # Not repeated, because it may be the secret itself.
-    if text and not text.startswith("/"):
-        raise ValueError("this is not an absolute path; write the secret to a file and its path here")
-    if not text.isprintable():
-        raise ValueError("this contains a character that cannot be printed; remove it")
-    return text
-
-
-SECRET_PATH: Scalar[str] = Scalar(_parse_secret_path, str)
-"""The absolute path of a file that holds a secret, or "" for none."""
 
 
 def _parse_host_name(text: str) -> str:
@@ -261,11 +261,20 @@ def _split_url(text: str) -> SplitResult:
 def _check_host(url: SplitResult) -> None:
     host = url.hostname or ""
     if ":" in host and re.search(r"\](?::[0-9]*)?$", url.netloc):
-        parse_address(host)
+        _check_literal(host)
     elif not _HOST.fullmatch(host):
         raise ValueError(_BAD_HOST)
     if url.port == 0:
         raise ValueError("the URL has port 0, where nothing can listen; use the port of the receiver")
+
+
+def _check_literal(host: str) -> None:
+    if "%" in host:
+        raise ValueError("the URL has an address with a zone id, which ephmon does not support; remove the zone id")
+    try:
+        parse_address(host)
+    except ValueError:
+        raise ValueError(_BAD_HOST) from None
 
 
 def _parse_base_url(text: str) -> str:
@@ -276,12 +285,14 @@ def _parse_base_url(text: str) -> str:
 
 
 def _format_base_url(text: str) -> str:
-    user, at, _ = urlsplit(text).netloc.rpartition("@")
-    return text.replace(f"{user}@", f"{REDACTED}@", 1) if at else text
+    url = urlsplit(text)
+    _, at, host = url.netloc.rpartition("@")
+    path = f"/{REDACTED}" if url.path.strip("/") else url.path
+    return f"{url.scheme}://{REDACTED if at else ''}{at}{host}{path}"
 
 
-BASE_URL: Scalar[str] = Scalar(_parse_base_url, _format_base_url)
-"""A URL to which a path is appended; `format` hides a user and password in it."""
+BASE_URL: Scalar[str] = Scalar(_parse_base_url, _format_base_url, is_secret=True)
+"""A URL to which a path is appended; `format` hides a user, a password and a path, which may be a token."""
 
 
 def _parse_secret_url(text: str) -> str:
@@ -290,5 +301,5 @@ def _parse_secret_url(text: str) -> str:
     return text
 
 
-SECRET_URL: Scalar[str] = Scalar(_parse_secret_url, lambda text: REDACTED if text else "")
+SECRET_URL: Scalar[str] = Scalar(_parse_secret_url, lambda text: REDACTED if text else "", is_secret=True)
 """A URL that is itself a secret, or "" for none."""

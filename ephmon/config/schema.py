@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from ephmon.config.scalars import may_be_secret
 from ephmon.config.yaml_document import (
     Document,
     MappingNode,
@@ -57,8 +58,11 @@ class ReadState:
         found = "there is no value" if _is_blank(node) else f"this is {_SHAPE_NAMES[type(node)]}"
         self.refuse(node, path, f"{found}; write {expected}")
 
-    def entries(self, node: Node, path: str, known: Iterable[str]) -> dict[str, Node]:
-        """Return the values of a mapping by key, without unknown keys; if a key occurs twice, the first counts."""
+    def entries(self, node: Node, path: str, known: Iterable[str], *, has_secrets: bool = False) -> dict[str, Node]:
+        """Return the values of a mapping by key, without unknown keys; if a key occurs twice, the first counts.
+
+        Where the mapping `has_secrets`, an unknown key may be one, as in `{url:https://...}` without a space.
+        """
         found: dict[str, Node] = {}
         lines: dict[str, int] = {}
         names = tuple(known)
@@ -69,7 +73,8 @@ class ReadState:
                 # Finding the nearest word takes time, and what comes after the first mistakes is not printed.
                 near = [] if len(self.problems) >= MAX_PROBLEMS else _nearest_words(name, names)
                 hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(names)}"
-                self.refuse(key, join(path, name), f"there is no such key; {hint}")
+                is_repeated = near or not has_secrets
+                self.refuse(key, join(path, name) if is_repeated else path, f"there is no such key; {hint}")
             elif name in found:
                 self.refuse(key, join(path, name), f"line {lines[name]} sets this key already; keep one")
             else:
@@ -129,6 +134,12 @@ class Single(Generic[T]):
         except ValueError as error:
             if _is_blank(node):
                 state.refuse(node, path, "there is no value; write one or remove the key")
+            elif may_be_secret(node.text) and not self.scalar.is_secret:
+                state.refuse(
+                    node,
+                    path,
+                    "a URL or a key in PEM form does not belong here; it may be a secret, so it is not repeated",
+                )
             else:
                 state.refuse(node, path, str(error))
             return None
@@ -198,7 +209,8 @@ class Section(Generic[S]):
     def read(self, node: Node, path: str, state: ReadState) -> S | None:
         """Return the section, or None after adding what is wrong with it."""
         before = len(state.problems)
-        entries = state.entries(node, path, self.keys)
+        has_secrets = any(_is_secret(shape) for _, shape in self.keys.values())
+        entries = state.entries(node, path, self.keys, has_secrets=has_secrets)
         values = {}
         for key, inner in entries.items():
             name, shape = self.keys[key]
@@ -220,8 +232,8 @@ class Section(Generic[S]):
 
 
 def join(path: str, key: str) -> str:
-    """Return the path of a key below a path."""
-    name = quote(key)
+    """Return the path of a key below a path, without the key if it may be a secret."""
+    name = "..." if may_be_secret(key) else quote(key)
     return f"{path}.{name}" if path else name
 
 
@@ -239,6 +251,11 @@ def locate(node: Node, path: str) -> Node:
 def _is_leaf(shape: Shape[Any]) -> bool:
     """Return whether the user sees one key, however many values it has."""
     return isinstance(shape, Single | TextMapping) or (isinstance(shape, ListOf) and isinstance(shape.item, Single))
+
+
+def _is_secret(shape: Shape[Any]) -> bool:
+    inner = shape.item if isinstance(shape, ListOf) else shape
+    return isinstance(inner, Single) and inner.scalar.is_secret
 
 
 def _is_blank(node: Node) -> bool:

@@ -1,10 +1,11 @@
 """Reads secrets of the configuration that are kept in files of their own.
 
-No message repeats what such a file contains.
+No message repeats what such a file contains, nor a path that leads to no file: it may be the secret itself.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +27,12 @@ def read_webhook_url(webhook: WebhookConfig) -> str:
     """Return the URL of the webhook, read from `url_file` if that is set; "" if there is no webhook.
 
     Raises:
-        ConfigError: The file cannot be read or does not contain exactly one URL; one sentence that names the file.
+        ConfigError: The file cannot be read or does not contain exactly one URL; one sentence that names the file if
+            there is one.
     """
     if not webhook.url_file:
         return webhook.url
-    text = read_text(Path(webhook.url_file)).strip()
+    text = _read("notify.webhook.url_file", webhook.url_file)
     try:
         url = SECRET_URL.parse(text)
     except ValueError as error:
@@ -44,11 +46,12 @@ def read_token(http: HttpConfig) -> str:
     """Return the token that HTTP clients must show, "" if they need none.
 
     Raises:
-        ConfigError: The file cannot be read or does not contain exactly one token; one sentence that names the file.
+        ConfigError: The file cannot be read or does not contain exactly one token; one sentence that names the file
+            if there is one.
     """
     if not http.token_file:
         return ""
-    token = read_text(Path(http.token_file)).strip()
+    token = _read("http.token_file", http.token_file)
     mistake = ""
     if not token:
         mistake = "the file is empty; write a token"
@@ -60,3 +63,9 @@ def read_token(http: HttpConfig) -> str:
     if mistake:
         raise ConfigError(f"{quote_path(http.token_file)}: http.token_file: {mistake}, such as `openssl rand -hex 32`")
     return token
+
+
+def _read(key: str, path: str) -> str:
+    if not os.path.lexists(path):
+        raise ConfigError(f"{key}: there is no such file; write the secret to a file and its path here")
+    return read_text(Path(path)).strip()

@@ -22,7 +22,6 @@ from ephmon.config.scalars import (
     PATH,
     PORT_RANGE,
     RATIO,
-    SECRET_PATH,
     SECRET_URL,
     Scalar,
     duration_seconds,
@@ -336,7 +335,7 @@ _LOG = Section(
     {"level": ("level", Single(one_of(LogLevel))), "format": ("format", Single(one_of(LogFormat)))},
 )
 _HTTP = Section(
-    HttpConfig(), {"hosts": ("hosts", ListOf(Single(HOST_NAME))), "token_file": ("token_file", Single(SECRET_PATH))}
+    HttpConfig(), {"hosts": ("hosts", ListOf(Single(HOST_NAME))), "token_file": ("token_file", Single(PATH))}
 )
 _TLS = Section(
     TlsConfig(),

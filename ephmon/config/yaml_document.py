@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
-from ephmon.errors import quote
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -137,7 +135,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> _Unrea
     literal = _unquoted_ipv6(lines[line - 1]) if line <= len(lines) else None
     if literal is not None:
         return _Unreadable(line, quotes_needed(literal))
-    what = (error.problem or "it cannot be read")[:200]  # PyYAML repeats a tag handle, however long
+    # PyYAML repeats a tag handle, which may be a password without quotes.
+    what = re.sub(r"(tag handle) .*", r"\1", error.problem or "it cannot be read", flags=re.DOTALL)
     if "'\\t'" in what:
         return _Unreadable(line, "YAML does not allow a tab here; indent with spaces")
     if error.context and error.context_mark is not None and error.context_mark.line + 1 != line:
@@ -150,9 +149,7 @@ def quotes_needed(literal: str) -> str:
     return f'an IPv6 address needs quotes in YAML; write "{literal}"'
 
 
-_STANDARD_TAG = "tag:yaml.org,2002:"
-"""PyYAML expands `!!` to this."""
-_TEXT_TAG = f"{_STANDARD_TAG}str"
+_TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 @dataclass(slots=True)
@@ -189,7 +186,7 @@ class _Composer:
                 if self._documents > 1:
                     raise _Unreadable(line, "a second YAML document begins here; keep one document")
             case yaml.AliasEvent():
-                self._refuse(line, f"the alias *{quote(event.anchor or '')} is not supported; write the value out")
+                self._refuse(line, "an alias (*) is not supported; quote the value, or write it out")
                 self._append(RefusedNode(line=line))
             case yaml.ScalarEvent():
                 self._refuse_anchor_and_tag(event, line)
@@ -221,12 +218,11 @@ class _Composer:
         return ScalarNode(line=line, text=event.value, is_plain=not event.style)
 
     def _refuse_anchor_and_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, line: int) -> None:
+        # None is repeated: a password without quotes may begin with one of these signs.
         if event.anchor is not None:
-            self._refuse(line, f"the anchor &{quote(event.anchor)} is not supported; remove it")
+            self._refuse(line, "an anchor (&) is not supported; quote the value, or remove it")
         if event.tag is not None:
-            self._refuse(
-                line, f"the tag {quote(event.tag.replace(_STANDARD_TAG, '!!', 1))} is not supported; remove it"
-            )
+            self._refuse(line, "a tag (!) is not supported; quote the value, or remove it")
 
     def _refuse(self, line: int, message: str) -> None:
         self.problems.append(Problem(line, "", message))

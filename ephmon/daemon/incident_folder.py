@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.errors import EphmonError, quote
+from ephmon.errors import EphmonError, quote, shortage
 from ephmon.model.status import IncidentFailure
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ class Folder:
             yield dir_fd
         except OSError as error:
             reason = _REASONS.get(error.errno or 0, IncidentFailure.SYSTEM)
+            remedy = shortage(error) or _REMEDIES[reason]
             raise FolderError(
-                f"{quote(self.directory, 200)} cannot be written ({error.strerror}): {_REMEDIES[reason]}.",
+                f"{quote(self.directory, 200)} cannot be written ({error.strerror}): {remedy}.",
                 reason,
             ) from error
         finally:

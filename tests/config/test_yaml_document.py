@@ -84,9 +84,9 @@ def test_a_refused_node_leaves_the_rest_readable() -> None:
     document = compose("a: &x 1\nb: *x\nc: !!int 3\n")
 
     assert [(problem.line, problem.message) for problem in document.problems] == [
-        (1, "the anchor &x is not supported; remove it"),
-        (2, "the alias *x is not supported; write the value out"),
-        (3, "the tag !!int is not supported; remove it"),
+        (1, "an anchor (&) is not supported; quote the value, or remove it"),
+        (2, "an alias (*) is not supported; quote the value, or write it out"),
+        (3, "a tag (!) is not supported; quote the value, or remove it"),
     ]
     assert isinstance(document.root, MappingNode)
     assert document.root.entries[1][1] == RefusedNode(line=2)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import socket
 import struct
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
@@ -15,9 +14,10 @@ import pytest
 from ephmon.http.guard import Connection, ConnectionGuard, ConnectionLimits, connection_cap
 from ephmon.http.tls import build_tls_context
 from tests.certificates import make_certificate
+from tests.machine import no_descriptor_left
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
 # Longer than any test takes, where a deadline is not the point.
@@ -265,19 +265,6 @@ def test_a_client_that_reset_the_connection_before_its_handshake_leaves_nothing_
             await guard.stop()
 
     run(test())
-
-
-@contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """Lower RLIMIT_NOFILE to what is open, so that opening one more fails with EMFILE."""
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 class WatchedListener:

@@ -13,13 +13,12 @@ multipath route.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ephmon.errors import KernelError, Reason
+from ephmon.errors import KernelError, Reason, errno_text, shortage
 from ephmon.kernel.netlink.attributes import attributes, packed_attribute
 from ephmon.kernel.netlink.sock_diag import HEADER, NLM_F_REQUEST, NLMSG_ERROR, MalformedReplyError
 
@@ -120,8 +119,9 @@ def _ask(request: bytes) -> bytes:
                 if sender == 0:  # the kernel
                     return reply
     except OSError as error:
+        what_helps = shortage(error) or "give the source with --from"
         raise KernelError(
-            f"The kernel does not answer about routes ({error.strerror}); give the source with --from.",
+            f"The kernel does not answer about routes ({error.strerror}); {what_helps}.",
             reason=Reason.ROUTE,
         ) from error
 
@@ -136,8 +136,7 @@ def _preferred_source(message: bytes) -> bytes | None:
 
 
 def _no_route(destination: Address, number: int) -> KernelError:
-    name = errno.errorcode.get(number)
-    why = f"{os.strerror(number)} ({name})" if name else f"error {number}"
+    why = errno_text(number)
     if number in _NO_WAY:
         what = _NO_WAY[number].format(destination=destination)
         return KernelError(f"{what}: connect() fails with {why}.", reason=Reason.ROUTE)

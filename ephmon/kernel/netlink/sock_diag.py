@@ -11,14 +11,13 @@ of a failed dump into the payload of NLMSG_DONE.
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 import socket
 import struct
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ephmon.errors import KernelError, Reason
+from ephmon.errors import KernelError, Reason, errno_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -235,5 +234,4 @@ def _refused_dump(number: int) -> NetlinkError:
 
 
 def _refusal(number: int, what: str) -> NetlinkError:
-    name = errno.errorcode.get(number, str(number))
-    return NetlinkError(f"{what}: {os.strerror(number)} ({name}).", number)
+    return NetlinkError(f"{what}: {errno_text(number)}.", number)

@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError, Reason, quote
+from ephmon.errors import KernelError, Reason, quote, shortage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +73,7 @@ def _cause(proc: Path, name: str, error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"the file's mode or a security module (AppArmor, SELinux) forbids it; allow ephmon to read {proc / top}"
     if error.errno != errno.ENOENT:
-        return "the kernel or a sandbox refuses it"
+        return shortage(error) or "the kernel or a sandbox refuses it"
     if not (proc / "self").exists():
         return f"no procfs of this process is mounted at {proc}; mount one there"
     if not (proc / top).exists():

@@ -18,15 +18,15 @@ import fcntl
 import os
 import re
 import secrets
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ephmon.errors import KernelError, Reason, quote
+from ephmon.errors import KernelError, Reason, quote, shortage
 from ephmon.kernel.trace.ring_buffer import parse_page_layout, parse_record_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 TRACING = Path("/sys/kernel/tracing")
 """Where tracefs is mounted."""
@@ -75,7 +75,7 @@ class Instance:
 
     def __init__(self, directory: Path, held: ExitStack) -> None:
         self.directory = directory
-        with held.pop_all() as opened:
+        with held.pop_all() as opened, _noticing_removal(directory):
             self.pages = parse_page_layout(_read(directory / "events/header_page"))
             self.records = parse_record_layout(_read(directory / _EVENT / "format"))
             _require_setting(directory / _EVENT / "filter", FILTER, r"(.*)")
@@ -199,7 +199,8 @@ def make_instance(tracing: Path = TRACING) -> Instance:
                 # Named without the part that is drawn anew, so that each try says the same.
                 raise _refusal(instances, error) from error
             held.callback(_remove, directory)
-            _set_up(directory)
+            with _noticing_removal(directory):
+                _set_up(directory)
             return Instance(directory, held)
     raise KernelError(
         f"Another program removes each directory that ephmon makes in {instances}.", reason=Reason.TRACEFS
@@ -220,6 +221,22 @@ def remove_stale(instances: Path) -> None:
         with suppress(OSError), ExitStack() as held:
             if _NAME.fullmatch(directory.name) and _lock(held, directory):
                 directory.rmdir()
+
+
+@contextmanager
+def _noticing_removal(directory: Path) -> Iterator[None]:
+    """Say of an error that the instance was removed if it was: the errno alone looks like a kernel without tracing."""
+    try:
+        yield
+    except KernelError as error:
+        if directory.exists():
+            raise
+        # One that was made here is named without the part that is drawn anew, so that each try says the same.
+        place = directory.parent if _NAME.fullmatch(directory.name) else directory
+        raise KernelError(
+            f"The tracing instance in {place} was removed while ephmon opened it; ephmon tries again within a minute.",
+            reason=Reason.TRACEFS,
+        ) from error
 
 
 def _set_up(directory: Path) -> None:
@@ -257,11 +274,14 @@ def _remove(directory: Path) -> None:
 
 
 def _processors(directory: Path) -> list[Path]:
-    """Return the directories of the processors, in the order of their numbers."""
+    """Return the directories of the processors, in the order of their numbers: at least one."""
     try:
-        return sorted((directory / "per_cpu").glob("cpu*"), key=lambda found: int(found.name.removeprefix("cpu")))
+        found = sorted((directory / "per_cpu").glob("cpu*"), key=lambda one: int(one.name.removeprefix("cpu")))
     except OSError as error:
         raise _refusal(directory / "per_cpu", error) from error
+    if not found:  # glob() finds nothing in a directory that is not there
+        raise _refusal(directory / "per_cpu", FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    return found
 
 
 def _exists(path: Path) -> bool:
@@ -312,5 +332,5 @@ def _absence(tracing: Path) -> str:
 
 def _refusal(path: Path, error: OSError) -> KernelError:
     """Return the error for a file of tracefs, with the likely cause and what to grant."""
-    cause = _CAUSES.get(error.errno or 0, "the kernel refuses it")
+    cause = shortage(error) or _CAUSES.get(error.errno or 0, "the kernel refuses it")
     return KernelError(f"{path} cannot be used ({error.strerror}): {cause}.", reason=Reason.TRACEFS)

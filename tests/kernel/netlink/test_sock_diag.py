@@ -89,6 +89,15 @@ def test_an_error_message_is_an_error() -> None:
         taken_apart(message(number(-errno.EINVAL) + bytes(16), kind=NLMSG_ERROR))
 
 
+@pytest.mark.parametrize("kind", [NLMSG_DONE, NLMSG_ERROR])
+def test_a_number_that_is_no_errno_is_an_error_too(kind: int) -> None:
+    """Its negative does not fit into the int that os.strerror() takes."""
+    with pytest.raises(NetlinkError, match="refuses the inet_diag request: error 2147483648") as raised:
+        taken_apart(message(number(-(2**31)) + bytes(16), kind=kind))
+
+    assert raised.value.errno == 2**31
+
+
 def test_a_dump_that_the_kernel_calls_inconsistent_is_an_error() -> None:
     good, interrupted = message(b"aaaa"), message(b"aaaa", flags=NLM_F_MULTI | NLM_F_DUMP_INTR)
 

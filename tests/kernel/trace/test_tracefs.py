@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
+from ephmon.kernel.trace import tracefs
 from ephmon.kernel.trace.tracefs import InstanceInUseError, make_instance, open_instance, remove_stale, use_instance
 from tests import tracing
 from tests.namespaces import Agent, Namespace
@@ -29,7 +31,10 @@ from tests.tracing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from ephmon.kernel.trace.tracefs import Instance
 
 PREPARE = Path(__file__).parents[3] / "deploy" / "systemd" / "prepare-tracing"
 NOBODY = 65_534
@@ -113,6 +118,66 @@ def test_closing_removes_the_instance(agent: Agent) -> None:
     agent.call(close)
 
     assert name not in agent.call(tracing.instances)
+
+
+def used_and_removed_after(step: str, use: Callable[..., Instance], directory: Path) -> str:
+    """Return the error about an instance that somebody removes after a step of ours."""
+    original = getattr(tracefs, step)
+
+    def remove_after(*arguments: Any) -> Any:
+        outcome = original(*arguments)
+        for instance in (TRACING / "instances").glob(f"ephmon-{os.getpid()}-*"):
+            instance.rmdir()
+        return outcome
+
+    setattr(tracefs, step, remove_after)
+    try:
+        use(directory).close()
+    except KernelError as error:
+        return str(error)
+    finally:
+        setattr(tracefs, step, original)
+    return "no error"
+
+
+def use_and_lose() -> str:
+    directory = TRACING / "instances" / f"ephmon-{os.getpid()}-prepared"
+    directory.mkdir()
+    return used_and_removed_after("_lock", use_instance, directory)
+
+
+def make_and_lose() -> str:
+    return used_and_removed_after("_processors", make_instance, TRACING)
+
+
+@only_root
+def test_an_instance_that_has_just_been_removed_is_not_taken_for_a_kernel_without_tracing(agent: Agent) -> None:
+    """Its files are absent then, as they are where the tracepoint is not built in."""
+    said = "The tracing instance in {} was removed while ephmon opened it; ephmon tries again within a minute."
+    name = f"ephmon-{agent.pid}-prepared"
+
+    assert agent.call(use_and_lose) == said.format(TRACING / "instances" / name)
+    assert agent.call(make_and_lose) == said.format(TRACING / "instances")
+
+
+def make_without_descriptors() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as lowest_free:  # noqa: PTH123
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno() + 2, limit[1]))
+    try:
+        make_instance(TRACING).close()
+    except KernelError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    return "no error"
+
+
+@only_root
+def test_too_few_descriptors_are_no_fault_of_tracefs(agent: Agent) -> None:
+    said = agent.call(make_without_descriptors)
+
+    assert "(Too many open files): raise the limit of open files: LimitNOFILE= in the systemd unit" in said
 
 
 @only_root
