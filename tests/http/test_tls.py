@@ -135,13 +135,16 @@ def test_files_that_cannot_be_used_leave_the_old_ones_in_use_until_they_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    clock = Clock()
     files = make_certificate(tmp_path, "server")
     other = make_certificate(tmp_path, "other")
-    tls = RenewedTls(files, monotonic=Clock())
+    tls = RenewedTls(files, monotonic=clock)
     before, expires_before = tls.context(), tls.expires_at
     files.certificate.write_bytes(other.certificate.read_bytes())  # the key follows a moment later
 
-    assert tls.context() is tls.context() is before
+    assert tls.context() is before
+    clock.now += RETRY_SECONDS
+    assert tls.context() is before
     assert tls.expires_at == expires_before
     files.key.write_bytes(other.key.read_bytes())
     assert tls.context() is not before
@@ -215,6 +218,13 @@ def signed_by_an_authority(folder: Path, days: int) -> TlsFiles:
 @pytest.mark.parametrize("days", [0, 7])
 def test_the_expiry_is_that_of_the_first_certificate_even_if_it_has_passed(tmp_path: Path, days: int) -> None:
     assert certificate_expiry(signed_by_an_authority(tmp_path, days)) == pytest.approx(time.time() + days * DAY, abs=60)
+
+
+def test_the_expiry_is_known_without_the_authority(tmp_path: Path) -> None:
+    files = signed_by_an_authority(tmp_path, 7)
+    files.certificate.write_bytes((tmp_path / "leaf.pem").read_bytes())
+
+    assert certificate_expiry(files) == pytest.approx(time.time() + 7 * DAY, abs=60)
 
 
 def test_the_expiry_of_what_is_no_certificate_is_not_known(tmp_path: Path) -> None:

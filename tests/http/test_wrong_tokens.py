@@ -77,6 +77,19 @@ def test_knowing_the_token_is_forgotten_after_a_day() -> None:
     assert memory.is_refused(A, later)
 
 
+def test_whoever_showed_the_token_last_is_remembered_longest() -> None:
+    memory = WrongTokens()
+    for number in range(400):
+        if number in {0, 200}:
+            memory.note_right(A, NOW)
+        memory.note_right(f"10.0.{number >> 8}.{number & 255}", NOW)
+    for _ in range(GUESSES_OF_CLIENT):
+        memory.note_wrong(A, NOW)
+
+    assert memory.is_at_limit(A, NOW)
+    assert not memory.is_refused(A, NOW)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
