@@ -108,7 +108,7 @@ def test_a_token_is_taken_over_by_a_reload_and_a_bad_one_keeps_the_old(ns: Names
 def test_a_token_that_cannot_be_read_is_a_mistake_of_the_configuration(ns: Namespace, tmp_path: Path) -> None:
     config = put(tmp_path / "config.yaml", "http: {token_file: /nonexistent/token}\n")
     with Running(ns, ephmon("run", "--config", config)) as daemon:
-        daemon.wait_for_line("/nonexistent/token: the file cannot be read")
+        daemon.wait_for_line("http.token_file: there is no such file")
         assert daemon.wait() == 2
 
 
