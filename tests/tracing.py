@@ -6,6 +6,7 @@ test makes it also removes. Functions without a docstring are for `Agent.call` a
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -23,7 +24,7 @@ from ephmon.kernel.trace.reader import ExhaustionCollector, ExhaustionReader
 from ephmon.kernel.trace.tracefs import FILTER, make_instance, open_instance
 from tests import sockets
 from tests.namespaces import Agent
-from tests.processes import Running, ephmon
+from tests.processes import Running, ephmon, python
 from tests.sockets import FillResult
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ _MOUNT_IN_PLACE = """
 exec "$@"
 """
 
+_CLONE_NEWTIME = 0x80  # include/uapi/linux/sched.h
+
 _EXHAUSTED = FillResult(HIGH - LOW + 1, errno.EADDRNOTAVAIL)
 
 _MAKER = re.compile(r"ephmon-(\d+)-")
@@ -80,6 +83,27 @@ def tracing_agent(ns: Namespace) -> Agent:
     agent = Agent(ns.command("unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", _MOUNT, "sh"))
     _started.add(agent.pid)
     return agent
+
+
+def enter_time_namespace(monotonic: int, boottime: int) -> None:
+    """Move this process, which must have one thread, into a time namespace of its own with these offsets in seconds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def require(status: int) -> None:
+        if status != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    require(libc.unshare(_CLONE_NEWTIME))
+    Path("/proc/self/timens_offsets").write_text(f"monotonic {monotonic} 0\nboottime {boottime} 0\n", encoding="ascii")
+    with Path("/proc/self/ns/time_for_children").open("rb") as namespace:
+        require(libc.setns(namespace.fileno(), _CLONE_NEWTIME))
+
+
+def in_time_namespace(monotonic: int, boottime: int, *command: str) -> list[str]:
+    """Return the command line that runs a program in a time namespace of its own. For root."""
+    code = "import os, sys; from tests.tracing import enter_time_namespace as enter; "
+    code += f"enter({monotonic}, {boottime}); os.execvp(sys.argv[1], sys.argv[1:])"
+    return python("-c", code, *command)
 
 
 def ours(names: set[str]) -> set[str]:

@@ -14,7 +14,16 @@ from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, eventually, put, run
 from tests.sockets import ALL_PORTS, FillResult, Recipe
-from tests.tracing import PORT, failures, host_pids, only_root, tracing_daemon
+from tests.tracing import (
+    PORT,
+    failures,
+    host_pids,
+    in_time_namespace,
+    only_root,
+    seeing_tracefs,
+    stopping,
+    tracing_daemon,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +83,17 @@ def test_every_call_that_failed_is_counted_looked_into_and_told_of(ns: Namespace
     log = "\n".join(daemon.lines)
     assert "EphmonConnectExhaustions fires as critical" in log
     assert "The last one was made by python" in log
+
+
+def test_failures_alert_in_a_time_namespace_too(ns: Namespace, tmp_path: Path) -> None:
+    """As in a container that was moved to another host with its clocks (CRIU)."""
+    command = ephmon("run", "--config", put(tmp_path / "config.yaml", CONFIG))
+    with stopping(Running(ns, seeing_tracefs(*in_time_namespace(100_000, 200_000, *command)))) as daemon:
+        daemon.wait_for(poll_success=1)
+        assert ns.call(sockets.fill, HERE, PORT, tag="clients", limit=ALL_PORTS).errno == errno.EADDRNOTAVAIL
+        metrics = eventually(daemon.metrics, lambda metrics: ALERT in metrics)
+
+        assert metrics[OWN] == 1
 
 
 def test_without_tracefs_all_else_works_and_one_line_says_what_to_grant(ns: Namespace, tmp_path: Path) -> None:

@@ -51,6 +51,10 @@ MOST_SKIPPED_PAGES = 4096
 """A buffer that is found is emptied first; one that is filled faster than that is left as it is."""
 
 _TO_MILLISECONDS, _FROM_NANOSECONDS = 1000, 1e-9
+_CLOCK_READINGS = 5
+"""The shortest of so many readings of two clocks counts, because this thread may be interrupted between them."""
+_CLOCK_STEP = 1e-6
+"""The clock of an instance is told in whole microseconds."""
 
 
 class Budget:
@@ -141,6 +145,7 @@ class ExhaustionCollector:
         self._builder = _BatchBuilder()
         self._known: dict[int, Caller] = {}
         self._known_since = time.monotonic()
+        self._clock_ahead = _clock_ahead_of(instance)
         self._skip_what_is_there()
         self._lost = instance.lost()
 
@@ -177,7 +182,7 @@ class ExhaustionCollector:
 
     def _count(self, calls: Mapping[Call, Iterable[int]]) -> None:
         for call, nanoseconds in calls.items():
-            times = tuple(at * _FROM_NANOSECONDS for at in nanoseconds)
+            times = tuple(at * _FROM_NANOSECONDS + self._clock_ahead for at in nanoseconds)
             caller = self._caller(call.thread_id, times[0])
             # A probe asks for failures: ours, or that of `ephmon headroom --probe`.
             if caller.pid != self._callers.own_pid and not is_dummy(unmapped(call.destination)):
@@ -299,6 +304,19 @@ class ExhaustionReader:
             self._collector.drain(budget.has_left)
             if stop.poll(budget.pause() * _TO_MILLISECONDS):
                 return
+
+
+def _clock_ahead_of(instance: Instance) -> float:
+    """Return how far our CLOCK_MONOTONIC is ahead of the clock of the events, in seconds: 0 but in a time namespace.
+
+    The kernel stamps events with the clock of the host (ktime_get_mono_fast_ns()), whereas all that this process is
+    told, also by /proc, has the offsets of its own time namespace (man 7 time_namespaces).
+    """
+    readings = [(time.monotonic(), instance.now(), time.monotonic()) for _ in range(_CLOCK_READINGS)]
+    before, theirs, after = min(readings, key=lambda reading: reading[2] - reading[0])
+    if before - _CLOCK_STEP <= theirs <= after:
+        return 0.0
+    return (before + after) / 2 - theirs
 
 
 def _last_events(last: Iterable[_Calls], epoch: float, most: int = MOST_EVENTS) -> list[ExhaustionEvent]:

@@ -45,6 +45,7 @@ _TRIES = 8
 _FILE_BYTES = 4096
 _COUNTERS = 3
 _LOST = re.compile(rb"^(?:overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
+_NOW = re.compile(rb"^now ts: +([\d.]+)$", re.MULTILINE)
 _HOW_TO_PREPARE = "prepare an instance for ephmon, as docs/exhaustions.md says, or run it as root"
 _CAUSES = {
     errno.EACCES: f"tracefs belongs to root; {_HOW_TO_PREPARE}",
@@ -129,6 +130,17 @@ class Instance:
                 )
             total += sum(map(int, numbers))
         return total
+
+    def now(self) -> float:
+        """Return what the clock says that events are stamped with, in seconds; a microsecond exactly.
+
+        Raises:
+            KernelError: It cannot be read.
+        """
+        found = _NOW.search(self._reread(self._stats[0], "per_cpu/cpu*/stats"))
+        if found is None:
+            raise KernelError(f"{self.directory}/per_cpu/cpu*/stats lacks the time.", reason=Reason.TRACEFS)
+        return float(found[1])
 
     def require_on(self) -> None:
         """Raise KernelError if somebody switched the recording off: what is not recorded must not look like nothing."""

@@ -149,6 +149,25 @@ def test_an_event_says_when_who_and_where_to(ns: Namespace, collecting: Agent) -
 
 @only_root
 @host_pids
+@pytest.mark.parametrize(("monotonic", "boottime"), [(100_000, 100_000), (100_000, 0), (-1_000, 50_000)])
+def test_in_a_time_namespace_an_event_has_its_caller_and_the_time_that_clocks_show_there(
+    ns: Namespace, agent: Agent, monotonic: int, boottime: int
+) -> None:
+    """The kernel stamps events with the clock of the host, and /proc has the offsets of who reads it."""
+    agent.call(tracing.enter_time_namespace, monotonic, boottime)
+    agent.call(tracing.open_collector)
+    before = time.time(), time.monotonic() + monotonic
+    assert ns.call(failures, HERE, 1) == 1
+    after = time.time(), time.monotonic() + monotonic
+
+    (event,) = agent.call(tracing.collected).events
+    assert before[1] <= event.at_monotonic <= after[1]
+    assert before[0] <= event.at <= after[0]
+    assert (event.netns, event.pid) == (Netns("own", ns.inode), ns.pid)
+
+
+@only_root
+@host_pids
 def test_a_hostile_name_is_printable_text(ns: Namespace, collecting: Agent) -> None:
     ns.call(name_yourself, b'\xff\xfe"\n')
     ns.call(failures, HERE, 1)
