@@ -1,6 +1,32 @@
-"""`python -m ephmon` is the command `ephmon`."""
+"""The command `ephmon`, also as `python -m ephmon`: what must be done before the modules of a command are loaded."""
 
-from ephmon.cli import entry_point
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from ephmon.daemon import signals
+from ephmon.errors import EphmonError, shortages_explained
+
+_UNKNOWN = 3
+"""What a monitoring plugin exits with that has no answer; 1 would be a warning."""
+
+
+def entry_point() -> NoReturn:
+    """Run the command line of this process and exit.
+
+    Signals wait until the command can obey them, which takes half a second: a SIGHUP would end the daemon, and Ctrl-C
+    would print the traceback of an import.
+    """
+    signals.block()
+    try:
+        with shortages_explained():
+            from ephmon.cli import main  # noqa: PLC0415 - see above
+    except EphmonError as error:
+        sys.stderr.write(f"ephmon: {error}\n")
+        sys.exit(_UNKNOWN if "check" in sys.argv else 1)
+    sys.exit(main(sys.argv[1:]))
+
 
 if __name__ == "__main__":
     entry_point()

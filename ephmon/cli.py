@@ -6,18 +6,17 @@ Exit status: 0 done, 1 failed, 2 wrong usage or configuration; `ephmon check` ha
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ephmon import __version__, log
 from ephmon.commands import arguments, check, check_config, headroom, pools
 from ephmon.commands.reading import load_config
 from ephmon.commands.terminal import print_error
 from ephmon.daemon import signals
-from ephmon.errors import ConfigError, EphmonError, UsageError, quote
+from ephmon.errors import ConfigError, EphmonError, UsageError, quote, shortages_explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,16 +29,12 @@ DONE, FAILED, WRONG_USAGE = 0, 1, 2
 # 128 + SIGINT, as shells report it.
 _INTERRUPTED = 130
 _CHECK = "check"
+_RUN = "run"
 
 _EPILOG = """\
 Addresses are literals, not names; IPv6 with a port is [address]:port. Without --config, ephmon reads
 /etc/ephmon/config.yaml if it exists, else it uses the defaults. Exit status: 0 done, 1 failed, 2 wrong usage or
 configuration. Exit status of check: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN."""
-
-
-def entry_point() -> NoReturn:
-    """Run the command line of this process and exit."""
-    sys.exit(main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,10 +56,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run_command(argv: Sequence[str]) -> int:
+    # Signals that came while the modules were loaded are obeyed now; the daemon takes them when it waits.
+    if _command_name(argv) != _RUN:
+        signals.unblock()
     options, unknown = _parser().parse_known_args(argv)
     if unknown:
         options.refuse(f"unrecognized arguments: {' '.join(map(quote, unknown))}")
-    status: int = options.command(options)
+    with shortages_explained():
+        status: int = options.command(options)
     return status
 
 
@@ -97,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     # With a default here, the option after the command would replace the one before it.
     _add_config(config, default=argparse.SUPPRESS)
     add = partial(_add, commands, [config])
-    _add_run_arguments(add("run", _run, "run the daemon in the foreground"))
+    _add_run_arguments(add(_RUN, _run, "run the daemon in the foreground"))
     _add_pools_arguments(add("pools", pools.run, "poll once and print the pools, fullest first"))
     _add_headroom_arguments(
         add("headroom", headroom.run, "print how many more sockets can get a port of one pool, and why")
@@ -238,7 +237,6 @@ def _show_incident(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    signals.block()
     # Loaded here, because only the daemon needs the HTTP server and its libraries.
     from ephmon.daemon.loop import Daemon  # noqa: PLC0415
 

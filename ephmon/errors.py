@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class EphmonError(Exception):
@@ -42,6 +47,10 @@ class Reason(StrEnum):
     """A setting cannot be read, or changed while the sockets were read."""
     UNAVAILABLE = "unavailable"
     """No interface to the sockets is available."""
+    MEMORY = "memory"
+    """No memory was left."""
+    DESCRIPTORS = "descriptors"
+    """No file descriptor was left."""
     DEFECT = "defect"
     """An error in ephmon itself."""
     PROBE = "probe"
@@ -58,6 +67,8 @@ POLL_FAILURES = (
     Reason.PROCFS,
     Reason.SYSCTL,
     Reason.UNAVAILABLE,
+    Reason.MEMORY,
+    Reason.DESCRIPTORS,
     Reason.DEFECT,
 )
 """Why a poll can fail: the values of the label `reason` of `ephmon_poll_failures_total`. The others end no poll."""
@@ -79,14 +90,39 @@ class KernelError(EphmonError):
 
 
 _SHORTAGES = {
-    errno.EMFILE: "raise the limit of open files: LimitNOFILE= in the systemd unit, or ulimit -n",
-    errno.ENFILE: "the whole host has too many open files; close some, or raise fs.file-max",
+    errno.EMFILE: (
+        Reason.DESCRIPTORS,
+        "raise the limit of open files: LimitNOFILE= in the systemd unit, or ulimit -n",
+    ),
+    errno.ENFILE: (
+        Reason.DESCRIPTORS,
+        "the whole host has too many open files; close some, or raise fs.file-max",
+    ),
+    errno.ENOMEM: (Reason.MEMORY, "allow ephmon more memory: MemoryMax= in the systemd unit, or ulimit -v"),
 }
 
 
 def shortage(error: OSError) -> str | None:
-    """Return what to do where descriptors ran short, whatever was to be opened; None if the error is another one."""
-    return _SHORTAGES.get(error.errno or 0)
+    """Return what to do where descriptors or memory ran short, whatever was to be opened; None for another error."""
+    _, advice = _SHORTAGES.get(error.errno or 0, (None, None))
+    return advice
+
+
+@contextmanager
+def shortages_explained() -> Iterator[None]:
+    """Say in one sentence what ran short, where only an error number would reach the user.
+
+    Raises:
+        KernelError: No descriptor, or no memory, was left.
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+        if number not in _SHORTAGES:
+            raise
+        reason, advice = _SHORTAGES[number]
+        raise KernelError(f"{os.strerror(number)}; {advice}.", reason=reason) from error
 
 
 def errno_text(number: int) -> str:

@@ -7,15 +7,14 @@ at all, so that a new one is not left out by accident.
 from __future__ import annotations
 
 AGAIN = {
-    "commands": "run the installed program",
     "config": "PyYAML parses the configuration",
     "daemon/test_loop.py": "runs the installed daemon with all that it serves",
     "daemon/test_owner_watch.py": "psutil lists processes for a daemon that runs",
-    "delivery": "alerts are sent by the installed daemon, over TLS too",
+    "delivery/test_real_alertmanager.py": "the installed modules send alerts",
     "http": "tornado has the streams and parses heads",
     "log": "tornado logs too",
     "kernel/proc/test_processes.py": "psutil lists processes",
-    "outputs": "prometheus-client renders the metrics",
+    "outputs/metrics": "prometheus-client renders the metrics",
     "test_architecture.py": "the wheel has all modules, and imports what it may",
     "test_cli.py": "runs the installed program",
 }
@@ -23,12 +22,16 @@ AGAIN = {
 
 ONCE = {
     "daemon": "threads, signals and files of the standard library; `test_loop.py` runs the daemon again",
+    "commands": "the command line, which `test_cli.py` runs again as it is installed",
+    "delivery": "sockets, TLS and JSON of the standard library",
     "deployment": "files for other programs; the packages have tests of their own that `script/test` runs",
     "end_to_end": "other programs around ephmon, which see no more of it than the tests that run again",
     "facts": "values of the standard library",
     "kernel": "the kernel, read by the standard library",
     "kernel_truth": "the kernel, read by the standard library",
+    "outputs": "text of the standard library; prometheus-client renders only the metrics, which run again",
     "model": "functions of values, no dependency at all",
+    "supervision": "threads and tasks of the standard library",
     "test_benchmarks.py": "the benchmarks, which are in no package",
     "test_errors.py": "the kernel, read by the standard library",
     "test_docs.py": "pages of the checkout",

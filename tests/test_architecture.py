@@ -15,21 +15,23 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(ephmon.__file__).parent
 
 _MODEL = ("ephmon.model", "ephmon.facts")
+_RUNNING = ("ephmon.supervision", "ephmon.log")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # package or module: what it may import, with all that lies below
     "ephmon.facts": ("ephmon.facts",),
-    "ephmon.kernel": ("ephmon.kernel", "ephmon.facts"),
+    "ephmon.kernel": ("ephmon.kernel", "ephmon.facts", "ephmon.supervision"),
     "ephmon.model": _MODEL,
     "ephmon.config": ("ephmon.config", *_MODEL, "ephmon.regular_file"),
     "ephmon.outputs": ("ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
-    "ephmon.http": ("ephmon.http", "ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
-    "ephmon.delivery": ("ephmon.delivery", "ephmon.outputs", *_MODEL, "ephmon.log", "ephmon.regular_file"),
+    "ephmon.supervision": ("ephmon.supervision", "ephmon.log"),
+    "ephmon.http": ("ephmon.http", "ephmon.outputs", *_MODEL, *_RUNNING, "ephmon.regular_file"),
+    "ephmon.delivery": ("ephmon.delivery", "ephmon.outputs", *_MODEL, *_RUNNING, "ephmon.regular_file"),
     "ephmon.daemon": ("ephmon",),
     "ephmon.commands": ("ephmon",),
     "ephmon.cli": ("ephmon",),
-    "ephmon.__main__": ("ephmon.cli",),
-    "ephmon.log": ("ephmon.log", "ephmon.outputs.text.wording"),
+    "ephmon.__main__": ("ephmon.cli", "ephmon.daemon.signals"),
+    "ephmon.log": ("ephmon.log", "ephmon.outputs.text.wording", "ephmon.supervision.threads"),
 }
 """The flow, from the edge where the kernel is read to the edges where the answer leaves.
 
@@ -106,7 +108,7 @@ def test_a_module_imports_only_what_its_stage_may(module: str) -> None:
 
 
 def test_the_daemon_is_imported_by_the_commands_alone_and_the_commands_by_the_command_line() -> None:
-    assert _users("ephmon.daemon") <= {"ephmon.cli", "ephmon.commands"}
+    assert _users("ephmon.daemon") <= {"ephmon.__main__", "ephmon.cli", "ephmon.commands"}
     assert _users("ephmon.commands") <= {"ephmon.cli"}
     assert _users("ephmon.cli") <= {"ephmon.__main__"}
 

@@ -544,7 +544,10 @@ def test_ctrl_c_ends_a_command_without_a_word(ns: Namespace, config: Path, tmp_p
     table.unlink()
     os.mkfifo(table)
     write(config, "poll: {backend: procfs, deadline: 1h}\n")
-    code = "import pathlib, sys; from ephmon import cli; cli.PROC = pathlib.Path(sys.argv.pop(1)); cli.entry_point()"
+    code = (
+        "import pathlib, sys; from ephmon import cli; "
+        "cli.PROC = pathlib.Path(sys.argv.pop(1)); sys.exit(cli.main(sys.argv[1:]))"
+    )
     command = python("-c", code, str(table.parents[1]), "pools", "--config", str(config))
     with Running(ns, command) as waiting, opened_by_its_reader(table) as pipe:
         os.write(pipe, b"  sl")

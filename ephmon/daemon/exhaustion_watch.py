@@ -10,6 +10,7 @@ from ephmon.config.settings import Switch
 from ephmon.errors import KernelError
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.kernel.trace.reader import ExhaustionReader
 from ephmon.model.collectors import Health
 from ephmon.model.failures.counters import Exhaustions, add_batch
 from ephmon.model.pools.tcp_connect import destination_of
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from ephmon.config.settings import ExhaustionsConfig
     from ephmon.facts.failed_calls import Destination
-    from ephmon.kernel.trace.reader import ExhaustionReader
     from ephmon.model.report import Report
 
 RETRY_SECONDS = 60.0
@@ -65,6 +65,9 @@ class ExhaustionWatch:
         except KernelError as error:
             self._fail(error, now)
             return self._unavailable(report), False
+        except Exception:
+            self.close()  # opened anew when it is tried again, because nobody knows what a defect has left behind
+            raise
         exhaustions = add_batch(
             report.exhaustions or Exhaustions(), batch, listed=tuple(_listed(report)), top=config.top, now=now
         )
@@ -73,11 +76,6 @@ class ExhaustionWatch:
 
     def _unavailable(self, report: Report) -> Report:
         return report.with_health(exhaustions=Health(available=False, reason=self._error))
-
-    def stop(self) -> None:
-        """Stop counting until the next reload."""
-        self._config = None
-        self.close()
 
     def close(self) -> str | None:
         """Stop counting and remove the tracing instance; return why that failed, as one sentence, or None."""
@@ -90,9 +88,6 @@ class ExhaustionWatch:
         return None
 
     def _open(self, now: float) -> None:
-        # Imported here, because a daemon that does not count should not hold these modules in memory.
-        from ephmon.kernel.trace.reader import ExhaustionReader  # noqa: PLC0415
-
         try:
             self._reader = ExhaustionReader.open(self._proc)
         except KernelError as error:

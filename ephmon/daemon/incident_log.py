@@ -1,8 +1,7 @@
 """Writes incidents from the daemon, in a thread of their own.
 
 A slow or hanging disk must not delay a poll, so each incident is written by a thread that ends with it, one at a time.
-A report never changes, so the thread needs no lock. While no incident is due there is no thread, and the modules that
-write one are not imported.
+A report never changes, so the thread needs no lock. While no incident is due there is no thread.
 """
 
 from __future__ import annotations
@@ -17,15 +16,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon import __version__, log
 from ephmon.config.settings import IncidentsConfig
+from ephmon.daemon.incident_folder import Folder, FolderError
 from ephmon.log import Line
 from ephmon.model.alerting.state_machine import Moment
+from ephmon.model.collectors import Health
 from ephmon.model.incidents import PAUSE_SECONDS, Reported, due_incident
 from ephmon.model.status import IncidentFailure, IncidentStatus
+from ephmon.outputs.documents import api
+from ephmon.outputs.documents.incident import Origin, document
+from ephmon.supervision import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ephmon.daemon.incident_folder import Folder
     from ephmon.model.incidents import Incident
     from ephmon.model.report import Report
     from ephmon.model.rules import DestinationPattern
@@ -131,6 +134,11 @@ class IncidentLog:
         self._collect()
         return self._status if self._config.directory else None
 
+    def health(self) -> Health:
+        """Return whether incidents can be written, as far as the latest attempt has shown."""
+        reason = self._said
+        return Health(available=reason is None, reason=reason and f"Incidents cannot be written: {reason}")
+
     def close(self) -> None:
         """Wait a little for an incident that is being written; an unfinished one is lost."""
         if self._worker is not None:
@@ -150,9 +158,9 @@ class IncidentLog:
     def _start(self, work: Callable[[], _Outcome], task: _Task | None = None) -> None:
         worker = _Worker(work, task, self._clock())
         try:
-            worker.start()
-        except RuntimeError as error:  # the process or its cgroup has no thread left
-            worker.outcome = self._failed(f"{error}; allow ephmon more threads.", IncidentFailure.SYSTEM)
+            threads.start(worker)
+        except threads.ThreadError as error:
+            worker.outcome = self._failed(str(error), IncidentFailure.SYSTEM)
             self._take(worker)
         else:
             self._worker = worker
@@ -197,9 +205,6 @@ class IncidentLog:
         return self._guarded(lambda: self._write(task))
 
     def _guarded(self, work: Callable[[], _Outcome | None]) -> _Outcome:
-        # Imported here and below, because a daemon that writes no incident should not hold these modules in memory.
-        from ephmon.daemon.incident_folder import FolderError  # noqa: PLC0415
-
         try:
             return work() or _Outcome()
         except FolderError as error:
@@ -209,9 +214,6 @@ class IncidentLog:
             return self._failed(message, IncidentFailure.DEFECT)
 
     def _write(self, task: _Task) -> _Outcome:
-        from ephmon.outputs.documents import api  # noqa: PLC0415
-        from ephmon.outputs.documents.incident import Origin, document  # noqa: PLC0415
-
         folder, reason, at = _folder(task.folder), task.incident.reason, task.at.wall
         age = folder.age_of_latest(reason, at)
         if age is not None and age < PAUSE_SECONDS:
@@ -233,6 +235,4 @@ class IncidentLog:
 
 
 def _folder(config: IncidentsConfig) -> Folder:
-    from ephmon.daemon.incident_folder import Folder  # noqa: PLC0415
-
     return Folder(directory=config.directory, max_files=config.max_files, max_bytes=config.max_mib << 20)

@@ -37,12 +37,14 @@ from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.proc import sysctl
 from ephmon.kernel.source import SocketSource
 from ephmon.log import Line
+from ephmon.model.collectors import Collector, Health, unavailable
 from ephmon.model.pace import Poll
 from ephmon.model.report import ReloadStatus
 from ephmon.model.state import initial_state
 from ephmon.model.step import after_defect, after_failed_poll, next_full_poll, with_cost, with_pace
 from ephmon.outputs.metrics.exposition import process_registry
 from ephmon.outputs.text import changes, start_lines
+from ephmon.supervision.compartment import Compartment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,8 @@ SWITCH_SECONDS = 0.001
 A scrape that comes during a poll waits this long, several times. Python's default of 5 ms made scrapes slow while a
 million sockets were read.
 """
+_EXTRAS = (Collector.EXHAUSTIONS, Collector.DELIVERY, Collector.INCIDENTS)
+"""What runs beside the polls, each in a compartment of its own."""
 EXPIRY_INTERVALS = 3
 """Data older than so many intervals is no longer served: two polls in a row may fail before a scrape fails."""
 
@@ -111,9 +115,10 @@ class Daemon:
             access=_access_rules(config.http),
         )
         self._webhook_url = read_webhook_url(config.notify.webhook)
-        self._delivery = Delivery()
+        self._delivery = Delivery(clock=clock, wall_clock=wall_clock)
         self._exhaustions = ExhaustionWatch(proc)
         self._incidents = IncidentLog(clock, wall_clock)
+        self._compartments = {collector: Compartment(collector, clock) for collector in _EXTRAS}
         self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
         self._checked_source_ports: PortRange | None = None
         self._handing_out_cpu_seconds = 0.0
@@ -124,6 +129,8 @@ class Daemon:
 
         Raises:
             ListenError: The address cannot be listened on.
+            ThreadError: There is no thread or no descriptor for what it needs.
+            LostThreadError: A thread ended and could not be started again.
         """
         signals.block()
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -131,8 +138,7 @@ class Daemon:
         try:
             self._log_address()
             self._deliver(self._config, self._webhook_url)
-            _warn(self._exhaustions.configure(self._config.exhaustions))
-            self._incidents.configure(self._config.incidents)
+            self._configure_extras(self._config)
             self._loop()
         finally:
             self._service_manager.stopping()
@@ -145,13 +151,11 @@ class Daemon:
     def _count_exhaustions(self, now: float) -> bool:
         """Count the connect() calls that have failed, and tell whether one failed in our own namespace."""
         previous = self._state.report
-        try:
-            report, failed_here = self._exhaustions.collect(previous, now)
-        except Exception:  # noqa: BLE001 - an error in ephmon must not end a monitor; the log has its traceback
-            _log.exception("A defect of ephmon ends the counting of failed connect() calls, please report it")
-            self._exhaustions.stop()
-            return False
         required = self._config.exhaustions.enabled == Switch.ON
+        report, failed_here = self._compartments[Collector.EXHAUSTIONS].run(
+            lambda: self._exhaustions.collect(previous, now),
+            lambda reason: (previous.with_health(exhaustions=unavailable(reason)), False),
+        )
         self._state = replace(self._state, report=report)
         for line in changes.exhaustion_lines(previous, report, required=required):
             log.write(_log, line)
@@ -161,9 +165,9 @@ class Daemon:
         polled_at = narrowly_polled_at = -math.inf
         failed_lately = False
         while True:
-            self._server.beat()
-            self._service_manager.wake_up(self._config.poll.deadline_seconds)
             now = self._clock()
+            self._server.beat()
+            self._watch_threads(now)
             failed_lately = self._count_exhaustions(now) or failed_lately
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
             pace = self._state.report.pace
@@ -193,6 +197,17 @@ class Daemon:
                 self._reload()
                 self._service_manager.ready(self._state.report)
 
+    def _watch_threads(self, now: float) -> None:
+        """Start threads that have ended again, and give a sign of life if all of them give one.
+
+        A service manager that gets none for long starts the process anew, which is right for a thread that hangs too.
+        """
+        threads = (self._server.thread, self._delivery.thread)
+        for thread in threads:
+            thread.watch()
+        if not any(thread.is_silent(now) for thread in threads):
+            self._service_manager.wake_up(self._config.poll.deadline_seconds)
+
     def _tick(self, kind: Poll, poll: Callable[[State], State]) -> None:
         """Poll once and hand out the result. Every error is logged and counted, and the loop goes on."""
         cpu_before, started = time.thread_time(), self._clock()
@@ -219,8 +234,9 @@ class Daemon:
         So an alert that has begun is logged and delivered even if the page cannot be rendered. The result stays, but
         the poll counts as failed.
         """
+        self._set_health(Collector.DELIVERY, self._deliver_alerts())
         is_failed = False
-        for step in (self._deliver_alerts, self._publish, lambda: self._log_changes(previous), self._keep_incident):
+        for step in (self._publish, lambda: self._log_changes(previous)):
             try:
                 step()
             except Exception as error:  # noqa: BLE001 - as in `_tick`
@@ -228,9 +244,13 @@ class Daemon:
                 if not is_failed:
                     self._state = after_defect(self._state, defect)
                 is_failed = True
+        self._set_health(Collector.INCIDENTS, self._keep_incident())
         if is_failed:
             with suppress(Exception):  # if the error is in rendering, the page that is served expires
                 self._publish()
+
+    def _set_health(self, collector: Collector, health: Health | None) -> None:
+        self._state = replace(self._state, report=self._state.report.with_health(**{collector: health}))
 
     def _log_defect(self, error: Exception, previous: Report) -> str:
         """Log an error in ephmon with its traceback, unless the last poll had the same one, and return it as text."""
@@ -239,9 +259,14 @@ class Daemon:
             _log.error("A defect of ephmon made the poll fail, please report it", exc_info=error)
         return defect
 
-    def _deliver_alerts(self) -> None:
-        if self._delivery.is_running:
+    def _deliver_alerts(self) -> Health | None:
+        def deliver() -> Health:
             self._delivery.update(notifications_of(self._state.report))
+            return Health(available=True)
+
+        if not self._delivery.is_running:
+            return None
+        return self._compartments[Collector.DELIVERY].run(deliver, unavailable)
 
     def _log_changes(self, previous: Report) -> None:
         report = self._state.report
@@ -251,8 +276,14 @@ class Daemon:
         for line in changes.poll_lines(previous, report):
             log.write(_log, line)
 
-    def _keep_incident(self) -> None:
-        self._incidents.update(self._state.report, self._config.listing.ignore_destinations)
+    def _keep_incident(self) -> Health | None:
+        def keep() -> Health:
+            self._incidents.update(self._state.report, self._config.listing.ignore_destinations)
+            return self._incidents.health()
+
+        if not self._config.incidents.directory:
+            return None
+        return self._compartments[Collector.INCIDENTS].run(keep, unavailable)
 
     def _publish(self) -> None:
         self._state = self._state.with_report(
@@ -260,6 +291,7 @@ class Daemon:
             incidents=self._incidents.status(),
             http=self._server.status(),
             log_lines_lost=log.losses()._asdict(),
+            thread_restarts={thread.name: thread.restarts for thread in (self._server.thread, self._delivery.thread)},
         )
         report = self._state.report
         taken = report.taken_at_monotonic
@@ -275,34 +307,56 @@ class Daemon:
     def _reload(self) -> None:
         """Read the configuration file again and take it over, completely or not at all."""
         try:
-            config = self._read_config()
-            if config.listen != self._config.listen:
-                raise ConfigError(
-                    f"listen cannot change by a reload ({self._config.listen} to {config.listen}); restart ephmon."
-                )
-            tls, access = self._open_tls(config.tls), _access_rules(config.http)
-            self._deliver(config, read_webhook_url(config.notify.webhook))
+            self._take_over(self._read_config())
         except EphmonError as error:
-            log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {error}"))
-            reload = replace(self._state.report.reload, successful=False, error=str(error))
-            self._state = self._state.with_report(reload=reload)
+            reason, defect = str(error), None
+        except Exception as error:  # noqa: BLE001 - whatever a reload meets, the daemon goes on as it was
+            reason, defect = f"A defect of ephmon, please report it: {log.error_location(error)}.", error
+        else:
+            log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
             self._republish()
             return
+        log.write(_log, Line(logging.ERROR, f"The configuration is kept as it was: {reason}"), defect)
+        reload = replace(self._state.report.reload, successful=False, error=reason)
+        self._state = self._state.with_report(reload=reload)
+        self._republish()
+
+    def _take_over(self, config: Config) -> None:
+        """Go on with another configuration.
+
+        Raises:
+            EphmonError: It cannot be taken over; nothing has changed.
+        """
+        if config.listen != self._config.listen:
+            raise ConfigError(
+                f"listen cannot change by a reload ({self._config.listen} to {config.listen}); restart ephmon."
+            )
+        # First all that may fail, in the end what cannot.
+        tls, access = self._open_tls(config.tls), _access_rules(config.http)
+        source = self._source if config.poll.backend == self._config.poll.backend else self._open_source(config)
+        reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
+        state = with_pace(self._state.with_rules(config.rules, reload))
+        self._deliver(config, read_webhook_url(config.notify.webhook))
         self._server.use(tls, access)
-        if config.poll.backend != self._config.poll.backend:
-            self._source = self._open_source(config)
-        self._poller.configure(config.poll, self._source)
-        log.set_up(config.log.level, config.log.format)
         is_access_new = (config.http, config.tls) != (self._config.http, self._config.tls)
-        self._config = config
+        self._source, self._state, self._config = source, state, config
+        self._poller.configure(config.poll, source)
+        log.set_up(config.log.level, config.log.format)
         if is_access_new:
             self._warn_about_access()
-        _warn(self._exhaustions.configure(config.exhaustions))
-        self._incidents.configure(config.incidents)
-        reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
-        self._state = with_pace(self._state.with_rules(config.rules, reload))
-        self._republish()
-        log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
+        self._configure_extras(config)
+
+    def _configure_extras(self, config: Config) -> None:
+        def exhaustions() -> None:
+            _warn(self._exhaustions.configure(config.exhaustions))
+
+        self._compartments[Collector.DELIVERY].retry_now()
+        for collector, configure in (
+            (Collector.EXHAUSTIONS, exhaustions),
+            (Collector.INCIDENTS, lambda: self._incidents.configure(config.incidents)),
+        ):
+            self._compartments[collector].retry_now()
+            self._compartments[collector].run(configure, lambda _reason: None)
 
     def _republish(self) -> None:
         """Publish what a reload changed; an error in rendering is counted by the next poll."""

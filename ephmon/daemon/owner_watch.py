@@ -1,6 +1,6 @@
 """The daemon's end of owners: while alerts are pending or fire, who holds the ports that they are about.
 
-While nothing alerts, nothing is loaded, read or remembered. Processes are looked for in a thread, once for an alert
+While nothing alerts, nothing is read or remembered. Processes are looked for in a thread, once for an alert
 that fires, so that no poll waits for them.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ephmon import log
+from ephmon.daemon.owner_reader import OwnerReader
 from ephmon.errors import KernelError, Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Capability, Protocol
@@ -19,16 +20,16 @@ from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.proc import sysctl
 from ephmon.log import Line
 from ephmon.model.collectors import Health
+from ephmon.model.owners.answers import PortState
 from ephmon.model.owners.questions import BLOCKED_PORTS, raised_by, raised_by_firing, refusal, unanswerable
 from ephmon.outputs.text.owners import port_set_name, processes_line
+from ephmon.supervision import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ephmon.daemon.owner_reader import OwnerReader
     from ephmon.kernel.proc.processes import Search
-    from ephmon.model.owners.answers import PortState
     from ephmon.model.owners.questions import OwnerQuestions, PortSet
     from ephmon.model.report import NamespaceReport, Report
     from ephmon.model.state import NamespaceMemory, State
@@ -93,9 +94,6 @@ class OwnerWatch:
         answerable = questions.without(refused)
         if answerable.is_none:
             return report.with_health(owners=Health(available=False, reason=refusal(refused)))
-        # Most hosts never alert, and need none of what this drags in.
-        from ephmon.daemon.owner_reader import OwnerReader  # noqa: PLC0415
-
         reader = self._reader = self._reader or OwnerReader(self._proc, self._clock)
         deadline = Deadline(LONGEST_SECONDS, self._clock, self._wanted)
         answer = reader.read(answerable, self._port_state(memory), deadline)
@@ -107,8 +105,6 @@ class OwnerWatch:
         ).with_health(owners=Health(available=not refused, reason=refusal(refused) if refused else reader.problem))
 
     def _port_state(self, memory: NamespaceMemory | None) -> PortState:
-        from ephmon.model.owners.answers import PortState  # noqa: PLC0415 - for the same reason
-
         if memory is None:
             return PortState(sysctl.read_sysctls(self._proc), None)
         return PortState(memory.sysctls, memory.ports)
@@ -124,10 +120,10 @@ class OwnerWatch:
         if search is not None:
             thread = threading.Thread(target=self._search, args=(new, search), name="ephmon-owners", daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:  # no thread is to be had: the next look tries again
+                threads.start(thread)
+            except threads.ThreadError as error:  # the next look tries again
                 self._searched = before
-                self._processes = Health(available=False, reason=f"The processes cannot be looked for now: {error}.")
+                self._processes = Health(available=False, reason=f"Processes are not looked for. {error}")
                 return
             self._thread = thread
 

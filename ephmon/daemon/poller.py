@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ephmon.config.settings import ProbeChoice
-from ephmon.errors import KernelError, StopRequestedError
+from ephmon.errors import KernelError, StopRequestedError, shortages_explained
 from ephmon.facts.sockets import Capability
 from ephmon.kernel.deadline import Deadline
-from ephmon.model.collectors import Collector, Health
+from ephmon.model.collectors import Collector, Health, unavailable
 from ephmon.model.pace import Poll
 from ephmon.model.step import (
     after_failed_narrow_poll,
@@ -20,6 +20,7 @@ from ephmon.model.step import (
     narrow_destinations,
     next_full_poll,
 )
+from ephmon.supervision.compartment import Compartment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ephmon.kernel.probe import ProbeByTurns
     from ephmon.kernel.source import SocketSource
     from ephmon.model.pools.survey import Classified
+    from ephmon.model.report import Report
     from ephmon.model.state import State
 
 MOST_PROBED_PORTS = 2_000
@@ -66,6 +68,8 @@ class Poller:
         self._config = config
         self._clock = clock
         self._wanted = wanted
+        self._probe_compartment = Compartment(Collector.PROBE, clock)
+        self._owners_compartment = Compartment(Collector.OWNERS, clock)
 
     @property
     def can_poll_narrowly(self) -> bool:
@@ -76,15 +80,18 @@ class Poller:
         """Poll as the configuration says from now on, and read from this source."""
         self._config = config
         self._source = source
+        self._probe_compartment.retry_now()
+        self._owners_compartment.retry_now()
 
     def full(self, previous: State) -> State:
         """Read everything and conclude."""
         started = self._clock()
         evidence = next_full_poll(previous) is Poll.FULL
         try:
-            snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
-            state = self._conclude(snapshot, previous, evidence=evidence)
-            state = replace(state, report=self._owners.add_owners(state))
+            with shortages_explained():
+                snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
+                state = self._conclude(snapshot, previous, evidence=evidence)
+            state = replace(state, report=self._with_owners(state))
         except StopRequestedError:
             return previous
         except KernelError as error:
@@ -103,12 +110,20 @@ class Poller:
         if not destinations:
             return previous  # what failed is ignored, or has had its time while something else was polled
         try:
-            narrow = self._source.read_toward(destinations, self._config.deadline_seconds)
+            with shortages_explained():
+                narrow = self._source.read_toward(destinations, self._config.deadline_seconds)
         except StopRequestedError:
             return previous
         except KernelError as error:
             return after_failed_narrow_poll(previous, str(error), error.reason)
         return after_narrow_poll(narrow, previous, self._clock()) or self.full(previous)
+
+    def _with_owners(self, state: State) -> Report:
+        def without(reason: str) -> Report:
+            report = replace(state.report, owners={}, blocked_owners={})
+            return report.with_health(owners=unavailable(reason), processes=None)
+
+        return self._owners_compartment.run(lambda: self._owners.add_owners(state), without)
 
     def _conclude(self, snapshot: Snapshot, previous: State, *, evidence: bool) -> State:
         """Return the state after the poll; ports in doubt are asked about between their classes and the counting."""
@@ -116,9 +131,15 @@ class Poller:
         if self._config.probe == ProbeChoice.NEVER:
             health = None
         elif evidence:  # without it every port in use is in doubt, which the next poll with evidence settles for less
-            classified, health = self._settle(snapshot, previous, classified)
+            classified, health = self._settled(snapshot, previous, classified)
         state = conclude(snapshot, previous, self._clock(), classified)
         return replace(state, report=state.report.with_health(probe=health))
+
+    def _settled(self, snapshot: Snapshot, previous: State, classified: Classified) -> tuple[Classified, Health]:
+        return self._probe_compartment.run(
+            lambda: self._settle(snapshot, previous, classified),
+            lambda reason: (classified, unavailable(reason)),
+        )
 
     def _settle(self, snapshot: Snapshot, previous: State, classified: Classified) -> tuple[Classified, Health]:
         """Return the classes after the kernel was asked about ports in doubt, and how that went."""
@@ -127,7 +148,7 @@ class Poller:
         try:
             answers = {inode: self._probe.ask(ports, deadline) for inode, ports in in_doubt.items()}
         except KernelError as error:
-            return classified, Health(available=False, reason=str(error))
+            return classified, unavailable(str(error))
         is_cut = any(len(answers[inode]) < min(len(ports), MOST_PROBED_PORTS) for inode, ports in in_doubt.items())
         if any(answers.values()):
             classified = classify_with_memory(snapshot, previous, answers)

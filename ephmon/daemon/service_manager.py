@@ -89,7 +89,10 @@ class ServiceManager:
         """Say that a start or a reload is done, once, and what the report says in short, if that is news."""
         if self._socket is None:
             return
-        status = status_line(report)
+        try:
+            status = status_line(report)
+        except Exception:  # noqa: BLE001 - a sentence that cannot be made is no reason for a service to be restarted
+            status = "A defect of ephmon keeps its status from being shown, please report it."
         if self._is_ready and status == self._status:
             return
         # A reload may end in the status that was there before, and systemd shows none while it lasts.

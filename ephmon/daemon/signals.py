@@ -18,6 +18,11 @@ def block() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _OBEYED)
 
 
+def unblock() -> None:
+    """Take the signals as other programs do: one that is pending is obeyed at once."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OBEYED)
+
+
 def wait(seconds: float) -> int | None:
     """Wait for a signal for at most so many seconds and return its number, None if none came."""
     received = signal.sigtimedwait(_OBEYED, seconds)

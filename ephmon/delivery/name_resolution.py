@@ -13,6 +13,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ephmon.supervision import threads
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -42,21 +44,29 @@ class KnownAddresses:
         self._look_up = look_up
         self._known: tuple[Address, ...] = ()
         self._running: asyncio.Future[None] | None = None
+        self.problem: str | None = None
+        """Why the latest lookup could not start; continues a sentence."""
 
     def refresh(self) -> None:
         """Start a lookup in the background, unless one is running; known addresses stay until it succeeds."""
-        if self._running is not None:
-            return
         loop = asyncio.get_running_loop()
+        if self._running is not None and self._running.get_loop() is loop:
+            return
+        thread = threading.Thread(target=self._resolve, args=(loop,), name="resolver", daemon=True)
+        try:
+            threads.start(thread)
+        except threads.ThreadError:
+            self.problem = f"no thread can be started; {threads.ADVICE}"
+            return
+        self.problem = None
         self._running = loop.create_future()
-        threading.Thread(target=self._resolve, args=(loop,), name="resolver", daemon=True).start()
 
     async def get(self) -> tuple[Address, ...]:
         """Return the known addresses, after a lookup if there are none; empty if the lookup failed."""
         if not self._known:
             self.refresh()
-            assert self._running is not None  # set by refresh()
-            await asyncio.shield(self._running)
+            if self._running is not None:
+                await asyncio.shield(self._running)
         return self._known
 
     def prefer(self, address: Address) -> None:

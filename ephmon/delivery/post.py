@@ -141,7 +141,8 @@ class Poster:
     async def _connection(self, seconds: float) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         addresses = await self.addresses.get()
         if not addresses:
-            raise PostError(DeliveryFailure.NAME, "cannot be looked up")
+            problem = self.addresses.problem
+            raise PostError(DeliveryFailure.NAME, "cannot be looked up" + (f": {problem}" if problem else ""))
         for left in range(len(addresses), 0, -1):
             address = addresses[-left]
             try:

@@ -108,7 +108,8 @@ class Receiver:
         self._woken.set()
 
     async def run(self) -> None:
-        """Send what is due, until `stop` is called."""
+        """Send what is due, until `stop` is called. After an error it may be run again, also in another loop."""
+        self._woken = asyncio.Event()  # an Event belongs to the loop that waited for it
         while True:
             self._woken.clear()
             message, seconds = self._plan(asyncio.get_running_loop().time())

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ephmon import log
@@ -25,9 +23,11 @@ from ephmon.delivery.settings import DeliveryTimes, MessageContext
 from ephmon.delivery.source_ports import SourcePorts
 from ephmon.delivery.trust_store import TrustStore
 from ephmon.delivery.webhook import Webhook
-from ephmon.errors import EphmonError
 from ephmon.log import Line
 from ephmon.model.status import DeliveryCounts, DeliveryStatus, ReceiverKind, status_of
+from ephmon.supervision.backoff import Backoff
+from ephmon.supervision.loop_thread import LoopThread
+from ephmon.supervision.tasks import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, keep_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,13 +47,6 @@ _MARGIN_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    loop: asyncio.AbstractEventLoop
-    closing: asyncio.Event
-    thread: threading.Thread
-
-
 class Delivery:
     """Delivers from a thread of its own, which `configure` starts with the first receiver and `close` ends.
 
@@ -66,12 +59,20 @@ class Delivery:
         times: DeliveryTimes | None = None,
         look_up: Callable[[str, int], tuple[Address, ...]] = look_up,
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`look_up` returns the addresses of a name for a port; `wall_clock` returns seconds since the epoch."""
+        """Deliver nothing yet.
+
+        Args:
+            times: How long to wait for what.
+            look_up: Returns the addresses of a name for a port.
+            wall_clock: Seconds since the epoch.
+            clock: The monotonic clock, in seconds.
+        """
+        self.thread = LoopThread("delivery", self._deliver, report_defect=_report_defect, clock=clock)
         self._times = times or DeliveryTimes()
         self._look_up = look_up
         self._wall_clock = wall_clock
-        self._running: _Running | None = None
         self._settings: DeliverySettings | None = None
         self._active: Sequence[Notification] = ()
         self._alerts = AlertSet()
@@ -82,11 +83,12 @@ class Delivery:
         self._tasks: dict[Receiver, asyncio.Task[None]] = {}
         self._ports: SourcePorts | None = None
         self._trust_store = TrustStore()
+        self._apply_again = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a delivery thread: from the first receiver on."""
-        return self._running is not None
+        """Whether alerts are delivered: from the first receiver on."""
+        return self.thread.is_started
 
     def configure(self, settings: DeliverySettings) -> None:
         """Deliver by these settings from now on: start, change, or do nothing while there is no receiver.
@@ -94,15 +96,17 @@ class Delivery:
         A receiver that is in both the old and the new settings keeps its state.
 
         Raises:
-            EphmonError: The process has no descriptor or thread left; nothing has changed.
+            ThreadError: The process has no descriptor or thread left; nothing has changed.
         """
-        if self._running is None:
+        if not self.thread.is_started:
             if not settings.has_receiver:
                 return
-            self._running = self._start()
+            self.thread.start()
         self._settings = settings
         self._alerts = self._alerts.updated(self._active, settings.labels, self._wall_clock())
-        self._call(self._apply, settings, self._alerts)
+        if settings.alertmanager_urls and not settings.labels:
+            log.write(_log, Line(logging.WARNING, NO_HOST_LABEL))
+        self.thread.call(self._apply_settings)
 
     def update(self, active: Sequence[Notification]) -> None:
         """Deliver that these alerts are active, and that alerts of the last update that are missing here are over."""
@@ -110,11 +114,11 @@ class Delivery:
             return
         self._active = active
         self._alerts = self._alerts.updated(active, self._settings.labels, self._wall_clock())
-        self._call(self._update_receivers, self._alerts)
+        self.thread.call(self._update_receivers, self._alerts)
 
     def status(self) -> DeliveryStatus | None:
         """Return the counts and what is pending; None before the first receiver."""
-        if self._running is None:
+        if not self.is_running:
             return None
         receivers = tuple(self._receivers.values())
         return status_of(self._counts, ((receiver.format.kind, receiver.pending) for receiver in receivers))
@@ -124,40 +128,15 @@ class Delivery:
 
         Active alerts stay active at the receivers.
         """
-        if self._running is None:
-            return
         self._close_seconds = seconds
-        self._call(self._running.closing.set)
-        self._running.thread.join(seconds + _MARGIN_SECONDS)
-        if self._running.thread.is_alive():
+        if not self.thread.stop(seconds + _MARGIN_SECONDS):
             log.write(_log, Line(logging.WARNING, "The delivery thread did not end in time and was abandoned."))
 
-    def _start(self) -> _Running:
-        try:
-            loop = asyncio.new_event_loop()
-        except OSError as error:
-            raise _cannot_start(error.strerror) from error
-        loop.set_exception_handler(log.defect_handler(_report_defect))
-        closing = asyncio.Event()
-        thread = threading.Thread(target=self._run, args=(loop, closing), name="delivery", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            loop.close()
-            raise _cannot_start(str(error)) from error
-        return _Running(loop, closing, thread)
-
-    def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        """Let the delivery thread call a function; after the thread has ended, do nothing."""
-        assert self._running is not None  # checked by every caller
-        with suppress(RuntimeError):  # the loop is closed
-            self._running.loop.call_soon_threadsafe(function, *arguments)
-
-    def _run(self, loop: asyncio.AbstractEventLoop, closing: asyncio.Event) -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(self._deliver(closing))
-
     async def _deliver(self, closing: asyncio.Event) -> None:
+        # The receivers of a thread that has ended know what they have sent; their tasks ended with its loop.
+        self._tasks.clear()
+        if self._receivers:
+            self._apply_settings()
         await closing.wait()
         for receiver in self._tasks:
             receiver.stop()
@@ -165,14 +144,24 @@ class Delivery:
             # The runner cancels what has not ended by then.
             await asyncio.wait(self._tasks.values(), timeout=self._close_seconds)
 
+    def _apply_settings(self) -> None:
+        """Start, change and end receivers; if that fails, do it again after a pause."""
+        assert self._settings is not None  # set by `configure`, before the first call
+        try:
+            self._apply(self._settings, self._alerts)
+        except Exception as error:  # noqa: BLE001 - whatever it is, receivers without a task would get no alert
+            seconds = self._apply_again.failed()
+            asyncio.get_running_loop().call_later(seconds, self._apply_settings)
+            message = f"The receivers cannot be set up; ephmon tries again: {log.error_location(error)}."
+            log.write(_log, Line(logging.ERROR, message, {"retry_seconds": seconds}))
+        else:
+            self._apply_again.succeeded()
+
     def _update_receivers(self, alerts: AlertSet) -> None:
         for receiver in self._receivers.values():
             receiver.update(alerts)
 
     def _apply(self, settings: DeliverySettings, alerts: AlertSet) -> None:
-        """Start, change and end receivers."""
-        if settings.alertmanager_urls and not settings.labels:
-            log.write(_log, Line(logging.WARNING, NO_HOST_LABEL))
         if self._ports is None or settings.source_ports != self._ports.range:
             self._ports = SourcePorts(settings.source_ports)
         context = MessageContext(labels=settings.labels, host=socket.gethostname(), external_url=settings.external_url)
@@ -190,9 +179,9 @@ class Delivery:
             receiver.poster.addresses.refresh()
             receiver.update(alerts)
             if receiver not in self._tasks:
-                task = asyncio.get_running_loop().create_task(receiver.run())
-                task.add_done_callback(log.report_task_error)
-                self._tasks[receiver] = task
+                self._tasks[receiver] = asyncio.get_running_loop().create_task(
+                    keep_running(receiver.run, _report_error)
+                )
 
     def _new_receiver(self, kind: ReceiverKind, url: str, alerts: AlertSet, ports: SourcePorts) -> Receiver:
         message_format = Alertmanager(self._times) if kind == ReceiverKind.ALERTMANAGER else Webhook(self._times)
@@ -210,15 +199,15 @@ class Delivery:
         return receiver
 
 
-def _cannot_start(reason: str | None) -> EphmonError:
-    return EphmonError(f"Alerts cannot be delivered: {reason}; allow ephmon more files or threads.")
-
-
 def _receiver_urls(settings: DeliverySettings) -> Iterator[tuple[ReceiverKind, str]]:
     for url in settings.alertmanager_urls:
         yield ReceiverKind.ALERTMANAGER, url
     if settings.webhook_url:
         yield ReceiverKind.WEBHOOK, settings.webhook_url
+
+
+def _report_error(error: Exception) -> None:
+    _report_defect(log.error_location(error))
 
 
 def _report_defect(location: str) -> None:

@@ -66,7 +66,10 @@ class ConnectionLimits:
 
 def connection_cap(limits: ConnectionLimits) -> int:
     """Return how many connections may be open: the limit, or fewer if RLIMIT_NOFILE is low (man 2 getrlimit)."""
-    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except OSError:  # a filter of system calls refuses prlimit64
+        return limits.connections
     if soft == resource.RLIM_INFINITY:
         return limits.connections
     return min(limits.connections, max(soft - RESERVED_DESCRIPTORS, _MIN_CONNECTIONS))

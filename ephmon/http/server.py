@@ -7,16 +7,12 @@ so that a daemon that hangs is not mistaken for a live one.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import os
 import socket
-import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ephmon import log
 from ephmon.errors import EphmonError
 from ephmon.facts.addresses import host_and_port
 from ephmon.http.access import AccessControl, AccessRules, reply_to_refused
@@ -24,8 +20,10 @@ from ephmon.http.guard import Connection, ConnectionGuard, ConnectionLimits, Rat
 from ephmon.http.reply import ServerState, reply_to
 from ephmon.http.request import parse_request
 from ephmon.model.status import HttpStatus, RequestRefusal
+from ephmon.supervision.loop_thread import LoopThread
 
 if TYPE_CHECKING:
+    import asyncio
     import ssl
     from collections.abc import Callable
 
@@ -50,13 +48,6 @@ LOGGER = logging.getLogger(__name__)
 
 class ListenError(EphmonError):
     """The server cannot listen on the address."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    loop: asyncio.AbstractEventLoop
-    stopping: asyncio.Event
-    thread: threading.Thread
 
 
 class HttpServer:
@@ -86,36 +77,30 @@ class HttpServer:
         self._limits = limits or ConnectionLimits()
         self._publication: Publication | None = None
         self._beaten_at = monotonic()
-        self._running: _Running | None = None
+        self._listener: socket.socket | None = None
         self._defects = RateLimitedWarning("HTTP: a defect in ephmon ended a request; please report it")
         self._refusals = {reason: RateLimitedWarning(message) for reason, message in _REFUSALS_LOGGED.items()}
+        self.thread = LoopThread("http", self._serve_until, report_defect=self._defects.count, clock=monotonic)
 
     def start(self) -> None:
         """Listen, then serve in the background.
 
         Raises:
             ListenError: The server cannot listen; one sentence that says why and what to do.
+            ThreadError: There is no thread or no descriptor for it.
         """
-        listener = open_listener(self._address)
-        self.port = listener.getsockname()[1]
+        self._listener, self.port = open_listener(self._address)
         # Tornado logs a line that contains text of the client for each failed handshake.
         logging.getLogger("tornado").setLevel(logging.CRITICAL)
         self.beat()
-        loop, stopping = asyncio.new_event_loop(), asyncio.Event()
-        thread = threading.Thread(target=self._run, args=(loop, stopping, listener), name="http", daemon=True)
-        self._running = _Running(loop, stopping, thread)
-        thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Close everything and end the thread, within five seconds; do nothing if the server does not run."""
-        running, self._running = self._running, None
-        if running is None:
-            return
-        if running.thread.is_alive():
-            running.loop.call_soon_threadsafe(running.stopping.set)
-        running.thread.join(_STOP_SECONDS)
-        if running.thread.is_alive():
+        if not self.thread.stop(_STOP_SECONDS):
             LOGGER.warning("HTTP: the thread did not end within %g s and was abandoned", _STOP_SECONDS)
+        elif self._listener is not None:
+            self._listener.close()
 
     def publish(self, publication: Publication) -> None:
         """Send this publication from the next request on."""
@@ -137,18 +122,13 @@ class HttpServer:
             refused=dict(self._access.refused), certificate_expires_at=None if tls is None else tls.expires_at
         )
 
-    def _run(self, loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, listener: socket.socket) -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(self._serve_until(stopping, listener))
-
-    async def _serve_until(self, stopping: asyncio.Event, listener: socket.socket) -> None:
-        # Only the location is logged, because the message of an error may contain text of the client.
-        asyncio.get_running_loop().set_exception_handler(log.defect_handler(self._defects.count))
-        guard = ConnectionGuard(listener, self._answer, limits=self._limits, tls=self._tls_context)
+    async def _serve_until(self, stopping: asyncio.Event) -> None:
+        # The listener stays open while the thread is started again, so that clients wait and are not refused.
+        assert self._listener is not None
+        guard = ConnectionGuard(self._listener, self._answer, limits=self._limits, tls=self._tls_context)
         guard.start()
         await stopping.wait()
         await guard.stop()
-        listener.close()
 
     def _tls_context(self) -> ssl.SSLContext | None:
         tls = self._tls
@@ -178,8 +158,8 @@ class HttpServer:
         )
 
 
-def open_listener(address: tuple[str, int]) -> socket.socket:
-    """Return a non-blocking socket that listens on `address`, an IP literal and a port.
+def open_listener(address: tuple[str, int]) -> tuple[socket.socket, int]:
+    """Return a non-blocking socket that listens on `address`, an IP literal and a port, and its port.
 
     An IPv6 wildcard address accepts IPv4 too, unless net.ipv6.bindv6only is set (man 7 ipv6).
 
@@ -198,11 +178,12 @@ def open_listener(address: tuple[str, int]) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(resolved)
         listener.listen(_BACKLOG)
+        bound_to: int = listener.getsockname()[1]
     except OSError as error:
         if listener is not None:
             listener.close()
         raise ListenError(_listen_problem(host, port, error)) from error
-    return listener
+    return listener, bound_to
 
 
 def _listen_problem(host: str, port: int, error: OSError) -> str:

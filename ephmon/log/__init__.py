@@ -34,9 +34,9 @@ class Line(NamedTuple):
     """Which lines count together where a minute has too many; "" for all others of the same logger and level."""
 
 
-def write(logger: logging.Logger, line: Line) -> None:
-    """Log the line."""
-    logger.log(line.level, "%s", line.message, extra={FIELDS: line.fields, KIND: line.kind})
+def write(logger: logging.Logger, line: Line, error: BaseException | None = None) -> None:
+    """Log the line, with the traceback of the error if there is one."""
+    logger.log(line.level, "%s", line.message, exc_info=error, extra={FIELDS: line.fields, KIND: line.kind})
 
 
 def error_location(error: BaseException | None) -> str:

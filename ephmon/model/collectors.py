@@ -19,6 +19,10 @@ class Collector(StrEnum):
     """Which processes hold ports."""
     PROBE = "probe"
     """The kernel's answers about ports in doubt."""
+    INCIDENTS = "incidents"
+    """Incident files."""
+    DELIVERY = "delivery"
+    """Alerts that are sent to receivers; whether one takes them is counted elsewhere."""
 
 
 class Health(NamedTuple):
@@ -27,3 +31,8 @@ class Health(NamedTuple):
     available: bool
     reason: str | None = None
     """Why it is not available, or what its answers lack, as one sentence."""
+
+
+def unavailable(reason: str) -> Health:
+    """Return the health of a collector that is not available, and why, as one sentence."""
+    return Health(available=False, reason=reason)

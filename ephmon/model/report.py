@@ -161,6 +161,8 @@ class Report:
     """How the HTTP side fares."""
     log_lines_lost: Mapping[str, int] = field(default_factory=dict)
     """Lines of the log that were not written since the start, by reason: `stream`, `rate`."""
+    thread_restarts: Mapping[str, int] = field(default_factory=dict)
+    """How many times each thread of the daemon ended and was started again, by name."""
     full_poll_cpu_seconds: float | None = None
     """What the latest full poll cost; None before the first."""
     narrow_poll_error: str | None = None

@@ -403,7 +403,10 @@ def test_ctrl_c_is_unknown(idle: Namespace, config: Path, tmp_path: Path) -> Non
     table.unlink()
     os.mkfifo(table)
     write(config, "poll: {backend: procfs, deadline: 1h}\n")
-    code = "import pathlib, sys; from ephmon import cli; cli.PROC = pathlib.Path(sys.argv.pop(1)); cli.entry_point()"
+    code = (
+        "import pathlib, sys; from ephmon import cli; "
+        "cli.PROC = pathlib.Path(sys.argv.pop(1)); sys.exit(cli.main(sys.argv[1:]))"
+    )
     out = tmp_path / "out"
     command = python("-c", code, str(table.parents[1]), "check", "--config", str(config))
     redirected = ["sh", "-c", 'out=$1; shift; exec "$@" >"$out"', "sh", str(out), *command]

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.config.settings import IncidentsConfig
+from ephmon.daemon import incident_log
 from ephmon.daemon.incident_folder import Folder, names
 from ephmon.daemon.incident_log import HANGS, HUNG_SECONDS, IncidentLog
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.incidents import PAUSE_SECONDS
-from ephmon.outputs.documents import incident as incident_document
 from ephmon.outputs.documents.incident_reading import read
+from ephmon.supervision import threads
 from tests.builders import TAKEN_AT, make_alert, make_pool, make_report
 from tests.processes import eventually
 
@@ -244,7 +245,7 @@ def test_a_defect_costs_the_incident_alone_and_is_said_with_its_place(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(incident_document, "document", fail)
+    monkeypatch.setattr(incident_log, "document", fail)
 
     assert failures(Keeper(place).update(CRITICAL)) == {"defect": 1}
     assert said(caplog)[0].startswith(
@@ -263,7 +264,7 @@ def test_without_a_thread_to_be_had_it_has_failed(
     monkeypatch.setattr(threading.Thread, "start", fail)
 
     assert failures(keeper.update(CRITICAL)) == {"system": 1}
-    assert said(caplog) == ["Incidents cannot be written: can't start new thread; allow ephmon more threads."]
+    assert said(caplog) == [f"Incidents cannot be written: No thread can be started now; {threads.ADVICE}."]
 
 
 def test_closing_waits_for_what_is_being_written(place: Path) -> None:

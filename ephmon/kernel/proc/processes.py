@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil
+
 from ephmon.facts.foreign_text import printable
+from ephmon.supervision import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -96,9 +99,13 @@ class ProcessSearch:
         if self._thread is not None and self._thread.is_alive():
             return [Search(processes=(), is_complete=False, problem=_STUCK) for _ in inode_sets]
         run = _SearchRun(self._proc, tuple(map(frozenset, inode_sets)), pids, self._clock, self._clock() + seconds)
-        self._thread = threading.Thread(target=run.run, name="ephmon-processes", daemon=True)
-        self._thread.start()
-        self._thread.join(seconds)
+        thread = threading.Thread(target=run.run, name="ephmon-processes", daemon=True)
+        try:
+            threads.start(thread)
+        except threads.ThreadError as error:
+            return [Search(processes=(), is_complete=False, problem=str(error)) for _ in inode_sets]
+        self._thread = thread
+        thread.join(seconds)
         return run.results()
 
 
@@ -113,8 +120,6 @@ def processes_of_users(uids: Collection[int], proc: Path) -> Iterator[int]:
     """
     if not uids:
         return
-    import psutil  # noqa: PLC0415 - up to a megabyte that only hosts without cgroups need
-
     psutil.PROCFS_PATH = str(proc)
     for pid in psutil.pids()[:MOST_PROCESSES]:
         try:

@@ -24,6 +24,7 @@ from ephmon.kernel.loopback import is_dummy
 from ephmon.kernel.proc.callers import Caller, Callers
 from ephmon.kernel.trace.ring_buffer import parse_page
 from ephmon.kernel.trace.tracefs import PREPARED, TRACING, open_instance
+from ephmon.supervision import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -224,10 +225,10 @@ class ExhaustionReader:
             try:
                 self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 held.callback(os.close, self._stop)
-                self._thread.start()
-            except (OSError, RuntimeError) as error:  # no descriptor or no thread is to be had
+                threads.start(self._thread)
+            except (OSError, threads.ThreadError) as error:  # no descriptor or no thread is to be had
                 raise KernelError(
-                    f"ephmon cannot read failed connect() calls now: {error}.", reason=Reason.TRACEFS
+                    f"ephmon cannot read failed connect() calls now: {str(error).rstrip('.')}.", reason=Reason.TRACEFS
                 ) from error
             self._held = held.pop_all()
 

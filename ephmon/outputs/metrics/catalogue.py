@@ -53,6 +53,10 @@ def _collectors(source: MetricsInput) -> Iterable[Sample]:
     return (Sample((collector,), health.available) for collector, health in source.report.collectors.items())
 
 
+def _thread_restarts(source: MetricsInput) -> Iterable[Sample]:
+    return (Sample((thread,), restarts) for thread, restarts in source.report.thread_restarts.items())
+
+
 def _thresholds(source: MetricsInput) -> Iterable[Sample]:
     thresholds = source.report.thresholds
     yield Sample((Severity.WARNING,), thresholds.warning.utilisation)
@@ -248,6 +252,15 @@ METRICS: tuple[Metric, ...] = (
     *DELIVERY_METRICS,
     *INCIDENT_METRICS,
     *HTTP_METRICS,
+    Metric(
+        "ephmon_thread_restarts_total",
+        MetricType.COUNTER,
+        ("thread",),
+        "",
+        "Threads of ephmon that ended by an error and were started again.",
+        _thread_restarts,
+        expires=False,
+    ),
     Metric(
         "ephmon_poll_success",
         MetricType.GAUGE,

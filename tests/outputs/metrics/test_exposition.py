@@ -132,11 +132,13 @@ def everything() -> Report:
         incidents=INCIDENTS,
         http=HTTP,
         log_lines_lost=LOG_LINES_LOST,
+        thread_restarts=RESTARTS,
     ).with_health(exhaustions=Health(available=True), owners=Health(available=True), processes=Health(available=False))
 
 
 LOG_LINES_LOST = {"stream": 3, "rate": 0}
 HTTP = HttpStatus(refused={**HttpStatus().refused, RequestRefusal.HOST: 7}, certificate_expires_at=1.8e9)
+RESTARTS = {"http": 1, "delivery": 0}
 INCIDENTS = IncidentStatus(written=2, failures={IncidentFailure.NO_SPACE: 1, IncidentFailure.READ_ONLY: 0})
 
 
@@ -360,7 +362,14 @@ def test_failed_poll_keeps_the_last_facts_until_they_expire() -> None:
 
 def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
     exposition = exposed(
-        replace(make_first_failure(), delivery=DELIVERY, incidents=INCIDENTS, http=HTTP, log_lines_lost=LOG_LINES_LOST)
+        replace(
+            make_first_failure(),
+            delivery=DELIVERY,
+            incidents=INCIDENTS,
+            http=HTTP,
+            log_lines_lost=LOG_LINES_LOST,
+            thread_restarts=RESTARTS,
+        )
     )
 
     assert names(exposition.full) == names(exposition.expired)
