@@ -48,8 +48,8 @@ class TrustStore:
         versions = tuple(file_version(place) for place in _places())
         now = self._monotonic()
         if self._context is None or versions != self._versions or now >= self._renew_at:
-            self._versions = versions
             self._context = self._renewed(self._context, now)
+            self._versions = versions
         return self._context
 
     def _renewed(self, previous: ssl.SSLContext | None, now: float) -> ssl.SSLContext:

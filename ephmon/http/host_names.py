@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 LOCALHOST = "localhost"
 HOSTS_FILE = Path("/etc/hosts")
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 8 << 20
+"""Of /etc/hosts: lists of names to block fill some megabytes."""
 
 
 def is_address(host: str) -> bool:

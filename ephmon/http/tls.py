@@ -70,9 +70,10 @@ class RenewedTls:
         # Before the files are read, so that a change meanwhile is seen the next time.
         versions = self._files.versions
         if versions != self._versions or (self._problem and self._monotonic() - self._tried_at >= RETRY_SECONDS):
+            self._renew()
+            # Not if that was interrupted, for example for want of memory: then the next connection tries again.
             self._versions = versions
             self._tried_at = self._monotonic()
-            self._renew()
         return self._context
 
     def _renew(self) -> None:

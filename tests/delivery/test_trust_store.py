@@ -82,6 +82,24 @@ def test_they_are_read_again_after_a_reload(bundle: Path) -> None:
     assert store.context() is not before
 
 
+def test_certificates_that_there_was_no_memory_for_are_read_at_the_next_use(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TrustStore(Clock())
+    store.context()
+    make_certificate(tmp_path, "new").certificate.rename(bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr("ephmon.delivery.trust_store.ssl.create_default_context", _no_memory)
+        with pytest.raises(MemoryError):
+            store.context()
+
+    assert names(store.context()) == ["new"]
+
+
+def _no_memory() -> ssl.SSLContext:
+    raise MemoryError
+
+
 @pytest.mark.parametrize("content", [b"", b"not PEM", None])
 def test_a_file_that_broke_leaves_the_old_certificates_in_use_until_it_is_mended(
     bundle: Path, tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture

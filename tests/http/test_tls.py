@@ -193,6 +193,24 @@ def test_files_that_look_the_same_are_tried_again_after_a_minute(
     )
 
 
+def test_files_that_there_was_no_memory_for_are_tried_again_at_the_next_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = RenewedTls(make_certificate(tmp_path, "server"), monotonic=Clock())
+    before = tls.context()
+    make_certificate(tmp_path, "server")
+    with monkeypatch.context() as patch:
+        patch.setattr("ephmon.http.tls.read_regular_file", _no_memory)
+        with pytest.raises(MemoryError):
+            tls.context()
+
+    assert tls.context() is not before
+
+
+def _no_memory(*_: object) -> bytes:
+    raise MemoryError
+
+
 def _refuse(*_: object) -> int:
     raise OSError(24, "Too many open files")
 
