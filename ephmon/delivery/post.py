@@ -143,6 +143,8 @@ class Poster:
         if not addresses:
             problem = self.addresses.problem
             raise PostError(DeliveryFailure.NAME, "cannot be looked up" + (f": {problem}" if problem else ""))
+        # Before there is a socket, which would stay open if this failed.
+        tls, host = (self.tls(), self.target.host) if self.target.is_tls else (None, None)
         for left in range(len(addresses), 0, -1):
             address = addresses[-left]
             try:
@@ -154,7 +156,6 @@ class Poster:
                 if left == 1:
                     raise
         self.addresses.prefer(address)
-        tls, host = (self.tls(), self.target.host) if self.target.is_tls else (None, None)
         reader, writer = await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=host, limit=_MAX_HEAD_BYTES)
         try:
             yield reader, writer
