@@ -97,7 +97,12 @@ def host_report(host: int, top: int, moment: int) -> Report:
     )
     destinations = [(one.pool.key.netns, bytes([10, 0, 1, number]), 443) for number, one in enumerate(pools)]
     counts = {Destination(*one): Count(moment // 60, 0.0) for one in destinations}
-    counted = replace(report, exhaustions=Exhaustions(destinations=counts))
+    counted = replace(
+        report,
+        exhaustions=Exhaustions(destinations=counts),
+        log_lines_lost={"stream": 0, "rate": 0},
+        thread_restarts={"http": 0, "delivery": 0},
+    )
     return counted.with_health(exhaustions=Health(available=True))
 
 

@@ -254,6 +254,8 @@ class Running(Program):
         super().__init__(ns.command(*command), env=env, stderr=subprocess.PIPE if stderr is None else stderr)
         self._ns = ns
         self._unread = b""
+        self.authority: str | None = None
+        """The file of a certificate, if it serves HTTPS."""
         self.lines: list[str] = []
         """What it has logged, as far as it was read."""
 
@@ -291,7 +293,7 @@ class Running(Program):
 
     def get(self, path: str) -> Reply:
         """Send it a GET request on its default address."""
-        return self._ns.call(fetch, path)
+        return self._ns.call(fetch, path, authority=self.authority)
 
     def metrics(self) -> Metrics:
         """Return what /metrics says, nothing while nobody answers there."""

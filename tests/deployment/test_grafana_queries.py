@@ -19,6 +19,7 @@ import pytest
 
 from ephmon.outputs.metrics.catalogue import METRICS
 from tests import sockets, tracing
+from tests.certificates import make_certificate
 from tests.dashboards import FOLDER, NAMES, TARGETS, Target, variables
 from tests.delivery import delivering
 from tests.namespaces import Namespace
@@ -43,6 +44,7 @@ poll: {{interval: 1s, cpu_budget: 1, urgent_cpu_budget: 1}}
 thresholds: {{warning: {{utilisation: 0.2, for: 0s}}}}
 incidents: {{directory: {incidents}}}
 notify: {{webhook: {{url: "http://127.0.0.1:8080/"}}}}
+tls: {{certificate: {tls.certificate}, key: {tls.key}}}
 """
 """So many ports are blocked that it is above the warning."""
 SCRAPES = (
@@ -162,12 +164,15 @@ def _found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     folder = tmp_path_factory.mktemp("grafana")
     incidents = folder / "incidents"
     incidents.mkdir()
-    config = put(folder / "config.yaml", CONFIG.format(incidents=incidents))
-    scrapes = SCRAPES.replace("scrape_interval: 5s", "scrape_interval: 1s")
+    tls = make_certificate(folder, "ephmon")
+    config = put(folder / "config.yaml", CONFIG.format(incidents=incidents, tls=tls))
+    over_tls = f"scrape_interval: 1s\n    scheme: https\n    tls_config: {{ca_file: {tls.certificate}}}"
+    scrapes = SCRAPES.replace("scrape_interval: 5s", over_tls)
     with Namespace(addresses=[f"{FULL}/32"]) as ns:
         ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"40000 {40000 + PORTS - 1}")
         ns.call(delivering.receive, "hook", HOOK_PORT)
         with tracing_daemon(ns, config) as daemon, prometheus(ns, folder / "prometheus", scrapes):
+            daemon.authority = str(tls.certificate)
             daemon.wait_for(poll_success=1)
             eventually(lambda: ask(ns, "query", query="count(up == 1) == 2")["result"], bool)
             fail_a_poll(daemon)
