@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from ephmon.daemon import signals
@@ -25,7 +28,19 @@ def entry_point() -> NoReturn:
     except EphmonError as error:
         sys.stderr.write(f"ephmon: {error}\n")
         sys.exit(_UNKNOWN if "check" in sys.argv else 1)
-    sys.exit(main(sys.argv[1:]))
+    _exit(main(sys.argv[1:]))
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process without the end of the interpreter, in which each thread that still runs calls pthread_exit().
+
+    That loads libgcc_s, and aborts the process where no memory or no descriptor is left for it.
+    """
+    logging.shutdown()  # which writes the lines that wait
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # closed, or nobody reads it; the command has said so if it matters
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
