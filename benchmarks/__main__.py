@@ -7,14 +7,16 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import hotspots, memory, poll, proxy, results, scrape, soak
+from benchmarks import hotspots, memory, poll, proxy, results, scrape, soak, survival
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import NOT_MEASURED
 from benchmarks.scenario import NotMeasuredError, Options, Scenario, find_program
 from tests.namespaces import AgentError
 
 SCENARIOS = {
-    scenario.name: scenario for family in (poll, hotspots, memory, scrape, proxy, soak) for scenario in family.SCENARIOS
+    scenario.name: scenario
+    for family in (poll, hotspots, memory, scrape, proxy, soak, survival)
+    for scenario in family.SCENARIOS
 }
 _NODE_EXPORTER = ("prometheus-node-exporter", "node_exporter")
 """What Debian calls it, and its makers."""
