@@ -107,7 +107,7 @@ def test_a_section_is_renewed_in_its_place_and_the_bounds_are_gathered() -> None
 _GATHERED = ("a", "thing", "**2**", "<= 3", "kept")
 
 
-def test_a_page_without_a_place_for_a_section_is_told_what_it_lacks() -> None:
+def test_a_page_without_a_place_for_a_section_is_reported_what_it_lacks() -> None:
     with pytest.raises(results.NoSuchSectionError, match="one section a: a line <!-- begin a -->"):
         results.renewed("", results.section("a", ""))
 

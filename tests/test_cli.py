@@ -445,7 +445,7 @@ BROKEN = "poll: {interval: 5}\nlisten: localhost:80\nthresholds: {warning: {util
 
 
 @pytest.mark.parametrize("command", ["pools", "run", "check-config"])
-def test_a_broken_configuration_is_told_with_all_its_mistakes(config: Path, command: str) -> None:
+def test_a_broken_configuration_is_reported_with_all_its_mistakes(config: Path, command: str) -> None:
     write(config, BROKEN)
     result = run(ephmon(command, "--config", config))
     lines = result.stderr.splitlines()
@@ -520,7 +520,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("script", "sentence"), UNREADABLE.items(), ids=UNREADABLE)
-def test_what_masks_proc_is_told_in_one_sentence(ns: Namespace, config: Path, script: str, sentence: str) -> None:
+def test_what_masks_proc_is_reported_in_one_sentence(ns: Namespace, config: Path, script: str, sentence: str) -> None:
     result = run(in_mounts_of_its_own(ns, script, *ephmon("pools", "--json", "--config", config)))
 
     assert (result.returncode, result.stdout, result.stderr) == (1, "", f"ephmon: {sentence}\n")

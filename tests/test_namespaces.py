@@ -168,7 +168,7 @@ def _raise_unpicklable() -> NoReturn:
     raise _UnpicklableError(1, 2)
 
 
-def test_an_error_that_cannot_travel_is_told_in_words(ns: Namespace) -> None:
+def test_an_error_that_cannot_travel_is_reported_in_words(ns: Namespace) -> None:
     with pytest.raises(AgentError, match=r"_UnpicklableError: 1 and 2"):
         ns.call(_raise_unpicklable)
 

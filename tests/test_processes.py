@@ -17,7 +17,7 @@ HOW = r"ended with status 32:\nthere is no tracefs$"
 STAYS = ["sleep", "600"]
 
 
-def test_whoever_waits_is_told_at_once_why_a_program_has_ended() -> None:
+def test_whoever_waits_is_reported_at_once_why_a_program_has_ended() -> None:
     with Program(STAYS), Program(ENDS), pytest.raises(AssertionError, match=HOW):
         eventually(bool, bool)
 

@@ -281,8 +281,8 @@ class _ProtocolReader(Generic[_Sockets]):
     def _fall_back(self, question: _Question, error: NetlinkError) -> _Sockets:
         if not self._is_small():
             raise KernelError(
-                f"{error} /proc/net is not read instead because there are {MOST_SOCKETS_BY_PROCFS:,} sockets or more: "
-                "load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs.",
+                f"{error} /proc/net is slow from {MOST_SOCKETS_BY_PROCFS:,} sockets on, so it is not read instead. "
+                "Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs.",
                 reason=Reason.UNAVAILABLE,
             ) from error
         return self._by_procfs(question)

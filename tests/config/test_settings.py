@@ -367,7 +367,7 @@ def test_the_path_of_the_file_heads_each_line(tmp_path: Path) -> None:
     assert second.startswith(f"{path}:2: log.level: loud ")
 
 
-def test_of_very_many_mistakes_the_first_are_told_and_the_rest_is_counted() -> None:
+def test_of_very_many_mistakes_the_first_are_reported_and_the_rest_is_counted() -> None:
     lines = _refusal("".join(f"key_{number}: 1\n" for number in range(5000)))
 
     assert lines[199].startswith("x:200: key_199: there is no such key")

@@ -107,7 +107,7 @@ def test_a_refused_node_leaves_the_rest_readable() -> None:
         ("a: [1\nb: 2\n", 2, "this is not valid YAML: expected ',' or ']', but got ':', while parsing a flow sequence"),
     ],
 )
-def test_what_stops_the_reading_is_told_with_its_line(text: str, line: int, sentence: str) -> None:
+def test_what_stops_the_reading_is_reported_with_its_line(text: str, line: int, sentence: str) -> None:
     document = compose(text)
 
     assert document.root is None

@@ -78,7 +78,7 @@ def test_an_incident_becomes_a_file_that_can_be_read(place: Path) -> None:
     assert (status.written, failures(status)) == (1, {})
 
 
-def test_what_is_kept_is_told_for_as_long_as_it_lasts(place: Path) -> None:
+def test_what_is_kept_is_reported_for_as_long_as_it_lasts(place: Path) -> None:
     keeper = Keeper(place)
     keeper.update(CRITICAL)
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_a_disk_that_hangs_delays_nobody(place: Path, monkeypatch: pytest.Monkey
     assert keeper.update(CRITICAL, OTHER).written == 2
 
 
-def test_a_disk_that_hangs_for_a_minute_is_told_and_can_be_left(
+def test_a_disk_that_hangs_for_a_minute_is_reported_and_can_be_left(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     released, write, other = threading.Event(), Folder.write, tmp_path / "other"

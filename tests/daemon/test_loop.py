@@ -431,7 +431,7 @@ def test_while_procfs_is_read_no_poll_goes_through_netlink(
     ]
 
 
-def test_urgent_polls_that_fail_are_told_once_and_so_is_that_they_succeed_again(
+def test_urgent_polls_that_fail_are_reported_once_and_so_is_that_they_succeed_again(
     ns: Namespace, tmp_path: Path, config: Path
 ) -> None:
     put(config, URGENT.format("auto"))
@@ -463,7 +463,9 @@ def test_a_poll_lasts_until_its_report_is_there(ns: Namespace, tmp_path: Path, c
     assert 7 <= metrics["ephmon_poll_duration_seconds"] < 14
 
 
-def test_a_probe_that_is_cut_is_told_and_does_not_fail_the_poll(ns: Namespace, tmp_path: Path, config: Path) -> None:
+def test_a_probe_that_is_cut_is_reported_and_does_not_fail_the_poll(
+    ns: Namespace, tmp_path: Path, config: Path
+) -> None:
     put(config, "poll: {interval: 100ms, cpu_budget: 1, probe: auto}\n")
     make_proc(tmp_path)
     no_time = tmp_path / "no time to probe"

@@ -63,7 +63,7 @@ def test_while_nothing_alerts_nothing_is_read_or_loaded(tmp_path: Path, monkeypa
     assert (after.owners, owners_of(after), processes_of(after)) == ({}, Health(available=True), None)
 
 
-def test_while_nothing_alerts_it_is_known_all_the_same_whether_owners_could_be_told() -> None:
+def test_while_nothing_alerts_it_is_known_all_the_same_whether_owners_could_be_reported() -> None:
     assert owners_of(watch().add_owners(state_of(make_report(backends={Protocol.TCP: Backend.PROCFS})))) == Health(
         available=False
     )
@@ -91,7 +91,7 @@ def test_what_takes_too_long_is_cut_and_said() -> None:
     assert (after.owners, owners_of(after)) == ({}, Health(available=False, reason=CUT))
 
 
-def test_who_is_told_to_stop_stops() -> None:
+def test_who_is_reported_to_stop_stops() -> None:
     with pytest.raises(StopRequestedError):
         watch(wanted=lambda: False).add_owners(alerting())
 

@@ -82,7 +82,7 @@ def shares(owners: list[dict[str, Any]]) -> list[tuple[str, str, int, int]]:
     return [(one["owner"], one["kind"], one["ports"], one["estimated_ports"]) for one in owners]
 
 
-def test_who_holds_the_ports_of_a_pool_is_told_everywhere_while_it_alerts(stage: Stage, config: Path) -> None:
+def test_who_holds_the_ports_of_a_pool_is_reported_everywhere_while_it_alerts(stage: Stage, config: Path) -> None:
     put(config, ALERTING + TOLD)
     stage.ns.call(delivering.receive, HOOK, HOOK_PORT)
     stage.connect(TO_HAPROXY, 30, tag="haproxy keeps")
@@ -131,7 +131,7 @@ def available(collector: str) -> str:
     return f'ephmon_collector_available{{collector="{collector}"}}'
 
 
-def test_who_blocks_ports_is_told_while_that_alerts(stage: Stage, config: Path) -> None:
+def test_who_blocks_ports_is_reported_while_that_alerts(stage: Stage, config: Path) -> None:
     stage.connect(TO_HAPROXY_THAT_BINDS, 25, tag="clients")
     with Running(stage.ns, beside(stage, *ephmon("run", "--config", config))) as daemon:
         metrics = eventually(daemon.metrics, lambda metrics: metrics.get(available("processes")) is not None)
@@ -273,7 +273,7 @@ sed -n 's/^[^/]*[^ ]* \\([^ ]*\\) .* - cgroup2 .*/\\1/p' /proc/self/mountinfo | 
 """
 
 
-def test_the_command_fails_where_owners_cannot_be_told_and_prints_the_pools(stage: Stage, config: Path) -> None:
+def test_the_command_fails_where_owners_cannot_be_reported_and_prints_the_pools(stage: Stage, config: Path) -> None:
     put(config, "poll: {backend: procfs}\n")
     stage.connect(TO_HAPROXY, 30, tag="haproxy")
     status, out, err = pools(stage, config, "--destination", UPSTREAM)

@@ -113,7 +113,7 @@ def test_a_first_poll_that_fails_makes_it_ready_too_and_stands_in_the_status(ns:
     assert metrics["ephmon_poll_success"] == 0
 
 
-def test_a_reload_is_told_with_its_time_and_its_end(ns: Namespace, tmp_path: Path, config: Path) -> None:
+def test_a_reload_is_reported_with_its_time_and_its_end(ns: Namespace, tmp_path: Path, config: Path) -> None:
     put(config, SLOW)
     with supervised(ns, tmp_path) as (daemon, listener):
         listener.wait_for(is_ready)

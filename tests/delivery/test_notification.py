@@ -69,7 +69,7 @@ def test_users_cannot_choose_a_label_that_alerts_have_themselves() -> None:
     assert notification.labels.keys() == RESERVED_LABELS
 
 
-def test_who_holds_the_ports_is_told_and_makes_no_other_alert_of_it() -> None:
+def test_who_holds_the_ports_is_reported_and_makes_no_other_alert_of_it() -> None:
     """What a receiver has been told of it is not told again because owners come, go or change."""
     pool = make_pool()
     alerts = [make_alert(pool), make_alert(name=AlertName.PORTS_BLOCKED)]

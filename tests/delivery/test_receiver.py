@@ -183,7 +183,7 @@ def test_without_alerts_nobody_is_sent_anything() -> None:
     assert Course(Webhook, taking, (0.0, ""), seconds=HOUR).told == []
 
 
-def test_a_webhook_is_told_of_changes_and_each_four_hours_of_what_lasts() -> None:
+def test_a_webhook_is_reported_of_changes_and_each_four_hours_of_what_lasts() -> None:
     course = Course(Webhook, taking, (10.0, "A"), (100.0, "AB"), (200.0, "B"), seconds=9 * HOUR)
 
     assert course.told == [
@@ -196,7 +196,7 @@ def test_a_webhook_is_told_of_changes_and_each_four_hours_of_what_lasts() -> Non
 
 
 @pytest.mark.parametrize("kind", [Alertmanager, Webhook])
-def test_changes_that_come_fast_are_told_together_and_never_too_often(kind: type[Alertmanager | Webhook]) -> None:
+def test_changes_that_come_fast_are_reported_together_and_never_too_often(kind: type[Alertmanager | Webhook]) -> None:
     updates = [(0.1 * step, "A" if step % 2 else "AB") for step in range(1200)]
     course = Course(kind, taking, *updates, seconds=119.0)
 
@@ -226,7 +226,7 @@ def test_after_a_success_the_pauses_begin_anew() -> None:
     assert course.moments == [0.0, 2.0, 6.0, 14.0, 100.0, 102.0, 106.0]
 
 
-def test_what_changes_during_a_pause_waits_for_its_end_and_is_told_then() -> None:
+def test_what_changes_during_a_pause_waits_for_its_end_and_is_reported_then() -> None:
     course = Course(Webhook, failing(SERVER_ERROR, times=4), (0.0, "A"), (20.0, "B"), (25.0, "BC"), seconds=HOUR)
 
     assert course.told == [(0.0, "A"), (2.0, "A"), (6.0, "A"), (14.0, "A"), (30.0, "BCa")]
@@ -285,7 +285,7 @@ def test_names_are_looked_up_again_when_nobody_or_somebody_else_is_found_behind_
     assert course.poster.addresses.refreshed == refreshed
 
 
-def test_an_alert_that_came_and_went_while_a_webhook_was_down_is_still_told() -> None:
+def test_an_alert_that_came_and_went_while_a_webhook_was_down_is_still_reported() -> None:
     course = Course(Webhook, failing(NOBODY, times=9), (0.0, "A"), (3.0, ""), seconds=HOUR)
 
     assert course.told[-1][1] == "a"
@@ -304,7 +304,7 @@ def test_an_end_that_is_forgotten_before_the_webhook_came_back_is_counted() -> N
     assert course.tally.dropped == 1
 
 
-def test_an_alert_that_fires_again_is_told_again() -> None:
+def test_an_alert_that_fires_again_is_reported_again() -> None:
     course = Course(Webhook, taking, (0.0, "A"), (100.0, ""), (200.0, "A"), (203.0, ""), (204.0, "A"), seconds=HOUR)
 
     assert course.told == [(0.0, "A"), (100.0, "a"), (200.0, "A"), (205.0, "A")]

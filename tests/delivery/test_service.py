@@ -86,7 +86,7 @@ def settled(delivery: Delivery, *receivers: PostReceiver, posts: int = 1) -> Del
     )
 
 
-def test_every_receiver_is_told_and_none_waits_for_another() -> None:
+def test_every_receiver_is_reported_and_none_waits_for_another() -> None:
     with PostReceiver() as first, PostReceiver() as second, PostReceiver(silent) as slow, PostReceiver() as hook:
         dead = f"http://127.0.0.1:{unused_port()}"
         with delivering(settings(dead, slow.url, first.url, second.url, webhook=f"{hook.url}/hook")) as delivery:
@@ -127,7 +127,7 @@ def test_what_piled_up_is_one_message() -> None:
         assert told(request) == [("B", "firing"), ("A", "resolved")]
 
 
-def test_a_reload_keeps_what_was_told_and_tells_the_new_ones_everything() -> None:
+def test_a_reload_keeps_what_was_reported_and_tells_the_new_ones_everything() -> None:
     with PostReceiver() as kept, PostReceiver() as gone, PostReceiver() as new:
         with delivering(settings(gone.url, webhook=kept.url)) as delivery:
             delivery.update([A])

@@ -273,7 +273,7 @@ def test_a_host_where_the_first_poll_fails_is_ready_and_says_why_and_is_not_rest
     assert status.startswith("The last poll failed: /proc/sys/")
 
 
-def test_a_wrong_configuration_is_told_once_and_not_tried_again() -> None:
+def test_a_wrong_configuration_is_reported_once_and_not_tried_again() -> None:
     start = cursor()
     with configured("poll: {interval: never}\n"), drop_in("RestartSec=1ms"):
         run("systemctl", "restart", UNIT, succeeds=False)

@@ -160,7 +160,7 @@ def test_without_arguments_it_listens_on_the_loopback_device_alone(ns: Namespace
             get(ns, "/-/ready")
 
 
-def test_it_ends_at_once_and_in_order_when_it_is_told_to(ns: Namespace, config: str) -> None:
+def test_it_ends_at_once_and_in_order_when_it_is_reported_to(ns: Namespace, config: str) -> None:
     """A signal reaches process 1 only if it has a handler for it, and no shell is in between."""
     with daemon(ns, SIDECAR, config) as running:
         assert inside("/usr/bin/python3", "-c", "print(open('/proc/1/cmdline').read().split(chr(0))[1])") == (
@@ -169,7 +169,7 @@ def test_it_ends_at_once_and_in_order_when_it_is_told_to(ns: Namespace, config: 
         assert running.stop() == 0
 
 
-def test_it_reads_its_configuration_again_when_it_is_told_to(ns: Namespace, config: str) -> None:
+def test_it_reads_its_configuration_again_when_it_is_reported_to(ns: Namespace, config: str) -> None:
     with daemon(ns, SIDECAR, config) as running:
         podman("kill", "--signal=HUP", NAME)
 

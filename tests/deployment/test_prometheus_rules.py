@@ -129,7 +129,7 @@ def test_what_the_daemon_judges_is_not_judged_again(name: str) -> None:
     assert "labels" not in rule, "the severity is the daemon's"
 
 
-def test_every_alert_of_the_daemon_is_told_by_a_rule_of_its_name() -> None:
+def test_every_alert_of_the_daemon_is_reported_by_a_rule_of_its_name() -> None:
     assert {name.value for name in AlertName} <= set(ALERT_RULES)
 
 

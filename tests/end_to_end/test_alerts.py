@@ -72,7 +72,7 @@ def said(daemon: Running, text: str) -> list[str]:
     return [line for line in daemon.lines if text in line]
 
 
-def test_a_pool_that_fills_is_told_of_and_so_is_its_end(ns: Namespace, config: Path) -> None:
+def test_a_pool_that_fills_is_reported_of_and_so_is_its_end(ns: Namespace, config: Path) -> None:
     with Running(ns, ephmon("run", "--config", config)) as daemon:
         daemon.wait_for(poll_success=1)
         connect(ns, 75)

@@ -271,7 +271,7 @@ def in_state(status: str, alerts_in_short: Sequence[str]) -> list[Told]:
     return [(alert, status) for alert in alerts_in_short]
 
 
-def test_a_webhook_whose_url_stands_in_a_file_is_told_and_keeps_it_if_the_file_goes(
+def test_a_webhook_whose_url_stands_in_a_file_is_reported_and_keeps_it_if_the_file_goes(
     ns: Namespace, tmp_path: Path, config: Path
 ) -> None:
     ns.call(delivering.receive, str(FIRST), FIRST)

@@ -219,7 +219,7 @@ def test_one_thing_follows_from_another(shown: Shown) -> None:
     assert places == sorted(places)
 
 
-def test_people_are_told_of_the_warning_the_critical_and_the_end(shown: Shown) -> None:
+def test_people_are_reported_of_the_warning_the_critical_and_the_end(shown: Shown) -> None:
     places = [
         find(shown, "ephmon", "WARNING EphmonPoolNearExhaustion"),
         find(shown, "pager", "FIRING EphmonPoolNearExhaustion, warning"),

@@ -152,7 +152,7 @@ def test_without_the_token_no_path_but_the_health_checks_is_answered(control: Ac
 
 
 @pytest.mark.parametrize("reason", [RequestRefusal.NO_TOKEN, RequestRefusal.WRONG_TOKEN])
-def test_whoever_lacks_the_token_is_told_how_to_show_it(reason: RequestRefusal) -> None:
+def test_whoever_lacks_the_token_is_reported_how_to_show_it(reason: RequestRefusal) -> None:
     reply = reply_to_refused(reason)
 
     assert reply.status == 401

@@ -112,7 +112,7 @@ def ask_toward(ports: Sequence[int], *dummies: tuple[str, int]) -> dict[int, boo
     return probe(ports, Deadline(10.0, time.monotonic), drawn.__next__)
 
 
-def test_a_dummy_that_a_socket_leads_to_is_told_by_a_second_one(ns: Namespace) -> None:
+def test_a_dummy_that_a_socket_leads_to_is_reported_by_a_second_one(ns: Namespace) -> None:
     clients, bound = Recipe(connect=TO_SERVER, port_range=(LOW, PORT)), Recipe(bind=(ELSEWHERE, 0))
     ns.call(sockets.open_sockets, clients, tag="clients", limit=5)
     ns.call(sockets.open_sockets, replace(bound, port_range=(PORT + 1, HIGH)), tag="bound", limit=5)
@@ -234,7 +234,7 @@ def test_what_was_answered_when_the_time_is_up_counts(ns: Namespace) -> None:
     assert ns.call(ask_with_ticks, range(PORT, HIGH), 3) == {PORT: False, PORT + 1: True}
 
 
-def test_it_ends_when_it_is_told_to_stop(ns: Namespace) -> None:
+def test_it_ends_when_it_is_reported_to_stop(ns: Namespace) -> None:
     with pytest.raises(StopRequestedError):
         ns.call(ask_unwanted)
 

@@ -223,7 +223,7 @@ def test_a_protocol_without_a_handler_is_read_by_procfs_until_three_tries_in_a_r
     assert found == [DIAG, PROCFS, PROCFS, PROCFS, PROCFS, PROCFS, PROCFS, DIAG, DIAG]
 
 
-def test_why_procfs_is_read_is_told_for_as_long_as_it_is(ns: Namespace) -> None:
+def test_why_procfs_is_read_is_reported_for_as_long_as_it_is(ns: Namespace) -> None:
     found = ns.call(fall_back_by_turns, [SockDiag, LacksTcp, LacksBoth, SockDiag, SockDiag, SockDiag])
 
     both = {TCP: NO_HANDLER, UDP: NO_HANDLER}
@@ -303,8 +303,8 @@ def test_procfs_is_read_below_50000_sockets(ns: Namespace, tmp_path: Path) -> No
 def test_procfs_is_not_read_from_50000_sockets_on_unless_it_was_chosen(ns: Namespace, tmp_path: Path) -> None:
     proc = proc_that_counts(tmp_path, tcp=50_000, udp=49_999)
     sentence = (
-        f"{NO_HANDLER} /proc/net is not read instead because there are 50,000 sockets or more: load the kernel "
-        "modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs."
+        f"{NO_HANDLER} /proc/net is slow from 50,000 sockets on, so it is not read instead. "
+        "Load the kernel modules tcp_diag and udp_diag, allow AF_NETLINK, or set poll.backend: procfs."
     )
 
     reading = ns.call(read, "auto", LacksBoth, proc=proc)
@@ -323,7 +323,7 @@ def test_with_50000_sockets_the_first_good_try_is_enough_to_return(ns: Namespace
 
 
 @pytest.mark.parametrize("mode", ["inet_diag", "procfs"])
-def test_whether_ports_recover_is_told_by_the_release_that_procfs_shows(
+def test_whether_ports_recover_is_reported_by_the_release_that_procfs_shows(
     ns: Namespace, tmp_path: Path, mode: str
 ) -> None:
     """And not by that of uname(), which the personality UNAME26 changes."""

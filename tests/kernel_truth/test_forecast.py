@@ -42,7 +42,7 @@ def foretell(batches: list[int]) -> Forecast | None:
 
 
 @pytest.mark.parametrize("batches", [[100, 100, 100], [20, *[80] * 10], [300, 100, 100, 100, 100]])
-def test_a_ramp_ends_when_it_was_foretold(agent: Namespace, batches: list[int]) -> None:
+def test_a_ramp_ends_when_it_was_forecast(agent: Namespace, batches: list[int]) -> None:
     agent.call(prepare)
     forecast = agent.call(foretell, batches)
     rest = agent.call(sockets.fill, HERE, PORT, tag="rest")

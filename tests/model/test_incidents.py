@@ -159,7 +159,7 @@ def test_calls_that_go_on_from_one_look_to_a_late_next_are_no_new_ones() -> None
     assert looker.at(1701, calls=range(1000, 1701, 50)) is None
 
 
-def test_calls_that_the_pause_holds_back_are_told_after_it_even_if_they_are_over() -> None:
+def test_calls_that_the_pause_holds_back_are_reported_after_it_even_if_they_are_over() -> None:
     looker = Looker()
     assert looker.at(0, calls=[0]) is not None
     assert looker.at(101, calls=[0, 100]) is None

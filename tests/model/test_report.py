@@ -265,7 +265,7 @@ def test_the_order_of_the_sockets_does_not_matter_even_among_equals(seed: int) -
     assert listed(one) == [toward(1), toward(1, 444), toward(2)]
 
 
-def test_every_pool_is_told_worst_first_whatever_it_holds() -> None:
+def test_every_pool_is_reported_worst_first_whatever_it_holds() -> None:
     surveys = survey(snapshot_of(clients(1, 7), clients(3, 8), clients(2, 9)))
 
     assert [pool.key for pool in every_pool(surveys, ()) if pool.key.kind == CONNECT] == [

@@ -316,8 +316,8 @@ def _groups(keys: Iterable[tuple[bytes, ...]]) -> SocketGroups:
     size = SocketGroups.PACKED.size
     families = packed[::size]
     packed[4::size] = families.translate(_LENGTH_OF_FAMILY)
-    for place in compress(count(), families.translate(_IS_V6)):
-        _fit_v6(packed, place * size)
+    for index in compress(count(), families.translate(_IS_V6)):
+        _fit_v6(packed, index * size)
     return SocketGroups(packed)
 
 

@@ -66,7 +66,7 @@ def test_time_wait_tells_how_long_it_lasts() -> None:
     assert 59_900 < left[40031] <= 60_000
 
 
-def test_sockets_that_named_their_port_can_be_told() -> None:
+def test_sockets_that_named_their_port_can_be_reported() -> None:
     table = tabulated(captured("tcp_port_named"), message_type=inet_diag.TCPDIAG_GETSOCK)
 
     assert set(table.port_of) == {40010, 40011, 40012, 40014}

@@ -177,7 +177,7 @@ def test_content_that_the_kernel_does_not_write_is_quoted_with_its_file(proc: Pa
 
 
 @pytest.mark.parametrize("name", sorted(IPV4_SYSCTLS))
-def test_an_empty_file_is_told_as_masked(proc: Path, name: str) -> None:
+def test_an_empty_file_is_reported_as_masked(proc: Path, name: str) -> None:
     """As by /dev/null, which container runtimes put over what they mask."""
     sysctl(proc, name).unlink()
     sysctl(proc, name).symlink_to("/dev/null")
@@ -196,7 +196,7 @@ def test_an_empty_item_of_a_list_does_not_make_the_file_an_empty_one() -> None:
         parse_ports(b"8080,,9000\n", WHERE)
 
 
-def test_an_empty_sockstat_is_told_as_masked() -> None:
+def test_an_empty_sockstat_is_reported_as_masked() -> None:
     with pytest.raises(KernelError, match=r"^/proc/net/sockstat is empty: a container or sandbox probably masks it"):
         parse_sockstat(b"", None, Path("/proc/net"))
 
@@ -295,7 +295,7 @@ def test_what_is_no_release_decides_nothing(proc: Path, content: bytes) -> None:
 # --- why a file cannot be read ------------------------------------------------------------------------------------
 
 
-def test_a_procfs_of_processes_only_is_told_with_the_unit_option(tmp_path: Path) -> None:
+def test_a_procfs_of_processes_only_is_reported_with_the_unit_option(tmp_path: Path) -> None:
     (tmp_path / "self").mkdir()
 
     for read in (read_sysctls, read_sockstat):
@@ -303,7 +303,7 @@ def test_a_procfs_of_processes_only_is_told_with_the_unit_option(tmp_path: Path)
             read(tmp_path)
 
 
-def test_a_masked_folder_is_told_as_such(proc: Path) -> None:
+def test_a_masked_folder_is_reported_as_such(proc: Path) -> None:
     for name in IPV4_SYSCTLS:
         sysctl(proc, name).unlink()
 
@@ -311,7 +311,7 @@ def test_a_masked_folder_is_told_as_such(proc: Path) -> None:
         read_sysctls(proc)
 
 
-def test_a_root_without_a_procfs_is_told_as_such(tmp_path: Path) -> None:
+def test_a_root_without_a_procfs_is_reported_as_such(tmp_path: Path) -> None:
     for read in (read_sysctls, read_sockstat, read_netns_inode):
         with pytest.raises(
             KernelError, match=rf"no procfs of this process is mounted at {tmp_path}; mount one there\.$"

@@ -390,7 +390,7 @@ def test_an_alert_beyond_max_active_is_announced_as_soon_as_there_is_room_withou
     assert alerts.states[key(2)].since == at(10.0)
 
 
-def test_one_that_was_never_told_ends_without_a_word() -> None:
+def test_one_that_was_never_reported_ends_without_a_word() -> None:
     before = after(Alerts(), 0.0, hosts((1, 0.7), (2, 0.7)), 1)
     alerts = after(before, 5.0, hosts((1, 0.7)), 1)
 

@@ -37,7 +37,7 @@ def told(exhaustions: Exhaustions, now: float, *ignored: DestinationPattern) -> 
     return [(one.key, one.count, one.last_at) for one in recent_failures(exhaustions, ignored, now)]
 
 
-def test_failures_are_told_by_pool_the_latest_last() -> None:
+def test_failures_are_reported_by_pool_the_latest_last() -> None:
     known = Exhaustions(latest=(failed(2.0, 8), failed(3.0)))
 
     assert told(known, 10.0) == [

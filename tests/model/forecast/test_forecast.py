@@ -180,7 +180,7 @@ EXHAUSTING: dict[str, tuple[Callable[[], Iterable[Connection]], dict[int, float]
 
 
 @pytest.mark.parametrize("name", EXHAUSTING)
-def test_exhaustion_is_foretold_with_an_error_of_at_most(name: str) -> None:
+def test_exhaustion_is_forecast_with_an_error_of_at_most(name: str) -> None:
     load, bounds = EXHAUSTING[name]
     served = run(load(), until=4000)
     errors = {before: served.error_before(before) for before in bounds}
@@ -189,7 +189,7 @@ def test_exhaustion_is_foretold_with_an_error_of_at_most(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_leak_under_reused_time_waits_is_foretold(seed: int | None) -> None:
+def test_a_leak_under_reused_time_waits_is_forecast(seed: int | None) -> None:
     load = [*churn(300, until=400, start=20, lifetime=1, seed=seed), *ramp(300, start=20)]
     served = run(load, until=400, kernel=Kernel(reusable_after=1.0))
     errors = [served.error_before(before) for before in (60, 10)]
@@ -249,7 +249,7 @@ def test_a_saw_tooth_is_taken_for_growth_the_first_time_only(
     assert [one for one in at if one > 10 + rise] == []
 
 
-def test_a_saw_tooth_that_has_reached_the_end_before_is_foretold_again() -> None:
+def test_a_saw_tooth_that_has_reached_the_end_before_is_forecast_again() -> None:
     """It rises from 100 to 1,000 of 1,000 ports in 40 seconds, falls, and rises again."""
     rising = [100 + 22.5 * at for at in range(0, 45, 5)]
     polls = [reading(5 * place, round(taken)) for place, taken in enumerate([*rising, 100, 100, *rising[1:-1]])]
@@ -341,7 +341,7 @@ def test_time_waits_that_are_replaced_as_they_end_have_no_end(live: int, per_sec
 
 
 @given(st.integers(2, 90), st.sampled_from([1.0, 2.0, 5.0, 30.0]))
-def test_a_ramp_is_foretold_to_the_second(per_second: int, interval: float) -> None:
+def test_a_ramp_is_forecast_to_the_second(per_second: int, interval: float) -> None:
     capacity = 30_000
     polls = [reading(interval * n, round(per_second * interval * n), capacity=capacity) for n in range(12)]
     found = seconds(*polls)

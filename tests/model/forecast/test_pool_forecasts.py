@@ -85,14 +85,14 @@ def test_the_third_full_poll_brings_the_first_forecast() -> None:
     assert forecast.sustainable_opens_per_second == pytest.approx(1000 / 60)
 
 
-def test_a_failed_poll_adds_nothing_and_keeps_what_was_told() -> None:
+def test_a_failed_poll_adds_nothing_and_keeps_what_was_reported() -> None:
     state = after_failed_poll(polled(RAMP), "It failed.", Reason.DEADLINE, 0.1)
 
     assert seconds(state) == 35
     assert seconds(polled([[clients(400)]], state)) == 30
 
 
-def test_a_narrow_poll_keeps_what_was_told_and_adds_nothing() -> None:
+def test_a_narrow_poll_keeps_what_was_reported_and_adds_nothing() -> None:
     full = polled([*RAMP, [clients(400)]])
     narrow = make_narrow([clients(900)], taken_at=TAKEN_AT, sysctls=SYSCTLS, destinations={(packed("10.0.0.9"), 443)})
     state = after_narrow_poll(narrow, full, 16.0)

@@ -277,7 +277,7 @@ def test_pool_samples_carry_the_quantities_of_the_pool() -> None:
         ),
     ],
 )
-def test_what_is_not_foretold_is_absent(forecast: Forecast | None, foretold: dict[str, float]) -> None:
+def test_what_is_not_forecast_is_absent(forecast: Forecast | None, foretold: dict[str, float]) -> None:
     body = exposed(make_report(listed=[ListedPool(pool=make_pool(), peak_utilisation=0.5, forecast=forecast)])).full
     found = {name.removeprefix("ephmon_pool_"): value for (name, _), value in samples(body).items()}
 

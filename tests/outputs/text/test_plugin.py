@@ -34,7 +34,7 @@ def blocked(share: BlockedPorts, severity: Severity, *covered: Pool) -> Finding:
     return Finding(subject=share, severity=severity, thresholds=thresholds, sysctls=make_sysctls(), covered=covered)
 
 
-def test_the_worst_is_told_first_and_some_of_the_rest_below() -> None:
+def test_the_worst_is_reported_first_and_some_of_the_rest_below() -> None:
     findings = tuple(pool_at(95 - host, host) for host in range(8))
     got = answer(Assessment(urgent=findings, fullest=findings[0]), advice=None)
 
