@@ -112,6 +112,31 @@ def test_without_a_thread_at_the_start_it_says_so_and_fails(ns: Namespace, tmp_p
     assert line.startswith("ephmon: No thread can be started now; allow ephmon more threads (TasksMax= of its unit,")
 
 
+REFUSED = """\
+from tests.kernel import seccomp
+seccomp.refuse(seccomp.{})"""
+
+
+@pytest.mark.parametrize("name", ["BIND", "GETSOCKNAME"])
+def test_a_sandbox_that_refuses_to_listen_is_an_error_in_one_sentence(ns: Namespace, tmp_path: Path, name: str) -> None:
+    config = put(tmp_path / "config.yaml", QUICK)
+    with Running(ns, daemon_after(REFUSED.format(name), config)) as daemon:
+        status = daemon.wait()
+
+    assert status == 1
+    assert daemon.lines == ["ephmon: Cannot listen on 127.0.0.1:19100: Operation not permitted."]
+
+
+def test_a_sandbox_that_hides_the_limits_of_the_process_keeps_nobody_from_being_served(
+    ns: Namespace, tmp_path: Path
+) -> None:
+    config = put(tmp_path / "config.yaml", QUICK)
+    with Running(ns, daemon_after(REFUSED.format("PRLIMIT"), config)) as daemon:
+        metrics = daemon.wait_for(poll_success=1)
+
+    assert metrics[HTTP_RESTARTS] == 0
+
+
 WAIT_FAILS = """\
 import errno, selectors
 real = selectors.EpollSelector.select

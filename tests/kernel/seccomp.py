@@ -9,7 +9,11 @@ import platform
 import socket
 import struct
 
-_SOCKET, _CONNECT = {"x86_64": (41, 42), "aarch64": (198, 203)}[platform.machine()]
+_SOCKET, _CONNECT, BIND, GETSOCKNAME, PRLIMIT = {
+    "x86_64": (41, 42, 49, 51, 302),
+    "aarch64": (198, 203, 200, 204, 261),
+}[platform.machine()]
+"""Numbers of system calls (include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl)."""
 _NO_NEW_PRIVILEGES, _SECCOMP, _BY_FILTER = 38, 22, 2  # include/uapi/linux/prctl.h
 _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # include/uapi/linux/bpf_common.h
 _FAIL, _ALLOW = 0x00050000, 0x7FFF0000  # include/uapi/linux/seccomp.h
@@ -30,8 +34,13 @@ def refuse_netlink() -> None:
 
 def refuse_to_connect(number: int) -> None:
     """Let every connect() of this process fail with this errno."""
+    refuse(_CONNECT, number)
+
+
+def refuse(system_call: int, number: int = errno.EPERM) -> None:
+    """Let a system call fail with this errno, in this process and in what it starts."""
     _install(
-        (_LOAD, 0, 0, _NUMBER), (_IF_EQUAL, 0, 1, _CONNECT), (_RETURN, 0, 0, _FAIL | number), (_RETURN, 0, 0, _ALLOW)
+        (_LOAD, 0, 0, _NUMBER), (_IF_EQUAL, 0, 1, system_call), (_RETURN, 0, 0, _FAIL | number), (_RETURN, 0, 0, _ALLOW)
     )
 
 

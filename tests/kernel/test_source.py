@@ -24,7 +24,7 @@ from ephmon.kernel.source import SocketSource
 from tests import sockets
 from tests.kernel import every_socket
 from tests.kernel.every_socket import PORT_RANGE
-from tests.kernel.seccomp import refuse_netlink
+from tests.kernel.seccomp import BIND, GETSOCKNAME, refuse, refuse_netlink
 from tests.namespaces import Namespace
 from tests.processes import make_proc
 from tests.sockets import Recipe
@@ -275,6 +275,18 @@ def test_a_sandbox_without_netlink_is_read_by_procfs(ns: Namespace) -> None:
     with pytest.raises(KernelError) as caught:
         sandboxed.call(read, "inet_diag")
     assert str(caught.value) == f"{NO_SOCKET} {WHAT_HELPS}"
+
+
+@pytest.mark.parametrize("system_call", [BIND, GETSOCKNAME], ids=["bind", "getsockname"])
+def test_a_sandbox_that_refuses_to_set_a_netlink_socket_up_is_read_by_procfs(ns: Namespace, system_call: int) -> None:
+    sandboxed = ns.another_agent()
+    sandboxed.call(refuse, system_call)
+
+    reading = sandboxed.call(read, "auto")
+
+    sentence = "The socket for inet_diag cannot be set up: Operation not permitted (EPERM)."
+    assert reading.backends == {TCP: PROCFS, UDP: PROCFS}
+    assert reading.fallbacks == {TCP: sentence, UDP: sentence}
 
 
 def proc_that_counts(folder: Path, *, tcp: int, udp: int) -> Path:

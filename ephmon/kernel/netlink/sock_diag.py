@@ -87,9 +87,13 @@ class SockDiag:
         except OSError as error:
             raise _refusal(error.errno or 0, "The socket for inet_diag cannot be opened") from error
         timeout = _TIMEVAL.pack(0, _RECEIVE_TIMEOUT_MICROSECONDS)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-        self._socket.bind((0, 0))
-        self._port = self._socket.getsockname()[0]
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            self._socket.bind((0, 0))
+            self._port = self._socket.getsockname()[0]
+        except OSError as error:
+            self._socket.close()
+            raise _refusal(error.errno or 0, "The socket for inet_diag cannot be set up") from error
         self._buffer = bytearray(_BUFFER_BYTES)
 
     def __enter__(self) -> Self:

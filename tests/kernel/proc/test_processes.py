@@ -15,6 +15,7 @@ import pytest
 
 from ephmon.kernel.proc import processes
 from ephmon.kernel.proc.processes import Process, ProcessSearch, Search, processes_of_users
+from ephmon.supervision import threads
 from tests.namespaces import Agent, Namespace
 
 if TYPE_CHECKING:
@@ -170,6 +171,24 @@ def test_a_search_that_hangs_is_left_behind_and_the_next_does_not_join_it(tmp_pa
     (tmp_path / "2/comm").write_text("p2\n")  # lets the thread go on and end
     assert search._thread is not None
     search._thread.join(10)
+    assert search.find([10], [1]).processes == (Process(1, "p1", 1),)
+
+
+def test_without_a_thread_to_be_had_nothing_is_found_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_process(tmp_path, 1, 10)
+    search = ProcessSearch(tmp_path, time.monotonic)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        found = search.find([10], [1])
+
+    assert (found.processes, found.is_complete) == ((), False)
+    assert found.problem == f"No thread can be started now; {threads.ADVICE}."
     assert search.find([10], [1]).processes == (Process(1, "p1", 1),)
 
 
