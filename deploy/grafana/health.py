@@ -85,11 +85,12 @@ HEALTH = Row(
         ),
         table(
             "Incident reports and log",
-            "Reports that were written, and that could not be, in the time that is shown, and lines of the log that"
-            " were lost. Reports are absent where none are kept.",
+            "Reports that were written, and that could not be, in the time that is shown, lines of the log that were"
+            " lost, and threads that ended and were started again. Reports are absent where none are kept.",
             Query("sum by (instance) (increase(ephmon_incidents_total[$__range]))", "written"),
             Query("sum by (instance) (increase(ephmon_incident_failures_total[$__range]))", "failed"),
             Query("sum by (instance) (increase(ephmon_log_lines_lost_total[$__range]))", "log lines lost"),
+            Query("sum by (instance) (increase(ephmon_thread_restarts_total[$__range]))", "threads restarted"),
             labels=("instance",),
             width=8,
         ),

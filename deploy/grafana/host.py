@@ -79,9 +79,11 @@ NOW = Row(
         ),
         stat(
             "Alerts firing",
-            "Alerts that ephmon's own thresholds raise, those of pools and of namespaces together.",
+            "Alerts that ephmon's own thresholds raise, those of pools and of namespaces together, and how many more"
+            " there are than may be shown one by one.",
             "none",
             Query("sum by (severity) (ephmon_alerts_active)", "{{severity}}"),
+            Query("sum(ephmon_alerts_unlisted)", "not shown"),
         ),
         stat(
             "Failed connect() calls",

@@ -63,6 +63,6 @@ class ExhaustionBatch:
     events: tuple[ExhaustionEvent, ...] = ()
     """The latest events of our own namespace and of all others, oldest first."""
     latest: tuple[ExhaustionEvent, ...] = ()
-    """The latest event of our own namespace for each source and destination, of so many of them."""
+    """The latest event of our own namespace for each source, destination and user, of so many of them."""
     lost: int = 0
     """Events that the kernel counted but overwrote before they were read."""

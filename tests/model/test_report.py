@@ -296,8 +296,8 @@ def test_sixty_thousand_pools_are_counted_and_few_are_listed_and_remembered() ->
 
         assert (namespace.pools[CONNECT], namespace.listed[CONNECT]) == (60_000, len(state.report.listed))
         assert len(state.report.listed) == (50 if poll < 2 else 0)
-        assert len(state.listing.seen) <= 150
-        assert len(state.listing.entries) <= 50
+        assert len(state.listing.newcomers.seen) <= 150
+        assert len(state.listing.newcomers.entries) <= 50
 
 
 # What is kept from poll to poll
@@ -356,7 +356,7 @@ def test_a_good_poll_takes_the_error_back_and_goes_on_where_the_last_good_one_le
     assert (again.report.success, again.report.error, peaks(again)) == (True, None, [0.3])
     assert again.report.totals.polls["full"] == 4
     assert {reason for reason, number in again.report.totals.failures.items() if number == 1} == {"kernel", "deadline"}
-    assert again.listing.entries == ()
+    assert again.listing.newcomers.entries == ()
 
 
 # --- narrow polls -------------------------------------------------------------------------------------------------

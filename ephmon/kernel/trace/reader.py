@@ -46,6 +46,8 @@ MOST_EVENTS = 100
 """A batch contains at most so many single events of our own namespace, and as many of others."""
 MOST_DESTINATIONS = 500
 """A batch counts at most so many destinations for each label."""
+MOST_DESTINATIONS_OF_USER = 100
+"""A batch has the latest call of one user toward at most so many destinations."""
 MOST_NAMESPACES = 64
 """A batch tells at most so many namespaces apart."""
 MOST_SKIPPED_PAGES = 4096
@@ -103,7 +105,8 @@ class _BatchBuilder:
     def __init__(self) -> None:
         self._totals: Counter[Netns] = Counter()
         self._destinations: dict[str, Counter[Destination]] = {}
-        self._latest: dict[tuple[bytes, bytes, int], _Calls] = {}
+        self._of_user: Counter[int | None] = Counter()
+        self._latest: dict[tuple[bytes, bytes, int, int | None], _Calls] = {}
         self._last = {is_own: deque[_Calls](maxlen=MOST_EVENTS) for is_own in (True, False)}
 
     def add(self, calls: _Calls) -> None:
@@ -115,10 +118,15 @@ class _BatchBuilder:
         if destination in counts or len(counts) < MOST_DESTINATIONS:
             counts[destination] += number
         self._last[netns.label == OWN_NETNS].append(calls._replace(times=calls.times[-MOST_EVENTS:]))
-        # One destination that fails often must not hide another that fails now and then.
-        ends = (calls.call.source, calls.call.destination, calls.call.destination_port)
-        if netns.label == OWN_NETNS and (ends in self._latest or len(self._latest) < MOST_DESTINATIONS):
-            self._latest[ends] = calls._replace(times=calls.times[-1:])
+        # A destination or a user that fails often must not hide another that fails now and then.
+        uid = calls.caller.uid
+        key = (calls.call.source, calls.call.destination, calls.call.destination_port, uid)
+        if netns.label == OWN_NETNS and (key in self._latest or self._has_room_for(uid)):
+            self._of_user[uid] += key not in self._latest
+            self._latest[key] = calls._replace(times=calls.times[-1:])
+
+    def _has_room_for(self, uid: int | None) -> bool:
+        return len(self._latest) < MOST_DESTINATIONS and self._of_user[uid] < MOST_DESTINATIONS_OF_USER
 
     def batch(self, lost: int, epoch: float) -> ExhaustionBatch:
         """Return it as a batch. `epoch` is when the monotonic clock was 0, in seconds since the epoch."""

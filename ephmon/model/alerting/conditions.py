@@ -17,7 +17,7 @@ EphmonPoolExhaustionForecast
 EphmonConnectExhaustions
     The kernel failed a connect() because no port was left. This is critical only where the pool, or the blocked share,
     is above its warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can
-    make one.
+    make one. Calls of one user toward many pools that are nearly empty are one alert, which names the user.
 
 Only what was read is judged: without TCP there is no observation of TCP pools, and their alerts stay as they are. A
 narrow poll judges the pools that it read. It knows no new blocked ports, so it can only make EphmonPortsBlocked worse.
@@ -37,6 +37,7 @@ from ephmon.model.alerting.state_machine import (
     Observation,
     Phase,
     Signal,
+    UserFailures,
     step,
 )
 from ephmon.model.alerting.thresholds import Severity
@@ -63,6 +64,10 @@ not. Only blocked ports or a very low threshold bring more pools near a threshol
 """
 MOST_FAILING = 10
 """At most so many alerts of failed calls toward pools that are not full, of each namespace."""
+MOST_ALONE = 3
+"""A user whose calls fail toward more pools than this, all of them nearly empty, has one alert for all of them."""
+FEW_PORTS = 10
+"""A pool that uses fewer ports is nearly empty: hardly anybody draws from it but whoever failed."""
 TAKE_OVER_MARGIN = 0.05
 """EphmonPortsBlocked takes a pool over whose own alert fires only where blocked ports take so much more of it than its
 own connections. Else the two alerts would take turns while both shares are about equal."""
@@ -108,7 +113,7 @@ def judge_full_poll(
         namespace = _Namespace(netns, BlockedPorts.of_namespace(one), previous, rules.thresholds)
         observations |= namespace.of_pools(pools.values(), is_full=True)
         observations |= namespace.of_forecasts((pools[key], seconds) for key, seconds in ahead.items() if key in pools)
-        observations |= namespace.of_exhaustions(failed, pools, at)
+        observations |= namespace.of_exhaustions(failed, pools, at, is_full=True)
     read = {one.namespace.netns: {pools.kind for pools in one.pool_sets} for one in surveys}
 
     def looked_at(key: AlertKey) -> bool:
@@ -147,7 +152,8 @@ def judge_narrow_poll(
         blocked = BlockedPorts.behind(next(iter(found.values())))
         namespace = _Namespace(netns, blocked, previous, rules.thresholds)
         observations |= namespace.of_pools(found.values(), is_full=False)
-        observations |= namespace.of_exhaustions((recent for recent in exhaustions if recent.key in found), found, at)
+        failed = [recent for recent in exhaustions if recent.key in found]
+        observations |= namespace.of_exhaustions(failed, found, at, is_full=False)
     return step(previous, observations, lambda _: False, at, rules.max_active)
 
 
@@ -211,11 +217,15 @@ class _Namespace(NamedTuple):
         return observations
 
     def of_exhaustions(
-        self, recent: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool], at: Moment
+        self, recent: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool], at: Moment, *, is_full: bool
     ) -> dict[AlertKey, Observation]:
         """Judge the failed connect() calls; calls that failed too long ago are left out, so their alerts end."""
-        observations = {}
-        for one in self._failures_to_judge(recent, pools, at):
+        lately = [one for one in recent if at.monotonic - one.last_at < QUIET_SECONDS]
+        of_users = self._failures_of_single_users(lately, pools)
+        # A narrow poll sees some of the pools, so it starts this alert and does not change its figures.
+        observations = self._of_users(of_users) if is_full or not self.previous.is_firing(self._users_key) else {}
+        folded = {one.key for failures in of_users.values() for one in failures}
+        for one in self._failures_to_judge([one for one in lately if one.key not in folded], pools):
             pool = pools.get(one.key)
             # BETWEEN, not BELOW: an alert that was critical stays so while its pool empties and fills again.
             critical = Signal.REACHED if self._is_scarce(pool) else Signal.BETWEEN
@@ -227,15 +237,52 @@ class _Namespace(NamedTuple):
             )
         return observations
 
+    @property
+    def _users_key(self) -> AlertKey:
+        return AlertKey(AlertName.CONNECT_EXHAUSTIONS, self.netns)
+
+    def _failures_of_single_users(
+        self, lately: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool]
+    ) -> dict[int | None, list[RecentFailures]]:
+        """Return the failures that one alert stands for: by user, toward pools that hardly anybody else draws from.
+
+        Only of users whose calls fail toward many such pools, and of those that the alert has named already.
+        """
+        by_user: dict[int | None, list[RecentFailures]] = {}
+        for one in lately:
+            pool = pools.get(one.key)
+            is_nearly_empty = pool is None or pool.in_use < FEW_PORTS
+            if is_nearly_empty and len(one.uids) == 1 and not self._is_scarce(pool):
+                (uid,) = one.uids
+                by_user.setdefault(uid, []).append(one)
+        before = self.previous.states.get(self._users_key)
+        named = {user.uid for user in before.users} if before and before.phase is Phase.FIRING else set()
+        return {uid: ones for uid, ones in by_user.items() if len(ones) > MOST_ALONE or uid in named}
+
+    def _of_users(self, failures: Mapping[int | None, list[RecentFailures]]) -> dict[AlertKey, Observation]:
+        if not failures:
+            return {}
+        users = sorted(
+            (UserFailures(uid, len(ones)) for uid, ones in failures.items()), key=lambda user: -user.destinations
+        )
+        latest = max(failures[users[0].uid], key=lambda one: one.last_at)
+        observation = Observation(
+            value=sum(user.destinations for user in users),
+            judgements={Severity.WARNING: Judgement(Signal.REACHED)},
+            call=latest.call,
+            users=tuple(users),
+        )
+        return {self._users_key: observation}
+
     def _failures_to_judge(
-        self, recent: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool], at: Moment
+        self, lately: Iterable[RecentFailures], pools: Mapping[PoolKey, Pool]
     ) -> list[RecentFailures]:
         """Return the failures that may alert: all toward scarce pools, and a few of the others.
 
         Those that alert already go first. The others are bounded, because any user can make calls fail toward any
         number of destinations: a socket may have a port range of its own (IP_LOCAL_PORT_RANGE).
         """
-        lately = [one for one in recent if at.monotonic - one.last_at < QUIET_SECONDS]
+        lately = list(lately)
         scarce = [one for one in lately if self._is_scarce(pools.get(one.key))]
         alerting = {key.pool for key in self.previous.states if key.name is AlertName.CONNECT_EXHAUSTIONS}
         others = sorted(

@@ -22,7 +22,7 @@ critical track fires, the warning track counts as firing too. So when an alert i
 warning at once, without waiting for `for` again.
 
 At most `max_active` alerts are announced: shown and sent one by one. One more alert, the summary, says how many others
-fire. Those wait, unannounced, until there is room.
+fire. Those wait, unannounced, until there is room. Nor are more than a number of new alerts announced in an hour.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.newcomers import Admission, Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,8 +59,15 @@ class AlertKey(NamedTuple):
     netns: str
     """Empty for the summary, which is of all namespaces."""
     pool: PoolKey | None = None
-    """None for a condition of a namespace, and for the summary."""
+    """None for a condition of a namespace, for the failed calls of single users, and for the summary."""
 
+
+NEW_SECONDS = 3600.0
+"""An alert that was announced within so long and comes back is not new."""
+MOST_NEW_AT_WILL = 20
+"""So many new alerts that any user can make (`Alert.is_at_will`) are announced in NEW_SECONDS."""
+NEW_PER_ACTIVE = 10
+"""So many other new ones, times `max_active`."""
 
 SUMMARY = AlertKey(AlertName.TOO_MANY_ALERTS, "")
 
@@ -73,6 +81,14 @@ class Phase(StrEnum):
     FIRING = "firing"
     RESOLVED = "resolved"
     """Ended at this poll."""
+
+
+class UserFailures(NamedTuple):
+    """The failed calls of one user toward pools that hardly anybody else draws from."""
+
+    uid: int | None
+    destinations: int
+    """A bounded number of them is known."""
 
 
 class Signal(IntEnum):
@@ -147,6 +163,8 @@ class Observation:
     """The pool of the alert, or the pools that the alert names, worst first."""
     call: ExhaustionEvent | None = None
     """The last connect() call that failed, for an alert of failed calls."""
+    users: tuple[UserFailures, ...] = ()
+    """Whose calls failed, for an alert of the failed calls of single users; the most destinations first."""
 
 
 class Track(NamedTuple):
@@ -174,6 +192,8 @@ class Alert:
     """The same."""
     call: ExhaustionEvent | None = None
     """The same."""
+    users: tuple[UserFailures, ...] = ()
+    """The same."""
     is_announced: bool = False
     """Whether people see it, or saw it until it resolved; False for an alert beyond `max_active`."""
     tracks: Mapping[Severity, Track]
@@ -182,6 +202,11 @@ class Alert:
     def severity_since(self) -> Moment:
         """When it took the severity that it has now."""
         return self.tracks[self.severity].since
+
+    @property
+    def is_at_will(self) -> bool:
+        """Whether any user can make alerts like this one in any number: of failed calls that no full pool explains."""
+        return self.key.name is AlertName.CONNECT_EXHAUSTIONS and self.severity is not Severity.CRITICAL
 
     def fires_as(self, severity: Severity) -> bool:
         """Tell whether the condition of a severity holds, even if a worse severity silences it."""
@@ -193,6 +218,8 @@ class Alerts:
     """All alerts that are not inactive, the most urgent first; at most three times `max_active` and the summary."""
 
     states: Mapping[AlertKey, Alert] = field(default_factory=dict)
+    newcomers: Mapping[bool, Newcomers[AlertKey]] = field(default_factory=dict)
+    """The alerts that were announced in the last NEW_SECONDS: those at will, and the others."""
 
     @property
     def firing(self) -> tuple[Alert, ...]:
@@ -239,19 +266,41 @@ def step(
         _next(key, previous.states.get(key), observations.get(key), _BELOW if looked_at(key) else _UNSEEN, at)
         for key in keys
     )
-    announced, waiting, resolved = _split([alert for alert in stepped if alert is not None], max_active)
+    admissions = _admissions(previous, max_active, at)
+    announced, waiting, resolved = _split([alert for alert in stepped if alert is not None], max_active, admissions)
     # Any user can make any number of alerts, so only so many of those that wait are remembered.
     kept, forgotten = waiting[:max_active], waiting[max_active:]
+    is_full = len(announced) == max_active  # otherwise an alert that is pending will be announced once it fires
     unannounced = [alert for alert in kept if alert.phase is Phase.FIRING]
-    if len(announced) == max_active:  # otherwise a forgotten alert that is pending will be announced once it fires
-        unannounced += forgotten
+    unannounced += [alert for alert in forgotten if is_full or alert.phase is Phase.FIRING]
     before = previous.states.get(SUMMARY)
     observation = _of_summary(unannounced)
     if not looked_at(SUMMARY):
         observation = _only_worse(observation, before)
     summary = _next(SUMMARY, before, observation, _BELOW, at)
     last = [] if summary is None else [replace(summary, is_announced=True)]
-    return Alerts(states={alert.key: alert for alert in (*announced, *kept, *resolved, *last)})
+    newcomers = {
+        is_at_will: admission.after([one.key for one in announced if one.is_at_will is is_at_will], most)
+        for is_at_will, (admission, most) in admissions.items()
+    }
+    return Alerts(states={alert.key: alert for alert in (*announced, *kept, *resolved, *last)}, newcomers=newcomers)
+
+
+def _admissions(previous: Alerts, max_active: int, at: Moment) -> dict[bool, tuple[Admission[AlertKey], int]]:
+    """Return what decides which alerts are announced that were not lately, at will and others, with their bounds.
+
+    The bounds are apart, so that what any user can do keeps no other alert back.
+    """
+    bounds = {True: MOST_NEW_AT_WILL, False: NEW_PER_ACTIVE * max_active}
+    return {
+        is_at_will: (
+            Admission(
+                previous.newcomers.get(is_at_will, Newcomers()), most=most, seconds=NEW_SECONDS, now=at.monotonic
+            ),
+            most,
+        )
+        for is_at_will, most in bounds.items()
+    }
 
 
 def transitions(previous: Alerts, current: Alerts) -> list[Transition]:
@@ -288,6 +337,7 @@ def _next(
         value=seen.value,
         pools=seen.pools,
         call=seen.call,
+        users=seen.users,
         is_announced=before is not None and before.is_announced and before.phase is Phase.FIRING,
         tracks=tracks,
     )
@@ -317,14 +367,20 @@ def _advance(track: Track, judgement: Judgement, at: Moment) -> Track:
     return track if phase is track.phase else Track(phase, at)
 
 
-def _split(alerts: Iterable[Alert], max_active: int) -> tuple[list[Alert], list[Alert], list[Alert]]:
+def _split(
+    alerts: Iterable[Alert], max_active: int, admissions: Mapping[bool, tuple[Admission[AlertKey], int]]
+) -> tuple[list[Alert], list[Alert], list[Alert]]:
     """Return the alerts to announce, those that fire unannounced or are pending, and the announced ones that ended."""
     by_phase: dict[Phase, list[Alert]] = {phase: [] for phase in _MOST_ACTIVE_FIRST}
     for alert in sorted(alerts, key=_most_urgent_first):
         by_phase[alert.phase].append(alert)
-    firing = by_phase[Phase.FIRING]
-    announced = [replace(alert, is_announced=True) for alert in firing[:max_active]]
-    unannounced = [replace(alert, is_announced=False) for alert in firing[max_active:]]
+    announced: list[Alert] = []
+    unannounced: list[Alert] = []
+    for alert in by_phase[Phase.FIRING]:
+        admission, _ = admissions[alert.is_at_will]
+        # What is shown goes on being shown, also once it is an hour old or has become less severe.
+        is_shown = len(announced) < max_active and (alert.is_announced or admission.admits(alert.key))
+        (announced if is_shown else unannounced).append(replace(alert, is_announced=is_shown))
     ended = [alert for alert in by_phase[Phase.RESOLVED] if alert.is_announced]
     return announced, [*unannounced, *by_phase[Phase.PENDING]], ended
 
@@ -338,9 +394,9 @@ def _most_urgent_first(alert: Alert) -> tuple[bool, bool, bool, bool, float, flo
     """
     utilisation = alert.pools[0].utilisation if alert.pools else 0.0
     return (
-        alert.key.pool is not None,
+        alert.key.pool is not None or alert.is_at_will,
         alert.severity is not Severity.CRITICAL,
-        alert.key.name is AlertName.CONNECT_EXHAUSTIONS and alert.severity is not Severity.CRITICAL,
+        alert.is_at_will,
         not alert.is_announced,
         alert.since.monotonic,
         -utilisation,

@@ -33,6 +33,8 @@ class RecentFailures:
     """When the last call failed, monotonic seconds."""
     call: ExhaustionEvent | None = None
     """The last call, with who made it if that is known."""
+    uids: frozenset[int | None] = frozenset()
+    """Whose calls failed; None stands for a user who is not known."""
 
 
 def recent_failures(
@@ -58,11 +60,13 @@ def recent_failures(
             destination=address_text(event.destination),
             destination_port=event.destination_port,
         )
+        before = found.pop(key, None)  # so that the latest comes last
         seen = exhaustions.destinations.get(Destination(OWN_NETNS, event.destination, event.destination_port))
         found[key] = RecentFailures(
             key=key,
             count=seen.events if seen else 1,
             last_at=event.at_monotonic,
             call=event,
+            uids=(before.uids if before else frozenset()) | {event.uid},
         )
     return tuple(found.values())

@@ -60,11 +60,12 @@ class OwnerQuestions(NamedTuple):
 
 
 def raised_by(alerts: Alerts, netns: str) -> OwnerQuestions:
-    """Return what to ask because alerts of a namespace are pending or fire."""
+    """Return what to ask because alerts of a namespace are pending, or fire and are shown."""
     return _about(
         alert
         for alert in alerts.states.values()
-        if alert.key.netns == netns and alert.phase in (Phase.PENDING, Phase.FIRING)
+        if alert.key.netns == netns
+        and (alert.phase is Phase.PENDING or (alert.phase is Phase.FIRING and alert.is_announced))
     )
 
 

@@ -2,8 +2,7 @@
 
 - The worst `top` pools are listed.
 - A pool that leaves these stays listed for STAY_SECONDS more, while there is room.
-- At most `top` new pools are listed within STAY_SECONDS. Else a client that picks ever new destinations would start and
-  end series in Prometheus with each of them.
+- At most `top` new pools are listed within STAY_SECONDS (`ephmon.model.newcomers`).
 - A pool that was listed within STAY_SECONDS and comes back is not new, if it is among the latest such pools.
 - The pools of the first choice are not new either: they were there when ephmon started.
 """
@@ -11,8 +10,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from typing import TYPE_CHECKING
+
+from ephmon.model.newcomers import Admission, Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,10 +50,8 @@ class ListingMemory:
     """The listed pools, and those that were listed recently. Times are monotonic seconds."""
 
     listed: Mapping[PoolKey, PoolMemory] = field(default_factory=dict)
-    seen: Mapping[PoolKey, float] = field(default_factory=dict)
-    """When each pool was listed last: of the last STAY_SECONDS, the latest REMEMBERED_PER_LISTED * `top` pools."""
-    entries: tuple[float, ...] = ()
-    """When the new pools of the last STAY_SECONDS were listed first; at most `top`."""
+    newcomers: Newcomers[PoolKey] = field(default_factory=Newcomers)
+    """The pools of the last STAY_SECONDS, the latest REMEMBERED_PER_LISTED * `top` of them."""
     is_first: bool = True
 
 
@@ -69,30 +67,19 @@ def choose(
         top: How many pools are listed at most.
         now: Monotonic seconds.
     """
-    seen = {key: at for key, at in previous.seen.items() if now - at < STAY_SECONDS}
-    entries = [at for at in previous.entries if now - at < STAY_SECONDS]
-    listed = {}
-    for key in ranked[:top]:
-        if key not in seen and not previous.is_first:
-            if len(entries) >= top:
-                continue  # too many new pools; it may come in once an older entry is STAY_SECONDS old
-            entries.append(now)
-        listed[key] = replace(previous.listed.get(key, PoolMemory(last_at_top=now)), last_at_top=now)
+    # The pools of the first choice are not new.
+    before = Newcomers(seen=dict.fromkeys(ranked[:top], now)) if previous.is_first else previous.newcomers
+    admission = Admission(before, most=top, seconds=STAY_SECONDS, now=now)
+    listed = {
+        key: replace(previous.listed.get(key, PoolMemory(last_at_top=now)), last_at_top=now)
+        for key in ranked[:top]
+        if admission.admits(key)
+    }
     for key in existing:
         if key not in listed and len(listed) < top and now - previous.listed[key].last_at_top < STAY_SECONDS:
             listed[key] = previous.listed[key]
-    return ListingMemory(
-        listed=listed,
-        seen=_latest(seen | dict.fromkeys(listed, now), REMEMBERED_PER_LISTED * top),
-        entries=tuple(entries[-top:]),
-        is_first=False,
-    )
-
-
-def _latest(seen: Mapping[PoolKey, float], number: int) -> dict[PoolKey, float]:
-    """Return the entries with the latest times."""
-    # Without this bound, pools that take turns within STAY_SECONDS would all stay known, and never be new again.
-    return dict(sorted(seen.items(), key=itemgetter(1), reverse=True)[:number])
+    newcomers = admission.after(listed, REMEMBERED_PER_LISTED * top)
+    return ListingMemory(listed=listed, newcomers=newcomers, is_first=False)
 
 
 def remember(listed: PoolMemory, utilisation: float, now: float, window_seconds: float) -> PoolMemory:

@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ephmon.model.alerting.state_machine import SUMMARY, Phase
 from ephmon.model.alerting.thresholds import Severity
-from ephmon.outputs.metrics.metric import DO_NOT_SUM, POOL, Metric, MetricsInput, MetricType, Sample, pool_labels
+from ephmon.outputs.metrics.metric import (
+    DO_NOT_SUM,
+    POOL,
+    Metric,
+    MetricsInput,
+    MetricType,
+    Sample,
+    pool_labels,
+    single,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +34,13 @@ def _pool_alerts(source: MetricsInput) -> Iterable[Sample]:
         if pool is not None and worst.get(pool) is not Severity.CRITICAL:
             worst[pool] = alert.severity
     return (Sample((*pool_labels(key), severity), 1) for key, severity in worst.items())
+
+
+def _unlisted(source: MetricsInput) -> float | None:
+    if source.report.taken_at is None:
+        return None
+    summary = source.report.alerts.states.get(SUMMARY)
+    return summary.value if summary and summary.phase is Phase.FIRING else 0
 
 
 def _namespace_alerts(source: MetricsInput) -> Iterable[Sample]:
@@ -70,6 +87,16 @@ ALERT_METRICS: tuple[Metric, ...] = (
         "Active alerts of pools and namespaces together, at most alerts.max_active plus one. Kept while polls fail;"
         " absent before the first successful poll.",
         _active,
+        expires=False,
+    ),
+    Metric(
+        "ephmon_alerts_unlisted",
+        MetricType.GAUGE,
+        (),
+        "alerts",
+        "Alerts that fire and are not shown one by one, because of alerts.max_active or because too many were new in"
+        " the last hour. EphmonTooManyAlerts stands for them.",
+        single(_unlisted),
         expires=False,
     ),
 )

@@ -35,6 +35,8 @@ def _destinations(source: MetricsInput) -> Iterable[Sample]:
     for destination, count in exhaustions.destinations.items():
         netns, address, port = destination
         yield Sample((netns, address_text(address), str(port)), count.events)
+    for netns, events in exhaustions.others.items():
+        yield Sample((netns, "other", ""), events)
 
 
 def _lost(source: MetricsInput) -> Iterable[Sample]:
@@ -58,8 +60,9 @@ EXHAUSTION_METRICS: tuple[Metric, ...] = (
         MetricType.COUNTER,
         ("netns", "destination", "destination_port"),
         "calls",
-        "Failed connect() calls by destination, at most exhaustions.top of them. Listed pools start at 0, other"
-        " destinations appear with their first failure.",
+        "Failed connect() calls by destination, at most exhaustions.top of them and three times as many new ones in an"
+        " hour for each netns. Listed pools start at 0, other destinations appear with their first failure; all the"
+        " rest is the destination other.",
         _destinations,
         expires=False,
     ),

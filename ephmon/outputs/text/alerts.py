@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ephmon.facts.failed_calls import ExhaustionEvent
-    from ephmon.model.alerting.state_machine import Alert, Alerts
+    from ephmon.model.alerting.state_machine import Alert, Alerts, UserFailures
     from ephmon.model.pools.kinds import Pool, PoolKey
 
+_MOST_USERS = 3
 _DECIMALS = 6
 """Of ratios and seconds, as in the JSON of pools."""
 
@@ -111,9 +112,27 @@ def _ports_blocked(alert: Alert) -> str:
 
 
 def _connect_exhaustions(alert: Alert) -> str:
+    if alert.key.pool is None:
+        return _exhaustions_of_users(alert)
     calls = "1 connect() call" if alert.value == 1 else f"{alert.value:.0f} connect() calls"
     now = "".join(f"; the pool is at {percent(pool.utilisation)}%" for pool in alert.pools)
     return f"{calls} of {_name(alert.key.pool)} failed because no port was left{now}.{_last_caller(alert.call)}"
+
+
+def _exhaustions_of_users(alert: Alert) -> str:
+    named = [_user(user) for user in alert.users[:_MOST_USERS]]
+    others = len(alert.users) - len(named)
+    who = " and ".join(filter(None, [", ".join(named), f"{others} more" if others else ""]))
+    return (
+        f"connect() calls of {who} failed because no port was left, in pools that hardly hold a port. The sockets"
+        f" have a port range of their own, which is full.{_last_caller(alert.call)}"
+    )
+
+
+def _user(user: UserFailures) -> str:
+    name = "an unknown user" if user.uid is None else f"uid {user.uid}"
+    destinations = "1 destination" if user.destinations == 1 else f"{user.destinations} destinations"
+    return f"{name} toward {destinations}"
 
 
 def _last_caller(call: ExhaustionEvent | None) -> str:
@@ -127,7 +146,7 @@ def _last_caller(call: ExhaustionEvent | None) -> str:
 
 def _too_many(alert: Alert) -> str:
     number = "1 more alert is" if alert.value == 1 else f"{alert.value:.0f} more alerts are"
-    return f"{number} active than alerts.max_active shows."
+    return f"{number} active than may be shown one by one."
 
 
 _SENTENCES: Mapping[AlertName, Callable[[Alert], str]] = {

@@ -11,8 +11,8 @@ import pytest
 from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import TcpState, UdpSockets
-from ephmon.model.alerting.conditions import MOST_FAILING, is_covered, judge_full_poll
-from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase
+from ephmon.model.alerting.conditions import MOST_ALONE, MOST_FAILING, is_covered, judge_full_poll
+from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase, UserFailures
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
 from ephmon.model.forecast.forecast import Forecast
@@ -595,3 +595,68 @@ def test_calls_that_fail_toward_many_destinations_raise_a_few_alerts_and_push_no
     assert failing[0] == failing[1]
     assert len(failing[0]) == MOST_FAILING
     assert after.states[near()].is_announced
+
+
+# --- failed calls of single users ---------------------------------------------------------------------------------
+
+ALL_OF_THEM = AlertKey(FAILED, "own")
+
+
+def of_user(uid: int, number: int, *, first: int = 0, last_at: float = 0.0) -> list[RecentFailures]:
+    """Return failures of a user toward so many destinations from which nobody else draws."""
+    keys = (connect_key(f"10.1.{uid % 256}.{first + host}", 443, "10.0.0.1") for host in range(number))
+    return [RecentFailures(key=key, count=1, last_at=last_at, uids=frozenset({uid})) for key in keys]
+
+
+def failing(previous: Alerts, recent: Iterable[RecentFailures], *rows: Sockets, now: float = 0.0) -> Alerts:
+    """Return the alerts after a full poll at which these failures are known."""
+    return judge_full_poll(
+        survey(snapshot_of(*rows)), previous, Rules(), Moment(now, TAKEN_AT), exhaustions=tuple(recent)
+    )
+
+
+def firing_of(alerts: Alerts) -> list[AlertKey]:
+    return [key for key, alert in alerts.states.items() if key.name is FAILED and alert.phase is FIRING]
+
+
+def test_calls_of_one_user_toward_many_empty_pools_are_one_alert_that_names_the_user() -> None:
+    alerts = failing(Alerts(), [*of_user(65534, 60), *of_user(33, 5)], clients(20))
+    alert = alerts.states[ALL_OF_THEM]
+
+    assert firing_of(alerts) == [ALL_OF_THEM]
+    assert (alert.severity, alert.value) == (WARNING, 65)
+    assert alert.users == (UserFailures(65534, 60), UserFailures(33, 5))
+
+
+def test_calls_toward_a_few_destinations_are_an_alert_each() -> None:
+    assert len(firing_of(failing(Alerts(), of_user(33, MOST_ALONE)))) == MOST_ALONE
+    assert firing_of(failing(Alerts(), of_user(33, MOST_ALONE + 1))) == [ALL_OF_THEM]
+
+
+def test_the_one_alert_goes_on_until_the_last_failure_is_old_and_leaves_none_behind() -> None:
+    alerts = failing(Alerts(), of_user(33, 60))
+    alerts = failing(alerts, [*of_user(33, 58), *of_user(33, 2, first=58, last_at=30.0)], now=65.0)
+    assert firing_of(alerts) == [ALL_OF_THEM]
+    alerts = failing(alerts, of_user(33, 60), now=95.0)
+    assert (firing_of(alerts), alerts.states[ALL_OF_THEM].phase) == ([], RESOLVED)
+
+
+def toward_near(*uids: int) -> RecentFailures:
+    key = connect_key("10.0.0.9", 443, "10.0.0.1")
+    return RecentFailures(key=key, count=1, last_at=0.0, uids=frozenset(uids))
+
+
+@pytest.mark.parametrize(("uids", "rows"), [((7, 33), []), ((33,), [clients(10)])])
+def test_a_pool_that_others_draw_from_keeps_an_alert_of_its_own(uids: tuple[int, ...], rows: list[Sockets]) -> None:
+    """Calls of another user fail there too, or it holds ports."""
+    alerts = failing(Alerts(), [*of_user(33, 60), toward_near(*uids)], *rows)
+
+    assert set(firing_of(alerts)) == {ALL_OF_THEM, near()._replace(name=FAILED)}
+
+
+def test_a_pool_that_is_nearly_full_is_critical_by_itself_whoever_fails_besides() -> None:
+    alerts = failing(Alerts(), [*of_user(33, 60), toward_near(33)], clients(95))
+
+    assert alerts.states[near()._replace(name=FAILED)].severity is CRITICAL
+    assert alerts.firing[0].severity is CRITICAL
+    assert alerts.firing[-1].key == ALL_OF_THEM

@@ -12,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.model.alerting.state_machine import (
+    MOST_NEW_AT_WILL,
+    NEW_PER_ACTIVE,
+    NEW_SECONDS,
     SUMMARY,
     TRANSITIONS,
     Alert,
@@ -297,7 +300,7 @@ def test_no_alert_comes_or_goes_for_want_of_data(observed: list[dict[int, Observ
     assert {one: without_ended_tracks(alert) for one, alert in unseen.states.items()} == {
         one: without_ended_tracks(alert) for one, alert in lasting.items()
     }
-    assert step(Alerts(), {}, lambda _: True, at(0.0), 50) == Alerts()
+    assert step(Alerts(), {}, lambda _: True, at(0.0), 50).states == {}
 
 
 @given(polls)
@@ -308,7 +311,7 @@ def test_whatever_was_announced_ends_as_resolved_once_its_pool_is_gone(observed:
     gone = after(alerts, 1000.0, {})
 
     assert {alert.key for alert in gone.resolved} == set(announced(alerts))
-    assert (gone.firing, after(gone, 1005.0, {})) == ((), Alerts())
+    assert (gone.firing, after(gone, 1005.0, {}).states) == ((), {})
 
 
 # --- who is told --------------------------------------------------------------------------------------------------
@@ -451,3 +454,59 @@ def test_a_report_that_comes_twice_tells_nothing_twice() -> None:
     alerts = after(Alerts(), 0.0, hosts((1, 0.95)))
 
     assert transitions(alerts, alerts) == []
+
+
+# --- how many are new ---------------------------------------------------------------------------------------------
+
+
+def failed(host: int) -> AlertKey:
+    return key(host)._replace(name=AlertName.CONNECT_EXHAUSTIONS)
+
+
+def test_an_hour_has_so_many_new_alerts_that_any_user_can_make_and_the_others_are_counted() -> None:
+    """Each lasts for one poll, so `max_active` alone would never keep one out."""
+    alerts, told, unlisted = Alerts(), set[AlertKey](), 0.0
+    for number in range(200):
+        alerts = after(alerts, number * NEW_SECONDS / 200, {failed(number): seen(0.75)})
+        told |= set(announced(alerts)) - {SUMMARY}
+        unlisted += alerts.states[SUMMARY].value if SUMMARY in announced(alerts) else 0
+
+    assert told == {failed(number) for number in range(MOST_NEW_AT_WILL)}
+    assert unlisted == 200 - MOST_NEW_AT_WILL
+    assert announced(after(alerts, 2 * NEW_SECONDS, {failed(500): seen(0.75)})) == [failed(500)]
+
+
+def test_they_keep_no_other_alert_back() -> None:
+    alerts = Alerts()
+    for number in range(200):
+        alerts = after(alerts, number * 5.0, {failed(number): seen(0.75)})
+    alerts = after(alerts, 1000.0, {failed(201): seen(0.75), failed(202): seen(0.95), key(203): seen(0.95)})
+
+    assert set(announced(alerts)) == {failed(202), key(203), SUMMARY}
+    assert alerts.states[SUMMARY].severity is WARNING
+
+
+def test_an_alert_that_comes_back_within_the_hour_is_not_new() -> None:
+    alerts = Alerts()
+    for number in range(100):
+        alerts = after(alerts, number * 5.0, {failed(number): seen(0.75)})
+    alerts = after(alerts, 600.0, {})
+
+    assert announced(after(alerts, 700.0, {failed(0): seen(0.75)})) == [failed(0)]
+
+
+def test_an_alert_that_lasts_longer_than_the_hour_stays() -> None:
+    alerts = Alerts()
+    for number in range(30):
+        alerts = after(alerts, number * 600.0, {failed(0): seen(0.75), failed(100 + number): seen(0.75)})
+        assert failed(0) in announced(alerts)
+
+
+def test_alerts_of_pools_that_fill_up_have_a_bound_of_their_own() -> None:
+    alerts, told = Alerts(), set[AlertKey]()
+    for number in range(NEW_PER_ACTIVE * 2 + 9):
+        alerts = after(alerts, number * 5.0, {key(number): seen(0.95)}, 2)
+        told |= set(announced(alerts)) - {SUMMARY}
+
+    assert len(told) == NEW_PER_ACTIVE * 2
+    assert alerts.states[SUMMARY].severity is CRITICAL

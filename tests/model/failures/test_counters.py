@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from ephmon.facts.failed_calls import Destination, ExhaustionBatch, ExhaustionEvent
 from ephmon.facts.namespaces import Netns
-from ephmon.model.failures.counters import MOST_EVENTS, MOST_NAMESPACES, STAY_SECONDS, Count, Exhaustions, add_batch
+from ephmon.model.failures.counters import (
+    LABELS,
+    MOST_EVENTS,
+    MOST_LATEST_OF_USER,
+    MOST_NAMESPACES,
+    NEW_PER_COUNTED,
+    NEW_SECONDS,
+    STAY_SECONDS,
+    Count,
+    Exhaustions,
+    add_batch,
+)
 
 OWN, UNKNOWN = Netns("own", 1), Netns("unknown")
 
@@ -153,3 +164,65 @@ def test_a_batch_changes_nothing_that_was_known_before() -> None:
     after(before, ExhaustionBatch(totals={OWN: 1}, destinations={to(1): 1}, events=(event(2),)))
 
     assert before == as_it_was
+
+
+# --- what is new --------------------------------------------------------------------------------------------------
+
+
+def test_an_hour_has_so_many_new_destinations_whatever_a_user_picks_and_the_rest_is_counted_together() -> None:
+    known, seen, calls = Exhaustions(), set[Destination](), 0
+    for number in range(1000):
+        batch = ExhaustionBatch(totals={OWN: 2}, destinations={to(number): 2})
+        known = after(known, batch, now=number * NEW_SECONDS / 1000)
+        seen |= known.destinations.keys()
+        calls += 2
+
+    assert len(seen) == NEW_PER_COUNTED * 3
+    assert known.others["own"] == calls - 2 * len(seen)
+    known = after(known, ExhaustionBatch(totals={OWN: 1}, destinations={to(2000): 1}), now=2 * NEW_SECONDS)
+    assert to(2000) in known.destinations
+
+
+def test_new_destinations_of_other_namespaces_keep_none_of_our_own_out() -> None:
+    known = Exhaustions()
+    for number in range(100):
+        known = after(known, ExhaustionBatch(destinations={to(number, "other"): 1}), now=number * 10.0)
+    known = after(known, ExhaustionBatch(destinations={to(1): 1}), now=1000.0)
+
+    assert to(1) in known.destinations
+
+
+def test_destinations_of_listed_pools_are_counted_however_many_were_new() -> None:
+    known = Exhaustions()
+    for number in range(100):
+        known = after(known, ExhaustionBatch(destinations={to(number): 1}), now=number * 10.0)
+    known = after(known, ExhaustionBatch(totals={OWN: 5}, destinations={to(500): 5}), to(500), now=1000.0)
+
+    assert numbers(known)[to(500)] == 5
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 20), st.integers(1, 5)), max_size=10))
+def test_destinations_and_others_are_all_events_while_no_destination_is_dropped(batches: list[dict[int, int]]) -> None:
+    known = Exhaustions()
+    for calls in batches:
+        batch = ExhaustionBatch(
+            totals={OWN: sum(calls.values()) + 1},  # one toward a destination that the batch does not name
+            destinations={to(number): events for number, events in calls.items()},
+        )
+        known = after(known, batch)
+
+    assert sum(numbers(known).values()) + known.others["own"] == known.totals["own"]
+    assert known.others.keys() == set(LABELS)
+
+
+def test_a_user_who_fails_toward_ever_new_destinations_hides_no_failure_of_another() -> None:
+    victim = replace(event(0.0), uid=1000)
+    flood = tuple(
+        replace(event(1.0 + number), uid=65534, destination=bytes([127, 0, number >> 8, number & 255]))
+        for number in range(500)
+    )
+    known = after(Exhaustions(), ExhaustionBatch(latest=(victim, *flood)))
+
+    assert victim in known.latest
+    assert len(known.latest) == 1 + MOST_LATEST_OF_USER
+    assert known.latest[-1] == flood[-1]

@@ -79,3 +79,11 @@ def test_the_last_call_comes_with_it() -> None:
     (one,) = recent_failures(Exhaustions(latest=(last,)), (), 10.0)
 
     assert one.call == last
+
+
+def test_it_is_known_whose_calls_failed_toward_a_pool() -> None:
+    calls = tuple(replace(failed(at), uid=uid) for at, uid in ((1.0, 1000), (2.0, 33)))
+    known = add_batch(Exhaustions(), ExhaustionBatch(latest=calls), listed=(), top=100, now=3.0)
+    (one,) = recent_failures(known, (), 3.0)
+
+    assert (one.uids, one.last_at, one.call) == (frozenset({1000, 33}), 2.0, calls[1])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ephmon.model.newcomers import Newcomers
 from ephmon.model.pools.listing import STAY_SECONDS, ListingMemory, PoolMemory, choose, remember
 from tests.model.facts import connect_key
 
@@ -126,7 +127,7 @@ def test_two_pools_that_change_places_around_the_last_are_all_that_is_ever_liste
     states = [host.poll(5.0 * tick, [A, B, C] if tick % 2 else [A, C, B]) for tick in range(1000)]
 
     assert set().union(*states) == {A, B, C}
-    assert len(host.listing.entries) <= 1
+    assert len(host.listing.newcomers.entries) <= 1
 
 
 def test_a_smaller_top_takes_effect_at_once() -> None:
@@ -136,14 +137,14 @@ def test_a_smaller_top_takes_effect_at_once() -> None:
     host.top = 1
 
     assert host.poll(10.0, [A, B, C, D, E, F]) == {A}
-    assert (len(host.listing.seen), len(host.listing.entries)) == (3, 1)
+    assert (len(host.listing.newcomers.seen), len(host.listing.newcomers.entries)) == (3, 1)
     assert host.poll(15.0, [connect_key("10.9.9.9", 1, "10.0.0.1")]) == set()
 
 
 def test_of_the_pools_that_were_listed_of_late_the_latest_are_remembered() -> None:
-    before = ListingMemory(seen={A: 1.0, B: 2.0, C: 3.0}, is_first=False)
+    before = ListingMemory(newcomers=Newcomers(seen={A: 1.0, B: 2.0, C: 3.0}), is_first=False)
 
-    assert choose(before, [D], [], 1, 10.0).seen == {D: 10.0, C: 3.0, B: 2.0}
+    assert choose(before, [D], [], 1, 10.0).newcomers.seen == {D: 10.0, C: 3.0, B: 2.0}
 
 
 def test_whoever_picks_destinations_fills_neither_the_listing_nor_what_is_remembered() -> None:
@@ -157,8 +158,8 @@ def test_whoever_picks_destinations_fills_neither_the_listing_nor_what_is_rememb
         ever |= host.poll(now, keys[first:])
         now += 5.0
         assert len(host.listing.listed) <= top
-        assert len(host.listing.seen) <= 3 * top
-        assert len(host.listing.entries) <= top
+        assert len(host.listing.newcomers.seen) <= 3 * top
+        assert len(host.listing.newcomers.entries) <= top
 
     hours, first_choice = now / 3600, top
     assert len(ever) <= first_choice + top * 6 * (hours + 1)
@@ -197,9 +198,9 @@ def test_laws_of_the_listing(top: int, steps: list[tuple[float, list[PoolKey], i
         assert sum(now - at < STAY_SECONDS for at in entered) <= top
         assert listed <= {*ranked[:top]} | may_stay
         assert len(listed) == top or may_stay <= listed
-        assert len(host.listing.seen) <= 3 * top
-        assert len(host.listing.entries) <= top
-        assert {*ranked[:top]} & set(host.listing.seen) <= listed
+        assert len(host.listing.newcomers.seen) <= 3 * top
+        assert len(host.listing.newcomers.entries) <= top
+        assert {*ranked[:top]} & set(host.listing.newcomers.seen) <= listed
         last_listed |= dict.fromkeys(listed, now)
         before = listed
 
@@ -252,7 +253,9 @@ def test_the_peak_is_the_greatest_of_all_readings_younger_than_the_window(
 
 def test_a_pool_that_is_listed_all_along_keeps_its_readings() -> None:
     first = choose(ListingMemory(), [A], [], 1, 0.0)
-    read = ListingMemory(listed={A: remember(first.listed[A], 0.7, 0.0, 60.0)}, seen=first.seen, is_first=False)
+    read = ListingMemory(
+        listed={A: remember(first.listed[A], 0.7, 0.0, 60.0)}, newcomers=first.newcomers, is_first=False
+    )
     second = choose(read, [A], [A], 1, 5.0)
 
     assert (second.listed[A].peak, second.listed[A].last_at_top) == (0.7, 5.0)

@@ -375,6 +375,7 @@ def test_first_poll_failed_means_no_facts_rather_than_zeros() -> None:
     assert names(exposition.full) == names(exposition.expired)
     assert names(exposition.full) == SELF - {
         "ephmon_alerts_active",
+        "ephmon_alerts_unlisted",
         "ephmon_namespace_alert_active",
         "ephmon_pool_alert_active",
         "ephmon_backend_info",
@@ -447,6 +448,7 @@ def test_alerts_that_fire_are_exposed_also_when_the_figures_have_expired() -> No
         ("ephmon_namespace_alert_active", ("EphmonTooManyAlerts", "", "critical")): 1,
         ("ephmon_alerts_active", ("warning",)): 4,
         ("ephmon_alerts_active", ("critical",)): 2,
+        ("ephmon_alerts_unlisted", ()): 1,
     }
     assert alert_samples(exposition.expired) == alert_samples(exposition.full)
 
@@ -455,6 +457,7 @@ def test_without_an_alert_the_count_is_zero_and_before_the_first_good_poll_absen
     assert alert_samples(exposed(make_report()).full) == {
         ("ephmon_alerts_active", ("warning",)): 0,
         ("ephmon_alerts_active", ("critical",)): 0,
+        ("ephmon_alerts_unlisted", ()): 0,
     }
     assert alert_samples(exposed(make_first_failure()).full) == {}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from ephmon.http.rendering import publication_of
-from ephmon.model.alerting.state_machine import SUMMARY, Alert, AlertName, Phase
+from ephmon.model.alerting.state_machine import SUMMARY, Alert, AlertName, Phase, UserFailures
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.metrics.exposition import process_registry
 from ephmon.outputs.text.alerts import alert_objects, figures, sentence
@@ -20,6 +21,9 @@ BOUND = make_bind_pool(in_use=20_000)
 ELSEWHERE = make_pool(
     netns="pod\x1b", source="2001:db8::1", destination="2001:db8::9", usable=100, blocked=0, in_use=75
 )
+
+
+MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[UserFailures(4, 1)] * 7)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +80,27 @@ ELSEWHERE = make_pool(
             ),
         ),
         (
+            replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=(UserFailures(33, 60),)),
+            (
+                "connect() calls of uid 33 toward 60 destinations failed because no port was left, in pools that "
+                "hardly hold a port. The sockets have a port range of their own, which is full."
+            ),
+        ),
+        (
+            replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=MANY_USERS),
+            (
+                "connect() calls of uid 1 toward 8 destinations, uid 2 toward 7 destinations, an unknown user toward 1 "
+                "destination and 7 more failed because no port was left, in pools that hardly hold a port. The sockets "
+                "have a port range of their own, which is full."
+            ),
+        ),
+        (
             make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", value=1),
-            "1 more alert is active than alerts.max_active shows.",
+            "1 more alert is active than may be shown one by one.",
         ),
         (
             make_alert(name=AlertName.TOO_MANY_ALERTS, netns="", value=7),
-            "7 more alerts are active than alerts.max_active shows.",
+            "7 more alerts are active than may be shown one by one.",
         ),
     ],
 )
@@ -152,7 +171,7 @@ def test_the_json_holds_the_alerts_that_fire_the_most_urgent_first() -> None:
             "pool": None,
             "since": "2026-01-02T03:04:05.006Z",
             "value": 1,
-            "summary": "1 more alert is active than alerts.max_active shows.",
+            "summary": "1 more alert is active than may be shown one by one.",
         },
     ]
 
