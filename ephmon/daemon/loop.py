@@ -18,15 +18,12 @@ from typing import TYPE_CHECKING
 
 from ephmon import __version__, log
 from ephmon.config.secrets import read_token, read_webhook_url
-from ephmon.config.settings import Config, HttpConfig, ListenAddress, Switch, TlsConfig
+from ephmon.config.settings import Config, HttpConfig, ListenAddress, TlsConfig
 from ephmon.daemon import signals
-from ephmon.daemon.exhaustion_watch import ExhaustionWatch
-from ephmon.daemon.incident_log import IncidentLog
+from ephmon.daemon.extras import Extras
 from ephmon.daemon.owner_watch import OwnerWatch
 from ephmon.daemon.poller import MOST_PROBED_PORTS, Poller
 from ephmon.daemon.service_manager import ServiceManager
-from ephmon.delivery.notification import notifications_of
-from ephmon.delivery.service import Delivery
 from ephmon.delivery.settings import DeliverySettings
 from ephmon.errors import ConfigError, EphmonError, KernelError, Reason
 from ephmon.http.access import AccessRules
@@ -37,14 +34,12 @@ from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.proc import sysctl
 from ephmon.kernel.source import SocketSource
 from ephmon.log import Line
-from ephmon.model.collectors import Collector, Health, unavailable
 from ephmon.model.pace import Poll
 from ephmon.model.report import ReloadStatus
 from ephmon.model.state import initial_state
 from ephmon.model.step import after_defect, after_failed_poll, next_full_poll, with_cost, with_pace
 from ephmon.outputs.metrics.exposition import process_registry
 from ephmon.outputs.text import changes, start_lines
-from ephmon.supervision.compartment import Compartment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +47,7 @@ if TYPE_CHECKING:
     from ephmon.facts.snapshot import PortRange
     from ephmon.model.report import Report
     from ephmon.model.state import State
+    from ephmon.supervision.loop_thread import LoopThread
 
 LONGEST_SLEEP_SECONDS = 10.0
 """The loop wakes at least this often, so that the HTTP side can tell a waiting daemon from a wedged one."""
@@ -63,8 +59,6 @@ SWITCH_SECONDS = 0.001
 A scrape that comes during a poll waits this long, several times. Python's default of 5 ms made scrapes slow while a
 million sockets were read.
 """
-_EXTRAS = (Collector.EXHAUSTIONS, Collector.DELIVERY, Collector.INCIDENTS)
-"""What runs beside the polls, each in a compartment of its own."""
 EXPIRY_INTERVALS = 3
 """Data older than so many intervals is no longer served: two polls in a row may fail before a scrape fails."""
 
@@ -115,10 +109,7 @@ class Daemon:
             access=_access_rules(config.http),
         )
         self._webhook_url = read_webhook_url(config.notify.webhook)
-        self._delivery = Delivery(clock=clock, wall_clock=wall_clock)
-        self._exhaustions = ExhaustionWatch(proc)
-        self._incidents = IncidentLog(clock, wall_clock)
-        self._compartments = {collector: Compartment(collector, clock) for collector in _EXTRAS}
+        self._extras = Extras(config, proc, clock, wall_clock)
         self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
         self._checked_source_ports: PortRange | None = None
         self._handing_out_cpu_seconds = 0.0
@@ -138,28 +129,13 @@ class Daemon:
         try:
             self._log_address()
             self._deliver(self._config, self._webhook_url)
-            self._configure_extras(self._config)
+            self._extras.configure(self._config)
             self._loop()
         finally:
             self._service_manager.stopping()
-            self._delivery.close()
-            self._incidents.close()
-            _warn(self._exhaustions.close())
+            self._extras.close()
             self._server.stop()
         log.write(_log, Line(logging.INFO, "Stopped."))
-
-    def _count_exhaustions(self, now: float) -> bool:
-        """Count the connect() calls that have failed, and tell whether one failed in our own namespace."""
-        previous = self._state.report
-        required = self._config.exhaustions.enabled == Switch.ON
-        report, failed_here = self._compartments[Collector.EXHAUSTIONS].run(
-            lambda: self._exhaustions.collect(previous, now),
-            lambda reason: (previous.with_health(exhaustions=unavailable(reason)), False),
-        )
-        self._state = replace(self._state, report=report)
-        for line in changes.exhaustion_lines(previous, report, required=required):
-            log.write(_log, line)
-        return failed_here
 
     def _loop(self) -> None:
         polled_at = narrowly_polled_at = -math.inf
@@ -168,7 +144,9 @@ class Daemon:
             now = self._clock()
             self._server.beat()
             self._watch_threads(now)
-            failed_lately = self._count_exhaustions(now) or failed_lately
+            report, failed_here = self._extras.count_failed_calls(self._state.report, now)
+            self._state = replace(self._state, report=report)
+            failed_lately = failed_here or failed_lately
             # Asked anew after each wait, because a poll or a reload may have changed the pace.
             pace = self._state.report.pace
             # A connect() that has just failed asks for a look at its destination now, even if no pool is nearly full.
@@ -186,7 +164,7 @@ class Daemon:
             next_poll = min(polled_at + pace.full, narrowly_polled_at + (pace.narrow or math.inf))
             self._service_manager.ready(self._state.report)
             longest_sleep = min(
-                EXHAUSTION_SECONDS if self._exhaustions.is_on else LONGEST_SLEEP_SECONDS,
+                EXHAUSTION_SECONDS if self._extras.counts_failed_calls else LONGEST_SLEEP_SECONDS,
                 self._service_manager.longest_sleep_seconds,
             )
             received = signals.wait(min(max(0.0, next_poll - self._clock()), longest_sleep))
@@ -202,10 +180,9 @@ class Daemon:
 
         A service manager that gets none for long starts the process anew, which is right for a thread that hangs too.
         """
-        threads = (self._server.thread, self._delivery.thread)
-        for thread in threads:
+        for thread in self._threads:
             thread.watch()
-        if not any(thread.is_silent(now) for thread in threads):
+        if not any(thread.is_silent(now) for thread in self._threads):
             self._service_manager.wake_up(self._config.poll.deadline_seconds)
 
     def _tick(self, kind: Poll, poll: Callable[[State], State]) -> None:
@@ -234,7 +211,7 @@ class Daemon:
         So an alert that has begun is logged and delivered even if the page cannot be rendered. The result stays, but
         the poll counts as failed.
         """
-        self._set_health(Collector.DELIVERY, self._deliver_alerts())
+        self._state = replace(self._state, report=self._extras.deliver(self._state.report))
         is_failed = False
         for step in (self._publish, lambda: self._log_changes(previous)):
             try:
@@ -244,13 +221,10 @@ class Daemon:
                 if not is_failed:
                     self._state = after_defect(self._state, defect)
                 is_failed = True
-        self._set_health(Collector.INCIDENTS, self._keep_incident())
+        self._state = replace(self._state, report=self._extras.keep_incident(self._state.report))
         if is_failed:
             with suppress(Exception):  # if the error is in rendering, the page that is served expires
                 self._publish()
-
-    def _set_health(self, collector: Collector, health: Health | None) -> None:
-        self._state = replace(self._state, report=self._state.report.with_health(**{collector: health}))
 
     def _log_defect(self, error: Exception, previous: Report) -> str:
         """Log an error in ephmon with its traceback, unless the last poll had the same one, and return it as text."""
@@ -258,15 +232,6 @@ class Daemon:
         if previous.error != defect:
             _log.error("A defect of ephmon made the poll fail, please report it", exc_info=error)
         return defect
-
-    def _deliver_alerts(self) -> Health | None:
-        def deliver() -> Health:
-            self._delivery.update(notifications_of(self._state.report))
-            return Health(available=True)
-
-        if not self._delivery.is_running:
-            return None
-        return self._compartments[Collector.DELIVERY].run(deliver, unavailable)
 
     def _log_changes(self, previous: Report) -> None:
         report = self._state.report
@@ -276,24 +241,14 @@ class Daemon:
         for line in changes.poll_lines(previous, report):
             log.write(_log, line)
 
-    def _keep_incident(self) -> Health | None:
-        def keep() -> Health:
-            self._incidents.update(self._state.report, self._config.listing.ignore_destinations)
-            return self._incidents.health()
-
-        if not self._config.incidents.directory:
-            return None
-        return self._compartments[Collector.INCIDENTS].run(keep, unavailable)
-
     def _publish(self) -> None:
-        self._state = self._state.with_report(
-            delivery=self._delivery.status(),
-            incidents=self._incidents.status(),
+        report = replace(
+            self._extras.with_status(self._state.report),
             http=self._server.status(),
             log_lines_lost=log.losses()._asdict(),
-            thread_restarts={thread.name: thread.restarts for thread in (self._server.thread, self._delivery.thread)},
+            thread_restarts={thread.name: thread.restarts for thread in self._threads},
         )
-        report = self._state.report
+        self._state = replace(self._state, report=report)
         taken = report.taken_at_monotonic
         self._server.publish(
             publication_of(
@@ -344,19 +299,7 @@ class Daemon:
         log.set_up(config.log.level, config.log.format)
         if is_access_new:
             self._warn_about_access()
-        self._configure_extras(config)
-
-    def _configure_extras(self, config: Config) -> None:
-        def exhaustions() -> None:
-            _warn(self._exhaustions.configure(config.exhaustions))
-
-        self._compartments[Collector.DELIVERY].retry_now()
-        for collector, configure in (
-            (Collector.EXHAUSTIONS, exhaustions),
-            (Collector.INCIDENTS, lambda: self._incidents.configure(config.incidents)),
-        ):
-            self._compartments[collector].retry_now()
-            self._compartments[collector].run(configure, lambda _reason: None)
+        self._extras.configure(config)
 
     def _republish(self) -> None:
         """Publish what a reload changed; an error in rendering is counted by the next poll."""
@@ -380,6 +323,10 @@ class Daemon:
         return RenewedTls(files, monotonic=self._clock)
 
     @property
+    def _threads(self) -> tuple[LoopThread, ...]:
+        return self._server.thread, self._extras.delivery.thread
+
+    @property
     def _listen(self) -> str:
         """The address that the daemon listens on, with the port that the kernel chose if the configured one is 0."""
         return str(ListenAddress(host=self._config.listen.host, port=self._server.port))
@@ -388,7 +335,7 @@ class Daemon:
         is_tls = bool(config.tls.certificate)
         url = start_lines.external_url(config.listen.host, self._listen, is_tls=is_tls)
         notify = config.notify
-        self._delivery.configure(
+        self._extras.delivery.configure(
             DeliverySettings(
                 source_ports=notify.source_ports,
                 labels=notify.labels,
@@ -425,7 +372,7 @@ class Daemon:
     def _warn_about_source_ports(self, report: Report) -> None:
         """Warn once for each value of notify.source_ports."""
         source_ports = self._config.notify.source_ports
-        if source_ports == self._checked_source_ports or not self._delivery.is_running or not report.success:
+        if source_ports == self._checked_source_ports or not self._extras.delivery.is_running or not report.success:
             return
         self._checked_source_ports = source_ports
         for namespace in report.namespaces:
@@ -439,11 +386,6 @@ class Daemon:
         except KernelError as error:
             log.write(_log, Line(logging.WARNING, str(error)))
             return None
-
-
-def _warn(sentence: str | None) -> None:
-    if sentence is not None:
-        log.write(_log, Line(logging.WARNING, sentence))
 
 
 def _access_rules(http: HttpConfig) -> AccessRules:

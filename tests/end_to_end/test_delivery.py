@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ephmon.cli import main
-from ephmon.daemon import loop
+from ephmon.daemon import extras
 from ephmon.delivery import service
 from ephmon.delivery.settings import DeliveryTimes
 from tests import sockets
@@ -78,7 +78,7 @@ def serve(config: str, resend_seconds: float) -> None:
         def __init__(self, *, wall_clock: Callable[[], float], clock: Callable[[], float]) -> None:
             super().__init__(times=times, wall_clock=wall_clock, clock=clock)
 
-    loop.Delivery = Delivery  # type: ignore[attr-defined, assignment]  # the class that the daemon uses
+    extras.Delivery = Delivery  # type: ignore[attr-defined, assignment]  # the class that the daemon uses
     sys.exit(main(["run", "--config", config]))
 
 
