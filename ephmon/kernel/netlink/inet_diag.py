@@ -160,7 +160,8 @@ def _bytecode_attribute(conditions: Iterable[Condition], any_of: Sequence[Condit
 _SOCKID_BYTES = 48
 _FAMILY, _TIMER, _FLAGS, _SPORT, _COOKIE, _EXPIRES, _ATTRIBUTES = 16, 18, 19, 20, 60, 68, 88
 _INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT = 11, 22
-_READ_ATTRIBUTES = (_INET_DIAG_SKV6ONLY, _INET_DIAG_SOCKOPT)
+_READ_ATTRIBUTES = {_INET_DIAG_SKV6ONLY: 1, _INET_DIAG_SOCKOPT: 2}
+"""How many bytes of their values are read: a shorter one would end before the column that is cut out."""
 
 # What the byte at _FLAGS (retrans, which nobody needs) is overwritten with.
 _NO_PORT, _V6ONLY = SocketGroups.NO_PORT, 0x80
@@ -258,7 +259,13 @@ def require_whole_records(block: bytearray, length: int) -> None:
 
 def _value_offsets(block: bytearray, length: int) -> dict[int, int]:
     """Return where the first record has the values of the attributes that are read, by their type."""
-    return {kind: start for kind, start, _ in attributes(block, _ATTRIBUTES, length) if kind in _READ_ATTRIBUTES}
+    offsets = {}
+    for kind, start, end in attributes(block, _ATTRIBUTES, length):
+        if kind in _READ_ATTRIBUTES:
+            if end - start < _READ_ATTRIBUTES[kind]:
+                raise MalformedReplyError(f"An inet_diag attribute of type {kind} has {end - start} bytes.")
+            offsets[kind] = start
+    return offsets
 
 
 def _cookies(block: bytearray, length: int) -> list[int]:

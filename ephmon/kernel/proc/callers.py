@@ -10,6 +10,7 @@ the inode number it has below our own /proc/self/net if and only if the namespac
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,8 +28,25 @@ _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _FILE_BYTES = 4096
 _NETNS_FILE = "net/dev"
 """A file that every network namespace has."""
-_PPID, _FLAGS, _START = 1, 6, 19
-"""Fields of /proc/PID/stat after the name: numbers 4, 9 and 22 of man 5 proc_pid_stat."""
+# Fields 4, 9 and 22 of man 5 proc_pid_stat. A thread chooses its name, parentheses included; what follows are numbers.
+_STAT = re.compile(
+    rb"[0-9]+ \((?P<name>.*)\) [A-Za-z] (?P<parent>[0-9]+)(?: -?[0-9]+){4} (?P<flags>[0-9]{1,10})"
+    rb"(?: -?[0-9]+){12} (?P<start>[0-9]{1,20})[ \n]",
+    re.DOTALL,
+)
+_STATUS = re.compile(rb"^Tgid:\t([0-9]{1,10})$.*^Uid:\t[0-9]+\t([0-9]{1,10})\t", re.MULTILINE | re.DOTALL)
+
+
+class ThreadStat(NamedTuple):
+    """What /proc/PID/stat says of a thread."""
+
+    name: bytes
+    """As the thread chose it: any bytes but 0."""
+    parent: int
+    flags: int
+    """PF_* of include/linux/sched.h."""
+    started_ticks: int
+    """When it started, in clock ticks (sysconf(SC_CLK_TCK)) since the machine did."""
 
 
 class Caller(NamedTuple):
@@ -92,15 +110,14 @@ class Callers:
             os.close(directory)
 
     def _ask(self, directory: int, at: float) -> Caller:
-        before, _, after = _read(directory, "stat").rpartition(b")")
-        started = int(after.split()[_START]) * self._seconds_per_tick
+        stat = parse_stat(_read(directory, "stat"))
+        if stat is None:
+            return GONE  # not as Linux writes it: nothing can be known here either
         since_boot = at + time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-        if started > since_boot:
+        if stat.started_ticks * self._seconds_per_tick > since_boot:
             return GONE  # another thread has the number by now
-        status = _read(directory, "status")
-        pid = int(status.partition(b"\nTgid:")[2].split(maxsplit=1)[0])
-        uid = int(status.partition(b"\nUid:")[2].split(maxsplit=2)[1])
-        return Caller(self._netns(directory), pid, escaped(before.partition(b"(")[2]), uid, _cgroup(directory))
+        pid, uid = parse_status(_read(directory, "status")) or (None, None)
+        return Caller(self._netns(directory), pid, escaped(stat.name), uid, _cgroup(directory))
 
     def _netns(self, directory: int) -> Netns:
         try:
@@ -115,14 +132,35 @@ class Callers:
             return Netns(OTHER_NETNS)
 
 
+def parse_stat(content: bytes) -> ThreadStat | None:
+    """Return what /proc/PID/stat says, None if it is not as Linux writes it."""
+    match = _STAT.match(content)
+    if match is None:
+        return None
+    return ThreadStat(match["name"], int(match["parent"]), int(match["flags"]), int(match["start"]))
+
+
+def parse_status(content: bytes) -> tuple[int, int] | None:
+    """Return the process id and the effective user id in /proc/PID/status, None if it is not as Linux writes it.
+
+    The name of the thread comes first there, and cannot forge the other lines: the kernel escapes its newlines
+    (proc_task_name(), fs/proc/array.c).
+    """
+    match = _STATUS.search(content)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def parse_cgroup(content: bytes) -> str | None:
+    """Return the path in the cgroup2 hierarchy that /proc/PID/cgroup names, None if it names none (man 7 cgroups)."""
+    paths = (line.removeprefix(b"0::") for line in content.splitlines() if line.startswith(b"0::"))
+    return next((os.fsdecode(path) for path in paths), None)
+
+
 def _cgroup(directory: int) -> str | None:
-    """Return the thread's path in the cgroup2 hierarchy, None where there is none (man 7 cgroups, /proc/PID/cgroup)."""
     try:
-        lines = _read(directory, "cgroup").splitlines()
+        return parse_cgroup(_read(directory, "cgroup"))
     except OSError:  # hidden from us, or gone
         return None
-    paths = (line.removeprefix(b"0::") for line in lines if line.startswith(b"0::"))
-    return next((os.fsdecode(path) for path in paths), None)
 
 
 def _has_the_hosts_numbers(proc: Path) -> bool:
@@ -134,10 +172,10 @@ def _has_the_hosts_numbers(proc: Path) -> bool:
     try:
         if (proc / "self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE:
             return True
-        fields = (proc / _KTHREADD / "stat").read_bytes().rpartition(b")")[2].split()
+        kthreadd = parse_stat((proc / _KTHREADD / "stat").read_bytes())
     except OSError:
         return False
-    return fields[_PPID] == b"0" and bool(int(fields[_FLAGS]) & _PF_KTHREAD)
+    return kthreadd is not None and kthreadd.parent == 0 and kthreadd.flags & _PF_KTHREAD != 0
 
 
 def _read(directory: int, name: str) -> bytes:

@@ -41,6 +41,7 @@ MOST_PROCESSES = 4096
 _MOST_MOUNTS = 100_000
 _LONGEST_PATH = 4096
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
+_PROCESS = re.compile(rb"[1-9][0-9]{0,9}\n")
 _ID_OF_THE_ROOT = 1
 _NO_HIERARCHY = (
     "No cgroup2 hierarchy is mounted, so owners are named by user id. In a container, mount the host's /sys/fs/cgroup."
@@ -150,19 +151,21 @@ def find_mount(proc: Path) -> Mount | None:
     name = "self/mountinfo"
     try:
         with (proc / name).open("rb") as lines:
-            mounts = [mount for line in islice(lines, _MOST_MOUNTS) if (mount := _mount(line)) is not None]
+            mounts = [mount for line in islice(lines, _MOST_MOUNTS) if (mount := parse_mount(line)) is not None]
     except OSError as error:
         raise unreadable(proc, name, error, reason=Reason.PROCFS) from error
     return min(mounts, key=_depth, default=None)
 
 
-def _mount(line: bytes) -> Mount | None:
+def parse_mount(line: bytes) -> Mount | None:
     """Return the mount of a line of mountinfo if it is of cgroup2 (man 5 proc_pid_mountinfo)."""
     fields, _, source = line.partition(b" - ")
     columns = fields.split(b" ")
     if not source.startswith(b"cgroup2 ") or len(columns) < 6:
         return None
     root, directory = (_ESCAPE.sub(_unescaped, column) for column in columns[3:5])
+    if 0 in directory:
+        return None  # what writes that is no Linux, and no call takes such a path
     return Mount(directory=directory, root=root)
 
 
@@ -217,4 +220,9 @@ def _directory(mount: Mount, path: bytes) -> bytes:
 def _processes(directory: bytes, most: int) -> Iterator[int]:
     """Yield process ids of a cgroup; none of one that is gone, or that is threaded and does not tell (EOPNOTSUPP)."""
     with suppress(OSError), open(directory + b"/cgroup.procs", "rb") as lines:  # noqa: PTH123 - the path is bytes
-        yield from (pid for line in islice(lines, most) if (pid := int(line)))
+        yield from parse_processes(islice(lines, most))
+
+
+def parse_processes(lines: Iterable[bytes]) -> Iterator[int]:
+    """Yield the process ids in the lines of a cgroup.procs but 0, which stands for a process that we cannot see."""
+    yield from (int(line) for line in lines if _PROCESS.fullmatch(line))

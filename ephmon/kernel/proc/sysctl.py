@@ -167,12 +167,17 @@ def parse_ports(content: bytes, where: Path) -> frozenset[int]:
     if line == content:
         raise _malformed(where, content, "a line of ports")
     ports: set[int] = set()
+    highest = -1
     for item in line.split(b",") if line else ():
         match = _PORTS.fullmatch(item)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= HIGHEST_PORT:
             raise _malformed(where, item or line, "a port or a range of ports")
+        # The kernel writes them in order. In any other, one line could name all ports thousands of times.
+        if first <= highest:
+            raise _malformed(where, item, "above the ports before it")
         ports.update(range(first, last + 1))
+        highest = last
     return frozenset(ports)
 
 

@@ -19,8 +19,11 @@ from ephmon.errors import KernelError, Reason, quote
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_FIELD = re.compile(r"^\s*field:\s*[^;]*?(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);", re.MULTILINE)
-_ID = re.compile(r"^ID: (\d+)$", re.MULTILINE)
+# Matched line by line: over a whole text it would take time that grows with the cube of its length.
+_FIELD = re.compile(r"[ \t]*field:([^;]*);[ \t]*offset:([0-9]{1,7});[ \t]*size:([0-9]{1,7});")
+_ID = re.compile(r"^ID: ([0-9]{1,5})$", re.MULTILINE)
+_LARGEST_PAGE = 1 << 20
+"""Bytes. A page of the buffer is one of memory unless somebody made it larger (buffer_subbuf_size_kb, Linux 6.8)."""
 
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _TYPE_BITS, _DELTA_BITS = 5, 27
@@ -81,7 +84,10 @@ def parse_page_layout(header_page: str) -> PageLayout:
     if found.get("timestamp") != (0, 8) or found.get("commit") not in ((8, 4), (8, 8)) or "data" not in found:
         raise _not_understood("events/header_page", header_page)
     data, size = found["data"]
-    return PageLayout(struct.Struct("=QI" if found["commit"] == (8, 4) else "=QQ"), data, data + size)
+    header = struct.Struct("=QI" if found["commit"] == (8, 4) else "=QQ")
+    if data < header.size or data + size > _LARGEST_PAGE:
+        raise _not_understood("events/header_page", header_page)
+    return PageLayout(header, data, data + size)
 
 
 def parse_record_layout(description: str) -> RecordLayout:
@@ -162,8 +168,13 @@ def _start_and_stop(page: bytes, layout: PageLayout) -> tuple[int, int]:
 
 
 def _fields(description: str) -> dict[str, tuple[int, int]]:
-    """Return (offset, size) of each field in bytes."""
-    return {name: (int(offset), int(size)) for name, offset, size in _FIELD.findall(description)}
+    """Return (offset, size) of each field in bytes. A field is declared as in C: `__u8 saddr_v6[16]`."""
+    found = (match.groups() for line in description.split("\n") if (match := _FIELD.match(line)) is not None)
+    return {
+        words[-1].partition("[")[0]: (int(offset), int(size))
+        for declaration, offset, size in found
+        if (words := declaration.split())
+    }
 
 
 def _broken(what: str) -> KernelError:

@@ -45,7 +45,7 @@ _TRIES = 8
 _FILE_BYTES = 4096
 _COUNTERS = 3
 _LOST = re.compile(rb"^(?:overrun|commit overrun|dropped events): (\d+)$", re.MULTILINE)
-_NOW = re.compile(rb"^now ts: +([\d.]+)$", re.MULTILINE)
+_NOW = re.compile(rb"^now ts: +(\d{1,15}\.\d{6})$", re.MULTILINE)
 _HOW_TO_PREPARE = "prepare an instance for ephmon, as docs/exhaustions.md says, or run it as root"
 _CAUSES = {
     errno.EACCES: f"tracefs belongs to root; {_HOW_TO_PREPARE}",
@@ -123,12 +123,7 @@ class Instance:
         """
         total = 0
         for stats in self._stats:
-            numbers = _LOST.findall(self._reread(stats, "per_cpu/cpu*/stats"))
-            if len(numbers) != _COUNTERS:
-                raise KernelError(
-                    f"{self.directory}/per_cpu/cpu*/stats lacks counters of lost events.", reason=Reason.TRACEFS
-                )
-            total += sum(map(int, numbers))
+            total += parse_lost(self._reread(stats, "per_cpu/cpu*/stats"), self.directory / "per_cpu/cpu*/stats")
         return total
 
     def now(self) -> float:
@@ -137,10 +132,7 @@ class Instance:
         Raises:
             KernelError: It cannot be read.
         """
-        found = _NOW.search(self._reread(self._stats[0], "per_cpu/cpu*/stats"))
-        if found is None:
-            raise KernelError(f"{self.directory}/per_cpu/cpu*/stats lacks the time.", reason=Reason.TRACEFS)
-        return float(found[1])
+        return parse_now(self._reread(self._stats[0], "per_cpu/cpu*/stats"), self.directory / "per_cpu/cpu*/stats")
 
     def require_on(self) -> None:
         """Raise KernelError if somebody switched the recording off: what is not recorded must not look like nothing."""
@@ -249,6 +241,30 @@ def _noticing_removal(directory: Path) -> Iterator[None]:
             f"The tracing instance in {place} was removed while ephmon opened it; ephmon tries again within a minute.",
             reason=Reason.TRACEFS,
         ) from error
+
+
+def parse_lost(stats: bytes, where: Path) -> int:
+    """Return how many events the `stats` of one processor count as lost; `where` is named in errors.
+
+    Raises:
+        KernelError: A counter is missing.
+    """
+    numbers = _LOST.findall(stats)
+    if len(numbers) != _COUNTERS:
+        raise KernelError(f"{where} lacks counters of lost events.", reason=Reason.TRACEFS)
+    return sum(map(int, numbers))
+
+
+def parse_now(stats: bytes, where: Path) -> float:
+    """Return the time in the `stats` of a processor, in seconds; `where` is named in errors.
+
+    Raises:
+        KernelError: It is missing.
+    """
+    found = _NOW.search(stats)
+    if found is None:
+        raise KernelError(f"{where} lacks the time.", reason=Reason.TRACEFS)
+    return float(found[1])
 
 
 def _set_up(directory: Path) -> None:

@@ -13,6 +13,8 @@ from tests.namespaces import Agent, Namespace
 from tests.tracing import host_pids
 
 PROC = Path("/proc")
+KTHREADD = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 2 0 0 20 0 1 0 14 0 0 18446744073709551615\n"
+"""As Linux 6.18 writes it, up to the end of the longest part that is read."""
 
 
 def caller(thread_id: int) -> tuple[str, bool, int | None, str | None]:
@@ -67,9 +69,9 @@ def test_a_procfs_with_other_numbers_is_refused(tmp_path: Path) -> None:
     assert f"the host's process ids, and {tmp_path} shows others" in str(caught.value)
     assert "--pid=host, hostPID: true" in str(caught.value)
     (tmp_path / "2").mkdir()
-    (tmp_path / "2/stat").write_text("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0")
+    (tmp_path / "2/stat").write_text(KTHREADD)
     assert Callers(tmp_path).own_pid == 77
-    (tmp_path / "2/stat").write_text("2 (kthreadd) S 0 0 0 0 -1 4194560 0 0")
+    (tmp_path / "2/stat").write_text(KTHREADD.replace("2129984", "4194560"))
     with pytest.raises(KernelError, match="shows others"):
         Callers(tmp_path)
 

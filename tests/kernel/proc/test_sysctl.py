@@ -245,6 +245,13 @@ def test_no_other_list_of_ports_is_accepted(content: bytes) -> None:
         parse_ports(content, WHERE)
 
 
+@pytest.mark.parametrize(("content", "item"), [(b"9,8\n", "8"), (b"1-5,5\n", "5"), (b"1-65535,1-65535\n", "1-65535")])
+def test_a_list_of_ports_in_another_order_is_refused(content: bytes, item: str) -> None:
+    """It costs time for each port that it names, and a line may be long."""
+    with pytest.raises(KernelError, match=rf"x holds {item}, which is not above the ports before it\.$"):
+        parse_ports(content, WHERE)
+
+
 @given(st.frozensets(st.integers(0, 65535)) | st.frozensets(st.integers(40000, 40020)))
 def test_a_list_of_ports_reads_as_what_it_was_written_from(ports: frozenset[int]) -> None:
     assert parse_ports(as_the_kernel_writes(ports), WHERE) == ports
