@@ -1,0 +1,12 @@
+"""The table of all fuzz targets."""
+
+from __future__ import annotations
+
+from tests.fuzz import configuration, incidents, names, netlink, procfs, trace, web
+
+TARGETS = {
+    target.name: target
+    for module in (netlink, trace, procfs, names, configuration, web, incidents)
+    for target in module.TARGETS
+}
+"""By name."""
