@@ -17,6 +17,7 @@ from ephmon.commands.reading import load_config
 from ephmon.commands.terminal import print_error
 from ephmon.daemon import signals
 from ephmon.errors import ConfigError, EphmonError, UsageError, quote, shortages_explained
+from ephmon.supervision import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -246,5 +247,6 @@ def _run(options: argparse.Namespace) -> int:
 
     config = read_config()
     log.set_up(config.log.level, config.log.format)
+    threads.log_errors()
     Daemon(read_config, proc=options.proc).run()
     return DONE

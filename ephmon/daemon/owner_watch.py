@@ -19,7 +19,7 @@ from ephmon.facts.sockets import Capability, Protocol
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.proc import sysctl
 from ephmon.log import Line
-from ephmon.model.collectors import Health
+from ephmon.model.collectors import Health, unavailable
 from ephmon.model.owners.answers import PortState
 from ephmon.model.owners.questions import BLOCKED_PORTS, raised_by, raised_by_firing, refusal, unanswerable
 from ephmon.outputs.text.owners import port_set_name, processes_line
@@ -128,7 +128,11 @@ class OwnerWatch:
             self._thread = thread
 
     def _search(self, port_sets: Sequence[PortSet], search: Callable[[], list[Search]]) -> None:
-        found = search()
+        try:
+            found = search()
+        except Exception as error:
+            self._processes = unavailable(f"A defect of ephmon, please report it: {log.error_location(error)}.")
+            raise  # for the log
         problem = next((one.problem for one in found if one.problem is not None), None)
         self._processes = Health(available=problem is None, reason=problem)
         for one, its in zip(port_sets, found, strict=True):

@@ -135,7 +135,7 @@ class Delivery:
     async def _deliver(self, closing: asyncio.Event) -> None:
         # The receivers of a thread that has ended know what they have sent; their tasks ended with its loop.
         self._tasks.clear()
-        if self._receivers:
+        if self._settings is not None:
             self._apply_settings()
         await closing.wait()
         for receiver in self._tasks:

@@ -85,6 +85,7 @@ class LoopThread:
         """Since when the thread is missing."""
         self._retry_at = -math.inf
         self._hangs = False
+        self._watched_at = -math.inf
 
     @property
     def is_started(self) -> bool:
@@ -119,7 +120,10 @@ class LoopThread:
         running, now = self._running, self._clock()
         if running is None:
             return
+        watched_at, self._watched_at = self._watched_at, now
         if running.thread.is_alive():
+            if now - watched_at > SILENT_SECONDS / 2:
+                running.beaten_at = now  # the whole process stood still (SIGSTOP, a frozen cgroup), not only the loop
             self._report_hanging(now)
             return
         if self._lost_at is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import threading
 
+from ephmon import log
 from ephmon.errors import EphmonError
-
-if TYPE_CHECKING:
-    import threading
+from ephmon.log import Line
 
 ADVICE = "allow ephmon more threads (TasksMax= of its unit, pids.max of its cgroup, ulimit -u) or memory"
+
+
+_log = logging.getLogger(__name__)
 
 
 class ThreadError(EphmonError):
@@ -26,3 +29,14 @@ def start(thread: threading.Thread) -> None:
         thread.start()
     except RuntimeError as error:
         raise ThreadError(f"No thread can be started now; {ADVICE}.") from error
+
+
+def log_errors() -> None:
+    """Write to the log what ends a thread by an error, in one record; Python would print it beside the log."""
+    threading.excepthook = _log_error
+
+
+def _log_error(ended: threading.ExceptHookArgs) -> None:
+    name = ended.thread.name if ended.thread else "unknown"
+    message = "A thread ended by a defect of ephmon, please report it."
+    log.write(_log, Line(logging.ERROR, message, {"thread": name}), ended.exc_value)

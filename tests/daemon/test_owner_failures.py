@@ -130,3 +130,19 @@ def look_while_a_search_goes_on() -> tuple[Report, Report, list[list[object]]]:
         after = daemon.add_owners(two)
         daemon.add_owners(two)
     return during, after, searched
+
+
+def test_a_search_that_ends_by_a_defect_says_so_in_the_health_of_processes() -> None:
+    looking = watch()
+
+    def fail() -> list[Search]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):  # for the log of the thread
+        looking._search([], fail)
+
+    health = processes_of(looking.add_owners(state_of(make_report())))
+    assert health is not None
+    assert not health.available
+    assert health.reason is not None
+    assert health.reason.startswith("A defect of ephmon, please report it: ZeroDivisionError in ")

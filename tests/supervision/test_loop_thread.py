@@ -195,11 +195,11 @@ def test_a_loop_that_hangs_is_silent_and_one_that_turns_is_not(
 
     thread.call(hang)
     assert hanging.wait(30.0)
-    clock[0] += SILENT_SECONDS + 1.0
+    for _ in range(6):
+        clock[0] += SILENT_SECONDS / 3
+        thread.watch()
 
     assert thread.is_silent(clock[0])
-    thread.watch()
-    thread.watch()
     going_on.set()
     eventually(lambda: thread.is_silent(clock[0]), lambda silent: not silent)
     thread.watch()
@@ -207,6 +207,19 @@ def test_a_loop_that_hangs_is_silent_and_one_that_turns_is_not(
     assert said == [
         (logging.ERROR, "The serving thread hangs; if it goes on, the watchdog of the service manager ends ephmon.")
     ]
+
+
+def test_a_process_that_stood_still_as_a_whole_has_no_loop_that_hangs(
+    thread: LoopThread, serving: Serving, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    thread.start()
+    eventually(lambda: serving.starts, bool)
+    thread.watch()
+    clock[0] += SILENT_SECONDS * 2
+    thread.watch()
+
+    assert not thread.is_silent(clock[0])
+    assert caplog.records == []
 
 
 def test_an_error_in_a_callback_is_reported_and_ends_nothing(
