@@ -147,7 +147,8 @@ class Handler(logging.Handler):
             while (item := self._next()) is not None:
                 self._write(item)
         except Exception:  # noqa: BLE001 - no memory is left: the next line starts another thread
-            self._unreported += 1
+            with suppress(Exception):
+                self._count_as_lost()
         finally:
             self._has_thread = self._is_writing = False
 
@@ -173,9 +174,12 @@ class Handler(logging.Handler):
         if self._unreported and self._writes(self._line(_lost(self._unreported))):
             self._unreported = 0
         if not isinstance(item, int) and not self._writes(item):
-            self._unreported += 1
-            with self._changed:
-                self._losses = self._losses._replace(stream=self._losses.stream + 1)
+            self._count_as_lost()
+
+    def _count_as_lost(self) -> None:
+        self._unreported += 1
+        with self._changed:
+            self._losses = self._losses._replace(stream=self._losses.stream + 1)
 
     def _writes(self, line: bytes) -> bool:
         """Write a line, for as long as that takes, and tell whether the file took it whole."""

@@ -5,6 +5,7 @@ A part of `ephmon.outputs.metrics.catalogue`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from ephmon.outputs.metrics.metric import (
 )
 
 if TYPE_CHECKING:
+    from ephmon.model.owners.names import Owner
     from ephmon.model.owners.shares import Owners
     from ephmon.outputs.metrics.metric import Samples
 
@@ -28,8 +30,19 @@ _Answers = Callable[[MetricsInput], "Iterable[tuple[tuple[str, ...], Owners]]"]
 """Takes owners from a report, each with the labels of the pool or the namespace."""
 
 
+_OF_A_USER = re.compile(r"(user@[0-9]+\.service|user-[0-9]+\.slice)/.*", re.DOTALL)
+
+
+def _series_name(owner: Owner) -> str:
+    """Return what an owner is called in a series: what a user names as they like goes by the user's own service."""
+    found = _OF_A_USER.fullmatch(owner.name)
+    return found[1] if found else owner.name
+
+
 def _of_pools(source: MetricsInput) -> Iterable[tuple[tuple[str, ...], Owners]]:
-    return ((pool_labels(key), owners) for key, owners in source.report.owners.items())
+    # Of alerts that fire and are shown, because only so many of these are new in an hour.
+    shown = {alert.key.pool for alert in source.report.alerts.firing}
+    return ((pool_labels(key), owners) for key, owners in source.report.owners.items() if key in shown)
 
 
 def _of_blocked(source: MetricsInput) -> Iterable[tuple[tuple[str, ...], Owners]]:
@@ -43,7 +56,7 @@ def _each_owner(answers: _Answers) -> Samples:
                 Counter()
             )  # a unit and a container may have the same name, but a series must be unique
             for share in owners.shares:
-                ports[share.owner.name] += share.ports
+                ports[_series_name(share.owner)] += share.ports
             yield from (Sample((*labels, name), number) for name, number in ports.items())
 
     return samples
@@ -63,7 +76,8 @@ OWNER_METRICS: tuple[Metric, ...] = (
         (*POOL, "owner"),
         "ports",
         "Ports of the pool held by a systemd unit, container, slice or user: the top five at the last full poll."
-        " Owners of TIME_WAITs are estimated. Present for at most 16 pools with a pending or active alert."
+        " Owners of TIME_WAITs are estimated. Present for at most 16 pools with an active alert. What runs below a"
+        " user's service manager or session goes by its name alone."
         f" {DO_NOT_SUM}",
         _each_owner(_of_pools),
     ),

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ephmon.facts.failed_calls import Destination, ExhaustionBatch
 from ephmon.facts.namespaces import Netns
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
-from ephmon.kernel.trace.reader import CPU_SHARE, GATHER_SECONDS, MOST_EVENTS, Budget
+from ephmon.kernel.trace.reader import CPU_SHARE, GATHER_SECONDS, MOST_DESTINATIONS_OF_USER, MOST_EVENTS, Budget
 from tests import io_uring, sockets, tracing
 from tests.namespaces import Agent, Namespace
 from tests.processes import eventually
@@ -33,6 +34,8 @@ from tests.tracing import CLOSED, HERE, LOW, OPEN, PORT, exhaust, failures, host
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+NOBODY = 65_534
+IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
 HERE6, MAPPED = "::1", "::ffff:127.0.0.1"
 CALLS = 250
 
@@ -337,6 +340,36 @@ def test_two_readers_each_count_every_call(ns: Namespace, agent: Agent) -> None:
     other.close()
     ns.call(failures, HERE, 2)
     assert total(agent.call(tracing.collected)) == 2
+
+
+def fail_as_nobody(destinations: int) -> int:
+    """Connect as another user toward so many addresses with a range of one port that is taken; return the failures."""
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    failed = 0
+    with socket.socket() as taken:
+        taken.bind((HERE, 0))
+        port = taken.getsockname()[1]
+        for number in range(destinations):
+            with socket.socket() as ours:
+                ours.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=I", port << 16 | port))
+                address = f"127.1.{number >> 8}.{number & 255}"
+                failed += ours.connect_ex((address, PORT)) == errno.EADDRNOTAVAIL
+    return failed
+
+
+@only_root
+@host_pids
+def test_a_user_who_fails_toward_very_many_destinations_hides_no_failure_of_another(
+    ns: Namespace, collecting: Agent
+) -> None:
+    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {LOW + 200}")  # room for one more port
+    assert ns.another_agent().call(fail_as_nobody, 600) == 600
+    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {LOW + 99}")
+    assert ns.call(failures, HERE, 1) == 1
+
+    batch = collecting.call(tracing.collected)
+    assert total(batch) == 601
+    assert Counter(event.uid for event in batch.latest) == {NOBODY: MOST_DESTINATIONS_OF_USER, 0: 1}
 
 
 def switch_off(instance: str) -> None:

@@ -33,6 +33,13 @@ def test_pools_are_asked_about_from_the_moment_that_an_alert_is_pending_until_it
     assert not found.blocked
 
 
+def test_an_alert_that_fires_without_being_shown_asks_nothing() -> None:
+    """There may be any number of them."""
+    hidden = make_alert(make_pool(), name=AlertName.CONNECT_EXHAUSTIONS, is_announced=False)
+
+    assert raised_by(alerts(hidden), "own").is_none
+
+
 def test_a_pool_with_two_alerts_is_asked_about_once_and_other_namespaces_are_not() -> None:
     twice = [
         make_alert(make_pool(), name=name) for name in (AlertName.POOL_NEAR_EXHAUSTION, AlertName.CONNECT_EXHAUSTIONS)

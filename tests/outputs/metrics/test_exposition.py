@@ -324,6 +324,27 @@ def test_failures_to_keep_an_incident_are_there_as_0_before_the_first() -> None:
     }
 
 
+def test_what_a_user_names_at_will_makes_no_series_of_its_own() -> None:
+    """systemd-run --user gives each command a unit with any name, and each login is a session."""
+    owners = make_owners(
+        ("user@1000.service/a.scope", 30), ("user@1000.service/b.scope", 12), ("user-7.slice/session-3.scope", 5)
+    )
+    found = samples(exposed(make_report(blocked_owners={"own": owners})).full)
+
+    assert found["ephmon_blocked_port_owner_ports", (("netns", "own"), ("owner", "user@1000.service"))] == 42
+    assert found["ephmon_blocked_port_owner_ports", (("netns", "own"), ("owner", "user-7.slice"))] == 5
+
+
+def test_owners_of_a_pool_are_there_once_its_alert_is_shown() -> None:
+    """Any user can make pools pending one after another."""
+    owners, pool = {make_pool().key: make_owners(("a.service", 3))}, make_pool()
+    hidden = make_report(owners=owners, alerts=[make_alert(pool, phase=Phase.PENDING)])
+    shown = make_report(owners=owners, alerts=[make_alert(pool)])
+
+    assert "ephmon_pool_owner_ports" not in names(exposed(hidden).full)
+    assert "ephmon_pool_owner_ports" in names(exposed(shown).full)
+
+
 def test_owners_are_absent_while_nobody_asks() -> None:
     assert not [name for name in names(exposed(make_report()).full) if "owner" in name]
 
