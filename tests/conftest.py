@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 LONGEST = (
+    "faults/test_faults.py",
     "end_to_end/test_demo.py",
     "end_to_end/test_incident_page.py",
     "end_to_end/test_walkthrough.py",

@@ -11,7 +11,7 @@ from ephmon.delivery.service import Delivery
 from tests.delivery.receivers import PostReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ephmon.delivery.notification import Notification
     from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
@@ -43,6 +43,16 @@ def status() -> DeliveryStatus:
 def receive(tag: str, port: int, host: str = "127.0.0.1") -> None:
     """Listen for posts on a port of loopback and answer each with 200."""
     _receivers[tag] = PostReceiver(host=host, port=port).__enter__()
+
+
+def open_receiver(tag: str, make: Callable[[], PostReceiver]) -> None:
+    """Let a receiver that is made here listen."""
+    _receivers[tag] = make().__enter__()
+
+
+def close_receiver(tag: str) -> None:
+    """Let a receiver listen no more."""
+    _receivers.pop(tag).close()
 
 
 def wait_for_posts(tag: str, number: int) -> Sequence[Received]:

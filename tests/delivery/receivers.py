@@ -137,6 +137,10 @@ def silent(_stream: socket.socket, closed: threading.Event) -> None:
     closed.wait(WAIT_SECONDS)
 
 
+def closing(_stream: socket.socket, _closed: threading.Event) -> None:
+    """Take the request and close the connection."""
+
+
 def endless(stream: socket.socket, closed: threading.Event) -> None:
     """Send a head without an end, as fast as it is taken."""
     stream.sendall(b"HTTP/1.1 200 OK\r\n")

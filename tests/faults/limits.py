@@ -1,0 +1,165 @@
+"""Faults of what a process may have: threads, descriptors, memory, the size of files."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.delivery import delivering
+from tests.faults.case import CONFIG, Check, Fault, Refusal, Start
+from tests.faults.checks import (
+    ALERT_FIRES,
+    POLLS_GO_ON,
+    SAYS_THAT_POLLS_FAIL,
+)
+from tests.faults.hastened import hastened
+from tests.faults.tools import as_user, forbidding, limited, set_limit, status_of, tampered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.faults.case import Case
+    from tests.faults.stage import Stage
+
+ANOTHER_USER = {"only_root": "starts the daemon as another user"}
+HOOK = 'notify: {webhook: {url: "http://localhost:8080/"}}\n'
+HOOK_PORT = 8080
+INCIDENTS = "incidents: {directory: FOLDER/incidents}\n"
+PAUSE_SECONDS = 601
+"""After this time an incident that could not be written is tried again."""
+
+
+@contextmanager
+def _no_thread(stage: Stage) -> Iterator[None]:
+    """Let an alert fire while no thread can be started, and while its receiver is away."""
+    with limited(stage, "nproc", 1):
+        stage.fill()
+        stage.wait_for_value('notifications_failed_total{reason="connection",receiver="webhook"}', 1)
+        yield
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+
+
+@contextmanager
+def _fill_without_threads(stage: Stage) -> Iterator[None]:
+    with limited(stage, "nproc", 1):
+        stage.fill()
+        yield
+
+
+@contextmanager
+def _threads_for_delivery_alone(stage: Stage) -> Iterator[None]:
+    """Let an alert fire of a daemon that could start no thread beyond its own since its start."""
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+    stage.fill()
+    yield
+    set_limit(stage, "nproc", 100)
+
+
+@contextmanager
+def _no_descriptor(stage: Stage) -> Iterator[None]:
+    with limited(stage, "nofile", 3):
+        yield
+
+
+@contextmanager
+def _receiver_without_descriptor(stage: Stage) -> Iterator[None]:
+    """Add a receiver by a reload while there are descriptors for polls and scrapes, but not for an event loop."""
+    with tampered(stage, "epoll_create1", "error=EMFILE"):
+        stage.reload(CONFIG + HOOK)
+        yield
+    stage.reload(CONFIG)
+
+
+@contextmanager
+def _no_memory(stage: Stage) -> Iterator[None]:
+    used = int(status_of(stage.daemon.pid)["VmSize"].split()[0]) * 1024
+    with limited(stage, "as", used):
+        yield
+
+
+@contextmanager
+def _no_memory_at_reload(stage: Stage) -> Iterator[None]:
+    used = int(status_of(stage.daemon.pid)["VmSize"].split()[0]) * 1024
+    big = CONFIG + "".join(f"# {'x' * 1000}\n" for _ in range(900))
+    with limited(stage, "as", used):
+        stage.reload(big)
+        stage.daemon.wait_for_line("The configuration is kept as it was: ")
+    yield
+    stage.reload(CONFIG)
+
+
+@contextmanager
+def _no_large_file(stage: Stage) -> Iterator[None]:
+    with limited(stage, "fsize", 0):
+        stage.fill()
+        stage.daemon.wait_for_line("Incidents cannot be written: ")
+        yield
+    stage.pass_time(PAUSE_SECONDS)
+
+
+@contextmanager
+def _no_thread_for_an_incident(stage: Stage) -> Iterator[None]:
+    with limited(stage, "nproc", 1):
+        stage.fill()
+        stage.daemon.wait_for_line("Incidents cannot be written: ")
+        yield
+    stage.pass_time(PAUSE_SECONDS)
+
+
+def make_incidents(stage: Stage) -> None:
+    """Make a directory for incidents that every user may write to."""
+    directory = stage.folder / "incidents"
+    directory.mkdir()
+    directory.chmod(0o777)
+
+
+def _writes_the_incident(stage: Stage) -> None:
+    stage.wait_for_value("incidents_total", 1)
+
+
+WRITES_THE_INCIDENT = Check("The incident is written ten minutes later.", _writes_the_incident)
+
+
+CASES: tuple[Case, ...] = (
+    Fault(
+        name="no thread to look for processes",
+        done="RLIMIT_NPROC is 1 as an alert fires.",
+        inject=_fill_without_threads,
+        start=Start(prefix=as_user()),
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES],
+        says=["Not all processes that hold ports can be named: …allow ephmon more threads"],
+        needs=ANOTHER_USER,
+    ),
+    Fault(
+        name="no thread for an incident",
+        done="RLIMIT_NPROC is 1 as an incident is due.",
+        inject=_no_thread_for_an_incident,
+        start=Start(config=CONFIG + INCIDENTS, prefix=as_user(), command=hastened, prepare=make_incidents),
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES],
+        afterwards=[WRITES_THE_INCIDENT],
+        says=["Incidents cannot be written: …allow ephmon more threads"],
+        needs=ANOTHER_USER,
+    ),
+    Fault(
+        name="files may have no content",
+        done="RLIMIT_FSIZE is 0 as an incident is due.",
+        inject=_no_large_file,
+        start=Start(config=CONFIG + INCIDENTS, command=hastened, prepare=make_incidents),
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES],
+        afterwards=[WRITES_THE_INCIDENT],
+        says=["Incidents cannot be written: …File too large"],
+    ),
+    Fault(
+        name="no descriptor",
+        done="RLIMIT_NOFILE is 3 while it runs.",
+        inject=_no_descriptor,
+        meanwhile=[SAYS_THAT_POLLS_FAIL],
+        says=["The poll failed: …Too many open files", "Polls succeed again."],
+    ),
+    Refusal(
+        name="bind() is forbidden",
+        done="seccomp lets it fail with EPERM.",
+        start=Start(prefix=forbidding("refuse(seccomp.BIND)")),
+        says="ephmon: Cannot listen on 127.0.0.1:19100: Operation not permitted",
+    ),
+)

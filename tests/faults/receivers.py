@@ -1,0 +1,269 @@
+"""Faults of whoever alerts are sent to."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tests.certificates import make_certificate
+from tests.delivery import delivering
+from tests.delivery.receivers import PostReceiver, answering, closing, dripping, endless, saying, silent
+from tests.faults.case import CONFIG, Check, Fault, Start
+from tests.faults.checks import ALERT_FIRES, ALERT_IS_DELIVERED, POLLS_GO_ON
+from tests.faults.hastened import hastened
+from tests.faults.limits import HOOK, HOOK_PORT
+from tests.sockets import ALL_PORTS, Recipe, close, open_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.delivery.receivers import Answer
+    from tests.faults.case import Case
+    from tests.faults.stage import Stage
+
+ANSWERS: dict[str, Answer] = {
+    "silent": silent,
+    "endless": endless,
+    "dripping": dripping(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000),
+    "redirecting": answering("HTTP/1.1 307 Temporary Redirect\nLocation: http://127.0.0.1:8080/"),
+    "lying": saying(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+    "closing": closing,
+    "failing": answering("HTTP/1.1 503 Service Unavailable\nRetry-After: never"),
+    "refusing": answering("HTTP/1.1 400 Bad Request", b"\x1b[2J" * 1000),
+    "busy": answering("HTTP/1.1 429 Too Many Requests\nRetry-After: 0"),
+    "interim": saying(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    "good": answering("HTTP/1.1 200 OK"),
+}
+"""By name, because an answer cannot be sent to another process."""
+HOSTNAME = 'notify: {webhook: {url: "http://no-such-host.invalid:8080/"}}\n'
+TLS_HOOK = HOOK.replace("http:", "https:")
+
+
+def open_receiver(answer: str, port: int = HOOK_PORT, certificate: tuple[str, str] | None = None) -> PostReceiver:
+    """Return a receiver that answers so; for the agent."""
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*certificate)
+    return PostReceiver(ANSWERS[answer], port=port, tls=tls)
+
+
+@contextmanager
+def _receiver(stage: Stage, answer: str) -> Iterator[None]:
+    """Let an alert fire while the receiver answers so, and then have a good one in its place."""
+    stage.ns.call(delivering.open_receiver, "bad", partial(open_receiver, answer))
+    stage.fill()
+    yield
+    stage.ns.call(delivering.close_receiver, "bad")
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+
+
+@contextmanager
+def _nobody(stage: Stage) -> Iterator[None]:
+    stage.fill()
+    yield
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+
+
+@contextmanager
+def _unknown_certificate(stage: Stage) -> Iterator[None]:
+    files = make_certificate(stage.folder, "hook")
+    certificate = (str(files.certificate), str(files.key))
+    stage.ns.call(delivering.open_receiver, "bad", partial(open_receiver, "good", certificate=certificate))
+    stage.fill()
+    yield
+
+
+@contextmanager
+def _plain_receiver(stage: Stage) -> Iterator[None]:
+    stage.ns.call(delivering.open_receiver, "bad", partial(open_receiver, "good"))
+    stage.fill()
+    yield
+
+
+@contextmanager
+def _no_name(stage: Stage) -> Iterator[None]:
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+    stage.fill()
+    yield
+    stage.reload(CONFIG + HOOK)
+
+
+@contextmanager
+def _no_source_port(stage: Stage) -> Iterator[None]:
+    """Take every port that deliveries are sent from."""
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+    for port in range(19102, 19118):
+        stage.ns.call(open_sockets, Recipe(bind=("0.0.0.0", port), listen=1), tag="source", limit=1)
+    stage.fill()
+    yield
+    stage.ns.call(close, "source")
+
+
+@contextmanager
+def _no_port_left(stage: Stage) -> Iterator[None]:
+    """Let every port of the namespace be taken by sockets that every connection conflicts with."""
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+    filled = stage.ns.call(open_sockets, Recipe(bind=("0.0.0.0", 0), listen=1), tag="all", limit=ALL_PORTS)
+    assert filled.errno == errno.EADDRINUSE
+    yield
+
+
+@contextmanager
+def _all_bad_but_one(stage: Stage) -> Iterator[None]:
+    stage.ns.call(delivering.receive, "hook", HOOK_PORT)
+    for number, answer in enumerate(BAD):
+        stage.ns.call(delivering.open_receiver, answer, partial(open_receiver, answer, port=9090 + number))
+    stage.fill()
+    yield
+
+
+def _failed(reason: str, least: int) -> Callable[[Stage], None]:
+    def require(stage: Stage) -> None:
+        stage.wait_for_value(f'notifications_failed_total{{reason="{reason}",receiver="webhook"}}', least)
+
+    return require
+
+
+def _attempts_fail(reason: str) -> Check:
+    return Check(f"Attempts fail as `{reason}` and are repeated.", _failed(reason, 2))
+
+
+def _attempt_fails_once(reason: str) -> Check:
+    return Check(f"The attempt fails as `{reason}` and is not repeated.", _failed(reason, 1))
+
+
+def _bad_receiver(name: str, done: str, answer: str, reason: str, says: str) -> Fault:
+    return Fault(
+        name=f"the receiver {name}",
+        done=done,
+        inject=partial(_receiver, answer=answer),
+        start=WITH_HOOK,
+        meanwhile=[POLLS_GO_ON, _attempts_fail(reason)],
+        afterwards=[ALERT_IS_DELIVERED],
+        says=[f"The webhook at localhost:8080 {says}", "The webhook at localhost:8080 accepts alerts again."],
+    )
+
+
+WITH_HOOK = Start(config=CONFIG + HOOK, command=hastened)
+BAD = ("silent", "endless", "dripping", "redirecting", "lying", "closing", "failing", "interim")
+MANY = f"notify: {{alertmanager: {{urls: [{', '.join(f'http://localhost:{9090 + n}' for n in range(len(BAD)))}]}}, "
+ALL_BAD_BUT_ONE = Start(config=CONFIG + MANY + HOOK.removeprefix("notify: {"), command=hastened)
+
+CASES: tuple[Case, ...] = (
+    _bad_receiver(
+        "never answers", "It takes the request and says nothing.", "silent", "timeout", "did not answer within"
+    ),
+    _bad_receiver(
+        "drips", "It sends one byte of the head every 10 ms.", "dripping", "timeout", "did not answer within"
+    ),
+    _bad_receiver(
+        "sends a head without end",
+        "It sends headers as fast as they are taken.",
+        "endless",
+        "protocol",
+        "does not speak HTTP/1.1",
+    ),
+    _bad_receiver(
+        "sends no final answer",
+        "It sends `100 Continue` a thousand times.",
+        "interim",
+        "protocol",
+        "does not speak HTTP/1.1",
+    ),
+    _bad_receiver(
+        "redirects",
+        "It answers 307 with itself as the location.",
+        "redirecting",
+        "redirect",
+        "answered with status 307; redirects are not followed",
+    ),
+    _bad_receiver(
+        "speaks another protocol", "It says that it is OpenSSH.", "lying", "protocol", "does not speak HTTP/1.1"
+    ),
+    _bad_receiver(
+        "closes the connection",
+        "It takes the request and closes.",
+        "closing",
+        "connection",
+        "closed the connection without a response",
+    ),
+    _bad_receiver(
+        "fails",
+        "It answers 503, with a Retry-After that is no time.",
+        "failing",
+        "server_error",
+        "answered with status 503",
+    ),
+    _bad_receiver("is busy", "It answers 429.", "busy", "rate_limited", "answered with status 429"),
+    Fault(
+        name="the receiver refuses the alert",
+        done="It answers 400, with a body that clears the screen.",
+        inject=partial(_receiver, answer="refusing"),
+        start=WITH_HOOK,
+        meanwhile=[POLLS_GO_ON, _attempt_fails_once("client_error")],
+        says=["The webhook at localhost:8080 answered with status 400"],
+    ),
+    Fault(
+        name="the receiver is down",
+        done="Nobody listens.",
+        inject=_nobody,
+        start=WITH_HOOK,
+        meanwhile=[POLLS_GO_ON, _attempts_fail("connection")],
+        afterwards=[ALERT_IS_DELIVERED],
+        says=["The webhook at localhost:8080 cannot be reached: Connection refused."],
+    ),
+    Fault(
+        name="the receiver's certificate is not trusted",
+        done="It has signed its certificate itself.",
+        inject=_unknown_certificate,
+        start=Start(config=CONFIG + TLS_HOOK, command=hastened),
+        meanwhile=[POLLS_GO_ON, _attempts_fail("tls")],
+        says=["The webhook at localhost:8080 has an invalid certificate: "],
+    ),
+    Fault(
+        name="the receiver has no TLS",
+        done="The URL says https, and the server speaks HTTP.",
+        inject=_plain_receiver,
+        start=Start(config=CONFIG + TLS_HOOK, command=hastened),
+        meanwhile=[POLLS_GO_ON, _attempts_fail("tls")],
+        says=["The webhook at localhost:8080 failed the TLS handshake"],
+    ),
+    Fault(
+        name="the receiver's name does not exist",
+        done="Its name ends in .invalid; a reload mends it.",
+        inject=_no_name,
+        start=Start(config=CONFIG + HOSTNAME, command=hastened),
+        meanwhile=[POLLS_GO_ON, _attempts_fail("name")],
+        afterwards=[ALERT_IS_DELIVERED],
+        says=["The webhook at no-such-host.invalid:8080 cannot be looked up."],
+    ),
+    Fault(
+        name="deliveries have no port",
+        done="Others listen on every port of `notify.source_ports`.",
+        inject=_no_source_port,
+        start=WITH_HOOK,
+        meanwhile=[POLLS_GO_ON, _attempts_fail("source_port")],
+        afterwards=[ALERT_IS_DELIVERED],
+        says=["The webhook at localhost:8080 cannot be reached: no port of notify.source_ports is free"],
+    ),
+    Fault(
+        name="no port is left in the namespace",
+        done="Somebody listens on every port of the range.",
+        inject=_no_port_left,
+        start=WITH_HOOK,
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES, ALERT_IS_DELIVERED],
+        says=["EphmonPortsBlocked fires as critical"],
+    ),
+    Fault(
+        name="every receiver but one is bad",
+        done="Eight Alertmanagers misbehave, each in its own way, and a webhook does not.",
+        inject=_all_bad_but_one,
+        start=ALL_BAD_BUT_ONE,
+        meanwhile=[POLLS_GO_ON, ALERT_IS_DELIVERED],
+        says=["The alertmanager at localhost:9090 did not answer within"],
+    ),
+)
