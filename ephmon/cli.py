@@ -176,7 +176,7 @@ def _add_headroom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe",
         action="store_true",
-        help="ask the kernel about each ambiguous port (needs CAP_NET_ADMIN and Linux 6.3)",
+        help="ask the kernel about each ambiguous port (needs bit 0 of net.ipv4.tcp_fastopen or CAP_NET_ADMIN)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

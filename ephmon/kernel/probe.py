@@ -1,8 +1,9 @@
 """The probe: asks the kernel itself whether connect() may share a port, without sending a packet.
 
-A socket that is limited to one port (IP_LOCAL_PORT_RANGE) and in repair mode (TCP_REPAIR) goes through the whole search
-of `__inet_hash_connect()` and is connected without a handshake. That it succeeds means that the port is shared or free;
-EADDRNOTAVAIL means that it is blocked, or that a socket leads from it to the same destination already.
+A socket that is limited to one port (IP_LOCAL_PORT_RANGE) and defers its SYN until the first write
+(TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE) goes through the whole search of `__inet_hash_connect()` and is closed
+before it writes anything. That connect() succeeds means that the port is shared or free; EADDRNOTAVAIL means that it is
+blocked, or that a socket leads from it to the same destination already.
 
 The destination is therefore a dummy, drawn anew in each run from 4 * 10^9 addresses and ports of the loopback device:
 one that no socket leads to, and none whose TIME_WAITs the search would recycle. Should there be one after all, a second
@@ -10,11 +11,17 @@ dummy, drawn independently, tells: the kernel says EADDRNOTAVAIL to both of a po
 leads from it to two destinations out of 4 * 10^9 that were chosen a moment ago.
 
 What else makes it harmless: the port is held for some ten microseconds, so only ports that have a socket already are
-asked about unless the caller says otherwise; closing in repair mode sends nothing. Each success counts once in
-Tcp.EstabResets.
+asked about unless the caller says otherwise, and with SO_REUSEADDR, so that a listener that sets it too can start
+meanwhile. No counter moves. After fast open has met a black hole the kernel defers no SYN (sysctl
+tcp_fastopen_blackhole_timeout_sec, 0 by default); then one goes over loopback, is refused, and the answer is the same.
 
-Sources: man 7 ip (IP_LOCAL_PORT_RANGE), tcp_v4_connect() in net/ipv4/tcp_ipv4.c, tcp_repair in net/ipv4/tcp.c. Needs
-CAP_NET_ADMIN in the user namespace that owns the network namespace, and Linux 6.3 or a stable kernel with the option.
+Fast open needs bit 0 of net.ipv4.tcp_fastopen, which is the kernel's default, and no privilege. Without that bit the
+socket goes into repair mode (TCP_REPAIR) and is connected without a handshake, which takes CAP_NET_ADMIN in the user
+namespace that owns the network namespace; each success then counts once in Tcp.EstabResets. Both ways need
+IP_LOCAL_PORT_RANGE: Linux 6.3, or a stable kernel with a backport.
+
+Sources: man 7 ip (IP_LOCAL_PORT_RANGE), tcp_v4_connect() in net/ipv4/tcp_ipv4.c, tcp_fastopen_defer_connect() in
+net/ipv4/tcp_fastopen.c, tcp_repair in net/ipv4/tcp.c.
 """
 
 from __future__ import annotations
@@ -37,10 +44,12 @@ if TYPE_CHECKING:
     from ephmon.kernel.deadline import Deadline
 
 _IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
-_TCP_REPAIR = 19  # include/uapi/linux/tcp.h
+_TCP_REPAIR, _TCP_FASTOPEN_CONNECT, _TCP_FASTOPEN_NO_COOKIE = 19, 30, 34  # include/uapi/linux/tcp.h
 _RANGE = struct.Struct("=I")
 _LOWEST_OF_DUMMIES = 1_024
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
+_GOT_THE_PORT = frozenset({0, errno.EINPROGRESS, errno.ECONNREFUSED})
+"""What connect() says once it has the port; the last two where the SYN was not deferred."""
 
 
 class ProbeUnavailableError(KernelError):
@@ -63,7 +72,7 @@ def probe(
     run, and one more for each port that seems blocked.
 
     Raises:
-        ProbeUnavailableError: The kernel is too old, the capability is missing, or connect() is refused.
+        ProbeUnavailableError: The kernel is too old, neither way is allowed, or connect() is refused.
         KernelError: ephmon was told to stop, or the port range changed meanwhile.
     """
     destination = dummy()
@@ -92,18 +101,18 @@ class ProbeByTurns:
 
 def require_probe() -> None:
     """Raise ProbeUnavailableError if sockets cannot be set up for the probe; no port is touched."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as ours:
+    with _socket() as ours:
         _set_up(ours, 1)
 
 
 def _may_be_shared(port: int, destination: tuple[str, int]) -> bool:
     """Tell whether connect() gets the port toward the destination."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as ours:
+    with _socket() as ours:
         _set_up(ours, port)
         number = ours.connect_ex(destination)
         if number == errno.EADDRNOTAVAIL:
             return False
-        if number:
+        if number not in _GOT_THE_PORT:
             raise _refusal(number)
         # The kernel ignores a limit outside the port range, which may have changed a moment ago.
         if ours.getsockname()[1] != port:
@@ -122,18 +131,32 @@ def _refusal(number: int) -> ProbeUnavailableError:
     return ProbeUnavailableError(f"The probe cannot connect to loopback ({os.strerror(number)}): {what_helps}.")
 
 
+def _socket() -> socket.socket:
+    """Return a socket that does not wait: a SYN that is not deferred might be dropped on the way."""
+    return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
 def _set_up(ours: socket.socket, port: int) -> None:
+    """Limit the socket to the port, and keep it from sending anything."""
     try:
         ours.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.pack(port << 16 | port))
     except OSError as error:
         raise ProbeUnavailableError(
             "The probe needs a kernel with IP_LOCAL_PORT_RANGE: Linux 6.3, or an older one with a backport."
         ) from error
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_NO_COOKIE, 1)
+        ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
+    except OSError:  # net.ipv4.tcp_fastopen lacks bit 0
+        _put_into_repair_mode(ours)
+
+
+def _put_into_repair_mode(ours: socket.socket) -> None:
     try:
         ours.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
-    except PermissionError as error:
-        raise ProbeUnavailableError(
-            "The probe needs CAP_NET_ADMIN; run it as root, or grant that capability."
-        ) from error
     except OSError as error:
-        raise ProbeUnavailableError(f"The kernel does not offer TCP_REPAIR ({error.strerror}).") from error
+        raise ProbeUnavailableError(
+            "The probe needs bit 0 of net.ipv4.tcp_fastopen, which is set by default, or CAP_NET_ADMIN. "
+            "Set that bit, or run ephmon as root."
+        ) from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import tempfile
 from contextlib import closing, contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +18,12 @@ from tests import sockets
 from tests.commands.answers import Answer, answer
 from tests.kernel_truth.experiment import leave_time_wait
 from tests.namespaces import Agent, Namespace
-from tests.processes import ephmon, run
+from tests.ordinary_user import as_ordinary_user
+from tests.processes import ephmon, put, run
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LOW, HIGH = 40_000, 40_999
 HERE, OWN, V6 = "127.0.0.1", "10.8.0.1", "::1"
@@ -32,6 +34,18 @@ TCP_BIND = (
 )
 UDP_BIND = "Then bind() to port 0 fails with EADDRINUSE, for every destination.\n"
 UDP_CONNECT = "Then connect() or sendto() fails with EAGAIN, for every destination.\n"
+
+
+PROBED = Answer(
+    0,
+    f"995 more connections from {HERE} to {HERE}:80.\n1000 usable ports - 5 blocked - 0 in use = 995.\n{FAILS}",
+    "",
+)
+"""What is said while 5 of 25 ports in doubt are blocked."""
+NEITHER_WAY = (
+    "ephmon: The probe needs bit 0 of net.ipv4.tcp_fastopen, which is set by default, or CAP_NET_ADMIN. "
+    "Set that bit, or run ephmon as root.\n"
+)
 
 
 def headroom(*arguments: str) -> Answer:
@@ -179,13 +193,21 @@ def test_the_probe_turns_the_estimate_into_the_number(ask: Ask) -> None:
     ask.open(Recipe(connect=(HERE, 81)), 20)
     ask.open(Recipe(bind=(HERE, 0), connect=(HERE, 81)), 5, tag="bound")
 
-    assert ask(f"{HERE}:80", "--probe") == (
-        0,
-        f"995 more connections from {HERE} to {HERE}:80.\n1000 usable ports - 5 blocked - 0 in use = 995.\n{FAILS}",
-        "",
-    )
+    assert ask(f"{HERE}:80", "--probe") == PROBED
     document = ask.json(f"{HERE}:80", "--probe")
     assert (document["method"], document["exact"], document["blocked_ports"]) == ("probe", True, 5)
+
+
+def test_the_probe_needs_no_privilege(ask: Ask) -> None:
+    ask.open(Recipe(connect=(HERE, 81)), 20)
+    ask.open(Recipe(bind=(HERE, 0), connect=(HERE, 81)), 5, tag="bound")
+    with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
+        Path(folder).chmod(0o755)
+        config = put(Path(folder) / "config.yaml", "poll: {deadline: 30s}\n")
+        arguments = "--config", str(config), f"{HERE}:80", "--probe"
+        assert ask.agent.call(headroom, *arguments) == PROBED  # which imports all that it needs
+
+        assert ask.agent.call(as_ordinary_user, headroom, *arguments) == PROBED
 
 
 @pytest.mark.parametrize(
@@ -418,22 +440,21 @@ def test_an_address_that_bind_takes_all_the_same_is_a_source(config: Path) -> No
 
 
 @pytest.mark.parametrize("clients", [0, 5])
-def test_without_privilege_the_probe_says_what_it_needs_after_the_bounds_and_is_status_1(
-    ask: Ask, clients: int
+def test_where_the_probe_is_not_possible_it_says_what_it_needs_after_the_bounds_and_is_status_1(
+    config: Path, clients: int
 ) -> None:
     """Whether there is a port in doubt just now does not matter."""
-    ask.open(Recipe(connect=(HERE, 81)), clients)
-    prefix = ask.agent.command("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--")
-    with closing(Agent(prefix)) as unprivileged:
-        refused = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe")
-        as_json = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe", "--json")
-        plain = unprivileged.call(headroom, *ask.config, f"{HERE}:80")
+    with host() as ns:
+        ask = Ask(ns, config)
+        ask.open(Recipe(connect=(HERE, 81)), clients)
+        ns.call(sockets.write_sysctl, "net.ipv4.tcp_fastopen", 0)
+        prefix = ns.command("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--")
+        with closing(Agent(prefix)) as unprivileged:
+            refused = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe")
+            as_json = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe", "--json")
+            plain = unprivileged.call(headroom, *ask.config, f"{HERE}:80")
 
-    assert refused == (
-        1,
-        plain.out,
-        "ephmon: The probe needs CAP_NET_ADMIN; run it as root, or grant that capability.\n",
-    )
+    assert refused == (1, plain.out, NEITHER_WAY)
     assert (plain.status, plain.err, plain.out.count("\n")) == (0, "", 3)
     assert (f" (an estimate: at least {1000 - clients}, at most 1000)." in plain.out) is (clients > 0)
     assert (as_json.status, as_json.err) == (1, refused.err)

@@ -213,13 +213,23 @@ def test_processes_of_others_are_seen_with_the_drop_in_for_owners_alone() -> Non
     assert list(with_it.values()) == ["done"]
 
 
-def test_ports_are_probed_with_the_drop_in_for_the_probe_alone() -> None:
-    command = "/usr/bin/ephmon headroom 127.0.0.1:9 --probe --json"
-    without, with_it = (
-        json.loads(in_sandbox(command, *names, SuccessExitStatus="1")) for names in ((), ("probe.conf",))
-    )
+def test_ports_are_probed_and_without_fast_open_with_the_drop_in_for_the_probe_alone() -> None:
+    command, fast_open = "/usr/bin/ephmon headroom 127.0.0.1:9 --probe --json", Path("/proc/sys/net/ipv4/tcp_fastopen")
+    methods = {}
+    try:
+        for value in ("1", "0"):
+            fast_open.write_text(value, encoding="ascii")
+            for names in ((), ("probe.conf",)):
+                methods[value, *names] = json.loads(in_sandbox(command, *names, SuccessExitStatus="1"))["method"]
+    finally:
+        fast_open.write_text("1", encoding="ascii")
 
-    assert (without["method"], with_it["method"]) == ("inet_diag", "probe")
+    assert methods == {
+        ("1",): "probe",
+        ("1", "probe.conf"): "probe",
+        ("0",): "inet_diag",
+        ("0", "probe.conf"): "probe",
+    }
 
 
 def test_the_drop_in_for_exhaustions_shows_an_instance_and_takes_it_away_again() -> None:

@@ -6,12 +6,13 @@ import errno
 import itertools
 import os
 import re
+import socket
 import time
-from contextlib import closing
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import pytest
 
@@ -20,16 +21,23 @@ from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import ProbeByTurns, ProbeUnavailableError, probe, require_probe, unlikely_destination
 from tests import sockets
 from tests.kernel.seccomp import refuse_to_connect
-from tests.namespaces import Agent, Namespace, ip
+from tests.namespaces import Namespace, ip
+from tests.ordinary_user import as_ordinary_user
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LOW, HIGH = 40_000, 40_099
 PORT = LOW + 10
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.9"
-NO_CAPABILITY = "The probe needs CAP_NET_ADMIN; run it as root, or grant that capability."
+NEITHER_WAY = (
+    "The probe needs bit 0 of net.ipv4.tcp_fastopen, which is set by default, or CAP_NET_ADMIN. "
+    "Set that bit, or run ephmon as root."
+)
 LOOPBACK_NEVER_UP = "The probe cannot connect to loopback (Network is unreachable): set the device lo up."
 FORBIDDEN = (
     "The probe cannot connect to loopback ({}): a security module (SELinux, AppArmor, Landlock) or a BPF program of "
@@ -38,6 +46,9 @@ FORBIDDEN = (
 OTHER_RANGE = "ip_local_port_range changed during the probe; try again."
 
 TO_SERVER = (HERE, 80)
+FAST_OPEN, WITHOUT_CLIENTS = "net.ipv4.tcp_fastopen", 2
+"""Bit 0 is for clients, bit 1 for servers."""
+TCP_FASTOPEN_NO_COOKIE = 34  # include/uapi/linux/tcp.h
 
 
 @pytest.fixture(name="ns")
@@ -48,13 +59,30 @@ def _ns() -> Iterator[Namespace]:
         yield ns
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks, and by which way of the two."""
+
+    ns: Namespace
+    is_ordinary_user: bool
+
+    def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a module-level function as the one who asks."""
+        if self.is_ordinary_user:
+            return self.ns.call(as_ordinary_user, function, *args, **kwargs)
+        return self.ns.call(function, *args, **kwargs)
+
+
+@pytest.fixture(name="asking", params=["ordinary user with fast open", "root without fast open"])
+def _asking(request: pytest.FixtureRequest, ns: Namespace) -> Asking:
+    is_ordinary_user = request.param.startswith("ordinary user")
+    if not is_ordinary_user:
+        ns.call(sockets.write_sysctl, FAST_OPEN, WITHOUT_CLIENTS)
+    return Asking(ns, is_ordinary_user)
+
+
 def ask(ports: Sequence[int]) -> dict[int, bool]:
     return probe(ports, Deadline(10.0, time.monotonic))
-
-
-def unprivileged(ns: Namespace) -> Agent:
-    """Start an agent in the namespace that lacks CAP_NET_ADMIN alone."""
-    return Agent(ns.command("setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", "--"))
 
 
 SHARED = {
@@ -74,36 +102,36 @@ BLOCKED = {
 }
 
 
-def test_a_free_port_may_be_shared(ns: Namespace) -> None:
-    assert ns.call(ask, [LOW, PORT, HIGH]) == {LOW: True, PORT: True, HIGH: True}
+def test_a_free_port_may_be_shared(asking: Asking) -> None:
+    assert asking.call(ask, [LOW, PORT, HIGH]) == {LOW: True, PORT: True, HIGH: True}
 
 
-def test_no_port_is_no_answer(ns: Namespace) -> None:
-    assert ns.call(ask, []) == {}
+def test_no_port_is_no_answer(asking: Asking) -> None:
+    assert asking.call(ask, []) == {}
 
 
 @pytest.mark.parametrize("recipe", SHARED.values(), ids=SHARED)
-def test_a_port_that_blocks_nobody_may_be_shared(ns: Namespace, recipe: Recipe) -> None:
+def test_a_port_that_blocks_nobody_may_be_shared(ns: Namespace, asking: Asking, recipe: Recipe) -> None:
     ns.call(sockets.open_sockets, recipe, tag="one", limit=1)
 
     assert ns.call(sockets.ports_of, "one") == [PORT]
-    assert ns.call(ask, [PORT]) == {PORT: True}
+    assert asking.call(ask, [PORT]) == {PORT: True}
 
 
 @pytest.mark.parametrize("recipe", BLOCKED.values(), ids=BLOCKED)
-def test_a_port_that_blocks_everybody_may_not(ns: Namespace, recipe: Recipe) -> None:
+def test_a_port_that_blocks_everybody_may_not(ns: Namespace, asking: Asking, recipe: Recipe) -> None:
     ns.call(sockets.open_sockets, recipe, tag="one", limit=1)
 
     assert ns.call(sockets.ports_of, "one") == [PORT]
-    assert ns.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
+    assert asking.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
 
 
-def test_a_socket_to_any_destination_blocks_nobody(ns: Namespace) -> None:
+def test_a_socket_to_any_destination_blocks_nobody(ns: Namespace, asking: Asking) -> None:
     """Port 9 of 127.0.0.1 is nobody's, and a client may well lead to it."""
     ns.call(sockets.listen, HERE, 9, tag="discard")
     ns.call(sockets.fill, HERE, 9, tag="clients", limit=20)
 
-    assert ns.call(ask, range(LOW, HIGH + 1)) == dict.fromkeys(range(LOW, HIGH + 1), True)
+    assert asking.call(ask, range(LOW, HIGH + 1)) == dict.fromkeys(range(LOW, HIGH + 1), True)
 
 
 def ask_toward(ports: Sequence[int], *dummies: tuple[str, int]) -> dict[int, bool]:
@@ -112,14 +140,14 @@ def ask_toward(ports: Sequence[int], *dummies: tuple[str, int]) -> dict[int, boo
     return probe(ports, Deadline(10.0, time.monotonic), drawn.__next__)
 
 
-def test_a_dummy_that_a_socket_leads_to_is_reported_by_a_second_one(ns: Namespace) -> None:
+def test_a_dummy_that_a_socket_leads_to_is_reported_by_a_second_one(ns: Namespace, asking: Asking) -> None:
     clients, bound = Recipe(connect=TO_SERVER, port_range=(LOW, PORT)), Recipe(bind=(ELSEWHERE, 0))
     ns.call(sockets.open_sockets, clients, tag="clients", limit=5)
     ns.call(sockets.open_sockets, replace(bound, port_range=(PORT + 1, HIGH)), tag="bound", limit=5)
     held, blocked = ns.call(sockets.ports_of, "clients"), ns.call(sockets.ports_of, "bound")
 
-    assert ns.call(ask_toward, held, TO_SERVER) == dict.fromkeys(held, True)
-    assert ns.call(ask_toward, blocked, TO_SERVER) == dict.fromkeys(blocked, False)
+    assert asking.call(ask_toward, held, TO_SERVER) == dict.fromkeys(held, True)
+    assert asking.call(ask_toward, blocked, TO_SERVER) == dict.fromkeys(blocked, False)
 
 
 def test_dummies_differ_and_are_none_of_the_addresses_that_people_choose() -> None:
@@ -133,82 +161,143 @@ def test_dummies_differ_and_are_none_of_the_addresses_that_people_choose() -> No
     assert all(1_024 <= port <= 65_535 for _, port in drawn)
 
 
-def test_the_ports_that_were_asked_about_are_free_afterwards(ns: Namespace) -> None:
-    ns.call(ask, range(LOW, HIGH + 1))
+def test_the_ports_that_were_asked_about_are_free_afterwards(ns: Namespace, asking: Asking) -> None:
+    asking.call(ask, range(LOW, HIGH + 1))
 
     for port in range(LOW, HIGH + 1):
         bound = ns.call(sockets.open_sockets, Recipe(bind=(HERE, port)), tag="bound", limit=1)
         assert bound == FillResult(1, 0)
 
 
-def test_a_full_pool_stays_as_it_is(ns: Namespace) -> None:
+def test_a_full_pool_stays_as_it_is(ns: Namespace, asking: Asking) -> None:
     ns.call(sockets.fill, *TO_SERVER, tag="clients")
     before = ns.call(ip, "-statistics", "link", "show", "dev", "lo")
 
-    assert ns.call(ask, range(LOW, HIGH + 1)) == dict.fromkeys(range(LOW, HIGH + 1), True)
+    assert asking.call(ask, range(LOW, HIGH + 1)) == dict.fromkeys(range(LOW, HIGH + 1), True)
     assert ns.call(ip, "-statistics", "link", "show", "dev", "lo") == before
 
 
-def tcp_counters() -> dict[str, int]:
-    """Return the counters of TCP in /proc/net/snmp."""
-    names, values = (
-        line.split()[1:] for line in Path("/proc/net/snmp").read_text().splitlines() if line.startswith("Tcp:")
-    )
-    return dict(zip(names, map(int, values), strict=True))
+def counters() -> dict[str, int]:
+    """Return the counters of all protocols in /proc/net/snmp and /proc/net/netstat."""
+    found: dict[str, int] = {}
+    for name in ("snmp", "netstat"):
+        lines = [line.split() for line in Path(f"/proc/net/{name}").read_text(encoding="ascii").splitlines()]
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            found |= {f"{names[0]}{one}": int(value) for one, value in zip(names[1:], values[1:], strict=True)}
+    return found
 
 
-def test_no_segment_is_sent_and_only_resets_are_counted(ns: Namespace) -> None:
+def test_no_segment_is_sent_and_no_counter_moves_but_the_resets_of_repair_mode(ns: Namespace, asking: Asking) -> None:
     for port in range(PORT, PORT + 30):
         ns.call(sockets.open_sockets, Recipe(bind=(HERE, port)), tag="bound", limit=1)
-    before = ns.call(tcp_counters)
-    ns.call(ask, range(LOW, HIGH + 1))
-    after = ns.call(tcp_counters)
+    packets = ns.call(ip, "-statistics", "link", "show", "dev", "lo")
+    before = ns.call(counters)
+    asking.call(ask, range(LOW, HIGH + 1))
+    after = ns.call(counters)
 
-    assert {name: after[name] - before[name] for name in before if after[name] != before[name]} == {"EstabResets": 70}
+    moved = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    assert moved == ({} if asking.is_ordinary_user else {"Tcp:EstabResets": 70})
+    assert ns.call(ip, "-statistics", "link", "show", "dev", "lo") == packets
 
 
-def test_no_socket_is_left_of_it(ns: Namespace) -> None:
+def test_no_socket_is_left_of_it(ns: Namespace, asking: Asking) -> None:
     descriptors = ns.call(os.listdir, "/proc/self/fd")
-    ns.call(ask, range(LOW, HIGH + 1))
+    asking.call(ask, range(LOW, HIGH + 1))
 
     assert len(ns.call(os.listdir, "/proc/self/fd")) == len(descriptors)
     assert re.search(r"^TCP: inuse 1 orphan \d+ tw 0 ", ns.call(Path("/proc/net/sockstat").read_text), re.MULTILINE)
 
 
-def test_without_the_capability_it_says_so(ns: Namespace) -> None:
-    with closing(unprivileged(ns)) as agent:
-        with pytest.raises(ProbeUnavailableError) as before:
-            agent.call(require_probe)
-        with pytest.raises(ProbeUnavailableError) as asked:
-            agent.call(ask, [PORT])
+def starts_of_a_service(seconds: float) -> set[str]:
+    """Listen and stop again and again, and return which errors came of it."""
+    errors = set()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with socket.socket() as service:
+            service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                service.bind((HERE, PORT))
+                service.listen()
+            except OSError as error:
+                errors.add(errno.errorcode[error.errno or 0])
+    return errors
 
-    assert str(before.value) == str(asked.value) == NO_CAPABILITY
+
+def ask_for(seconds: float) -> set[bool]:
+    until = time.monotonic() + seconds
+    answers: set[bool] = set()
+    while time.monotonic() < until:
+        answers.update(ask([PORT] * 100).values())
+    return answers
 
 
-def test_with_the_capability_it_is_available_and_no_port_is_needed(ns: Namespace) -> None:
+def test_a_service_with_so_reuseaddr_can_start_on_a_port_that_is_being_asked_about(
+    ns: Namespace, asking: Asking
+) -> None:
+    service = ns.another_agent()
+    with ThreadPoolExecutor(1) as pool:
+        errors = pool.submit(service.call, starts_of_a_service, 3.0)
+        answers = asking.call(ask_for, 3.0)
+
+    assert errors.result() == set()
+    assert answers == {True, False}
+
+
+def test_where_neither_way_is_allowed_it_says_what_would_help(ns: Namespace) -> None:
+    ns.call(sockets.write_sysctl, FAST_OPEN, WITHOUT_CLIENTS)
+
+    with pytest.raises(ProbeUnavailableError) as before:
+        ns.call(as_ordinary_user, require_probe)
+    with pytest.raises(ProbeUnavailableError) as asked:
+        ns.call(as_ordinary_user, ask, [PORT])
+    assert str(before.value) == str(asked.value) == NEITHER_WAY
+
+
+def test_it_is_available_while_no_port_is_left(ns: Namespace, asking: Asking) -> None:
     ns.call(sockets.open_sockets, Recipe(bind=("0.0.0.0", 0)), tag="all", limit=sockets.ALL_PORTS)
 
-    ns.call(require_probe)
+    asking.call(require_probe)
 
 
-def test_where_loopback_was_never_up_it_says_so_instead_of_a_verdict(ns: Namespace) -> None:
+def meet_a_black_hole() -> None:
+    """Connect with fast open to where no SYN is answered, so that the kernel switches fast open off for an hour."""
+    sockets.write_sysctl("net.ipv4.tcp_fastopen_blackhole_timeout_sec", 3600)
+    sockets.listen(HERE, 81, tag="full", backlog=0)
+    sockets.fill(HERE, 81, tag="filling", limit=1)
+    with socket.socket() as ours:
+        ours.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+        with pytest.raises(TimeoutError):
+            ours.sendto(b"data", socket.MSG_FASTOPEN, (HERE, 81))
+
+
+def test_after_fast_open_has_met_a_black_hole_a_syn_is_refused_and_the_answer_is_the_same(ns: Namespace) -> None:
+    ns.call(sockets.open_sockets, Recipe(bind=(ELSEWHERE, PORT)), tag="blocking", limit=1)
+    ns.call(meet_a_black_hole)
+    before = ns.call(counters)
+
+    assert ns.call(as_ordinary_user, ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
+    assert ns.call(counters)["Tcp:OutRsts"] == before["Tcp:OutRsts"] + 1
+
+
+def test_where_loopback_was_never_up_it_says_so_instead_of_a_verdict(ns: Namespace, asking: Asking) -> None:
     """A device that was set up once keeps its address when it is set down, and the probe keeps working."""
     ns.call(sockets.listen, HERE, PORT, tag="blocking")
     ns.call(ip, "link", "set", "lo", "down")
-    assert ns.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
+    assert asking.call(ask, [PORT, PORT + 1]) == {PORT: False, PORT + 1: True}
 
     ns.call(ip, "address", "flush", "dev", "lo")  # as it is before it is set up for the first time
     with pytest.raises(ProbeUnavailableError) as raised:
-        ns.call(ask, [PORT])
+        asking.call(ask, [PORT])
     assert str(raised.value) == LOOPBACK_NEVER_UP
 
 
-def test_a_port_that_has_left_the_range_is_no_verdict(ns: Namespace) -> None:
+def test_a_port_that_has_left_the_range_is_no_verdict(ns: Namespace, asking: Asking) -> None:
     """The kernel ignores a limit outside the range and takes any port."""
     ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "50000 50099")
 
     with pytest.raises(KernelError) as raised:
-        ns.call(ask, [PORT])
+        asking.call(ask, [PORT])
     assert (str(raised.value), raised.value.reason) == (OTHER_RANGE, "sysctl")
 
 
@@ -227,11 +316,11 @@ def ask_with_ticks(ports: Sequence[int], seconds: int) -> dict[int, bool]:
     return probe(ports, Deadline(seconds, itertools.count().__next__))
 
 
-def test_what_was_answered_when_the_time_is_up_counts(ns: Namespace) -> None:
+def test_what_was_answered_when_the_time_is_up_counts(ns: Namespace, asking: Asking) -> None:
     ns.call(sockets.listen, HERE, PORT, tag="blocking")
 
-    assert ns.call(ask_with_ticks, range(PORT, HIGH), 1) == {}
-    assert ns.call(ask_with_ticks, range(PORT, HIGH), 3) == {PORT: False, PORT + 1: True}
+    assert asking.call(ask_with_ticks, range(PORT, HIGH), 1) == {}
+    assert asking.call(ask_with_ticks, range(PORT, HIGH), 3) == {PORT: False, PORT + 1: True}
 
 
 def test_it_ends_when_it_is_reported_to_stop(ns: Namespace) -> None:

@@ -14,6 +14,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from enum import Enum, auto
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.pools.survey import NamespaceSurvey, classify, survey
 from tests import sockets
 from tests.namespaces import add_address, bring_loopback_up
+from tests.ordinary_user import as_ordinary_user
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +41,15 @@ OWN = "10.8.0.1"
 _TIME_WAIT_DELAY = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay")
 _CLONE_NEWNET = 0x40000000
 _DEADLINE_SECONDS = 20.0
+
+
+class Asks(Enum):
+    """Who uses the probe, and by which of its two ways."""
+
+    ORDINARY_USER = auto()
+    """Without a capability, by fast open."""
+    ROOT = auto()
+    """In repair mode, because fast open is switched off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,13 +369,13 @@ UDP_KINDS: list[Callable[[Mix], None]] = [
 # --- predict and fill ---------------------------------------------------------------------------------------------
 
 
-def connect_outcomes(seeds: list[int], *, with_probe: bool, only_certain: bool = False) -> list[Outcome]:
-    """Predict and fill a tcp_connect pool in each of the mixes."""
+def connect_outcomes(seeds: list[int], *, asks: Asks | None, only_certain: bool = False) -> list[Outcome]:
+    """Predict and fill a tcp_connect pool in each of the mixes; `asks` says who makes a prediction with the probe."""
     kinds = CERTAIN_KINDS if only_certain else KINDS
-    return [_connect_outcome(seed, kinds, with_probe=with_probe) for seed in seeds]
+    return [_connect_outcome(seed, kinds, asks) for seed in seeds]
 
 
-def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_probe: bool) -> Outcome:
+def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], asks: Asks | None) -> Outcome:
     fresh_namespace()
     mix = Mix(seed)
     mix.prepare()
@@ -377,7 +388,7 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_prob
     from_ = source or {OWN: OWN, "::1": "::1"}.get(destination, "127.0.0.1")
     key = ConnectKey(ip_address(from_).packed, ip_address(destination).packed, port)
     one = read()
-    probed = _pool(read_with_probe(), PoolKind.TCP_CONNECT, key) if with_probe else None
+    probed = _probed(key, asks) if asks else None
     counted = _pool(count_after(one), PoolKind.TCP_CONNECT, key)
     filled = sockets.open_sockets(recipe, tag="fill", limit=sockets.ALL_PORTS)
     pool = _pool(one, PoolKind.TCP_CONNECT, key)
@@ -393,6 +404,18 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], *, with_prob
         ambiguous=one.ports.ambiguous,
         counts_unseen_reuse=bool(pool.reusable) and not is_loopback,
     )
+
+
+def _probed(key: ConnectKey, asks: Asks) -> Pool:
+    """Predict a pool with the probe."""
+    if asks is Asks.ORDINARY_USER:
+        return as_ordinary_user(_pool_with_probe, key)
+    sockets.write_sysctl("net.ipv4.tcp_fastopen", 0)
+    return _pool_with_probe(key)
+
+
+def _pool_with_probe(key: ConnectKey) -> Pool:
+    return _pool(read_with_probe(), PoolKind.TCP_CONNECT, key)
 
 
 def bind_outcomes(seeds: list[int], *, is_udp: bool) -> list[Outcome]:

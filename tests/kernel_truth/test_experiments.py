@@ -1,8 +1,8 @@
 """The table of experiments: each row is set up, predicted, done, and compared.
 
 Of every draw the number that ephmon said before is held against how many sockets the kernel gave, and the errno too;
-afterwards ephmon says 0 once the pool is empty. With the probe the number is always right, and without it where what
-decides it can be seen; where it cannot, the bounds hold.
+afterwards ephmon says 0 once the pool is empty. With the probe, which an ordinary user makes, the number is always
+right, and without it where what decides it can be seen; where it cannot, the bounds hold.
 
 The rows on random mixes are in `test_mixes`, those between two hosts in `test_experiments_between_hosts`, those on the
 probe in `test_probe_verdicts`. The rows on the order of ports, on counters, events and NAT have no pool to predict.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel_truth.mixes import (
+    Asks,
     Outcome,
     bind_outcomes,
     connect_outcomes,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONNECT_SEEDS = list(range(120))
+REPAIR_SEEDS = list(range(500, 530))
 CERTAIN_SEEDS = list(range(40))
 ADDRESS_SEEDS = list(range(60))
 SECONDS = 900.0
@@ -52,20 +54,36 @@ def summary(name: str, outcomes: list[Outcome]) -> str:
 
 
 def test_tcp_connect(ns: Namespace) -> None:
-    """With the probe every prediction is exact; without it the bounds hold, and a claim of exactness is true."""
+    """With the probe every prediction is exact; without it the bounds hold, and a claim of exactness is true.
+
+    Whoever asks the kernel is an ordinary user without a capability.
+    """
     is_bounded = ns.call(shows_every_socket)
-    outcomes = ns.call_within(SECONDS, connect_outcomes, CONNECT_SEEDS, with_probe=True)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, CONNECT_SEEDS, asks=Asks.ORDINARY_USER)
     print(summary("tcp_connect", outcomes))
 
-    assert {outcome.errno for outcome in outcomes} == {"EADDRNOTAVAIL"}
-    assert [one for one in outcomes if not one.probed or one.probed.remaining != one.count] == []
-    unclaimed = [one for one in outcomes if one.probed and not one.probed.exact]
-    assert [one for one in unclaimed if not one.counts_unseen_reuse] == []
+    check_probed(outcomes)
     assert [one for one in outcomes if one.count > one.pool.remaining_max] == []
     assert [one for one in outcomes if one.pool.exact and one.pool.remaining != one.count] == []
     if is_bounded:
         assert [one for one in outcomes if one.count < one.pool.remaining_min] == []
     check_counted(outcomes, is_bounded=is_bounded)
+
+
+def test_tcp_connect_without_fast_open(ns: Namespace) -> None:
+    """Root asks in repair mode, and every prediction is exact too."""
+    outcomes = ns.call_within(SECONDS, connect_outcomes, REPAIR_SEEDS, asks=Asks.ROOT)
+    print(summary("tcp_connect without fast open", outcomes))
+
+    check_probed(outcomes)
+
+
+def check_probed(outcomes: list[Outcome]) -> None:
+    """With the probe the prediction is what the kernel gives, and says so unless it counts on reuse it cannot see."""
+    assert {outcome.errno for outcome in outcomes} == {"EADDRNOTAVAIL"}
+    assert [one for one in outcomes if not one.probed or one.probed.remaining != one.count] == []
+    unclaimed = [one for one in outcomes if one.probed and not one.probed.exact]
+    assert [one for one in unclaimed if not one.counts_unseen_reuse] == []
 
 
 def check_counted(outcomes: list[Outcome], *, is_bounded: bool) -> None:
@@ -86,7 +104,7 @@ def test_tcp_connect_without_doubt(ns: Namespace) -> None:
     Before Linux 6.18 it does not say so of ports that are held: what blocked them may have gone.
     """
     is_bounded, is_complete = ns.call(shows_every_socket), ns.call(shows_everything)
-    outcomes = ns.call_within(SECONDS, connect_outcomes, CERTAIN_SEEDS, with_probe=False, only_certain=True)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, CERTAIN_SEEDS, asks=None, only_certain=True)
     print(summary("tcp_connect without doubt", outcomes))
 
     assert [one for one in outcomes if one.pool.exact and one.pool.remaining != one.count] == []

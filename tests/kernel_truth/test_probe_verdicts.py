@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
 from tests import sockets
@@ -27,7 +29,9 @@ from tests.kernel_truth.experiment import (
     opened_side_by_side,
     prepare,
 )
+from tests.kernel_truth.mixes import Asks
 from tests.kernel_truth.prediction import predict
+from tests.ordinary_user import as_ordinary_user
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -54,39 +58,44 @@ SHARED = (
 )
 
 
-def probe_every_port() -> dict[int, bool]:
+def probe_every_port(asks: Asks) -> dict[int, bool]:
+    if asks is Asks.ORDINARY_USER:
+        return as_ordinary_user(probe, EVERY_PORT, Deadline(20.0, time.monotonic))
+    sockets.write_sysctl("net.ipv4.tcp_fastopen", 0)
     return probe(EVERY_PORT, Deadline(20.0, time.monotonic))
 
 
-def verdicts_and_truth() -> tuple[set[int], set[int]]:
+def verdicts_and_truth(asks: Asks) -> tuple[set[int], set[int]]:
     """Return the ports that the probe says may be shared, and those that connect() gets toward a new destination."""
     prepare()
     for step in (*BLOCKING, *SHARED):
         step()
-    answers = probe_every_port()
+    answers = probe_every_port(asks)
     sockets.open_sockets(connect(None).recipe, tag="truth", limit=sockets.ALL_PORTS)
     return {port for port, shared in answers.items() if shared}, set(sockets.ports_of("truth"))
 
 
-def test_row_55_the_verdict_on_every_port_is_what_connect_finds(agent: Namespace) -> None:
-    verdicts, truth = agent.call(verdicts_and_truth)
+@pytest.mark.parametrize("asks", Asks)
+def test_row_55_the_verdict_on_every_port_is_what_connect_finds(agent: Namespace, asks: Asks) -> None:
+    verdicts, truth = agent.call(verdicts_and_truth, asks)
 
     assert verdicts == truth
     assert len(truth) == PORTS - BLOCKED
 
 
-def time_waits_around_the_probe() -> tuple[int, int, int]:
+def time_waits_around_the_probe(asks: Asks) -> tuple[int, int, int]:
     """Return how many TIME_WAITs are reusable before and after every port is probed, and how many connect() takes."""
     prepare()
     sockets.write_sysctl("net.ipv4.tcp_tw_reuse", 1)
     recipe = connect(None).recipe
     left_in_time_wait(40, recipe)()
     before = predict(HERE, PORT, HERE)
-    probe_every_port()
+    probe_every_port(asks)
     after = predict(HERE, PORT, HERE)
     sockets.open_sockets(recipe, tag="drawn", limit=sockets.ALL_PORTS)
     return before.reusable, after.reusable, after.reusable - predict(HERE, PORT, HERE).time_wait
 
 
-def test_row_55b_the_probe_keeps_the_time_waits_that_connect_would_take(agent: Namespace) -> None:
-    assert agent.call(time_waits_around_the_probe) == (40, 40, 40)
+@pytest.mark.parametrize("asks", Asks)
+def test_row_55b_the_probe_keeps_the_time_waits_that_connect_would_take(agent: Namespace, asks: Asks) -> None:
+    assert agent.call(time_waits_around_the_probe, asks) == (40, 40, 40)

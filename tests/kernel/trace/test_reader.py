@@ -273,8 +273,8 @@ def test_a_socket_that_had_a_port_before_is_not_counted(ns: Namespace, collectin
     assert total(collecting.call(tracing.collected)) == 0
 
 
-def probe_a_blocked_port() -> dict[int, bool]:
-    return probe([LOW], Deadline(10, time.monotonic), lambda: ("127.99.9.9", PORT))
+def probe_two_ports() -> dict[int, bool]:
+    return probe([LOW, LOW + 1], Deadline(10, time.monotonic), lambda: ("127.99.9.9", PORT))
 
 
 @only_root
@@ -283,7 +283,7 @@ def test_our_own_probe_is_not_counted(ns: Namespace, collecting: Agent) -> None:
     ns.call(sockets.open_sockets, Recipe(bind=("127.0.0.9", LOW)), tag="blocks", limit=1)
     ns.call(failures, HERE, 1)
 
-    assert collecting.call(probe_a_blocked_port) == {LOW: False}
+    assert collecting.call(probe_two_ports) == {LOW: False, LOW + 1: True}
     assert total(collecting.call(tracing.collected)) == 1
 
 

@@ -1,0 +1,71 @@
+"""The daemon that asks the kernel about ports in doubt (poll.probe: auto), as an ordinary user."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import sockets
+from tests.namespaces import Namespace
+from tests.processes import Running, ephmon, put, with_readable_code
+from tests.sockets import FillResult, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.only_root("becomes another user")
+
+LOW, HIGH = 40_000, 40_099
+HERE, PORT, OTHER_PORT = "127.0.0.1", 80, 81
+ORDINARY_USER = [
+    *with_readable_code(),
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"),
+]
+
+
+@pytest.fixture(name="ns")
+def _ns() -> Iterator[Namespace]:
+    """A host where 20 ports were chosen by connect() and 5 by bind(), and no socket tells which."""
+    with Namespace() as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
+        for port in (PORT, OTHER_PORT):
+            ns.call(sockets.listen, HERE, port, tag="server")
+        for number, recipe in ((20, Recipe(connect=(HERE, PORT))), (5, Recipe(bind=(HERE, 0), connect=(HERE, PORT)))):
+            assert ns.call(sockets.open_sockets, recipe, tag="clients", limit=number) == FillResult(number, 0)
+        yield ns
+
+
+@pytest.fixture(name="config")
+def _config() -> Iterator[Path]:
+    """A file that everybody may read."""
+    with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield put(Path(folder) / "config.yaml", "poll: {interval: 100ms, cpu_budget: 1, probe: auto}\n")
+
+
+def test_its_figures_are_those_of_the_kernel(ns: Namespace, config: Path) -> None:
+    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+        metrics = daemon.wait_for(poll_success=1)
+        daemon.stop()
+
+    assert metrics['ephmon_ambiguous_ports{netns="own"}'] == 0
+    assert metrics['ephmon_blocked_ports{netns="own"}'] == 5
+    assert not [line for line in daemon.lines if "Ambiguous ports are" in line]
+
+
+def test_where_the_probe_is_not_possible_the_log_says_what_would_help(ns: Namespace, config: Path) -> None:
+    ns.call(sockets.write_sysctl, "net.ipv4.tcp_fastopen", 0)
+    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+        metrics = daemon.wait_for(poll_success=1)
+        daemon.wait_for_polls(2)
+        daemon.stop()
+
+    assert metrics['ephmon_ambiguous_ports{netns="own"}'] >= 25  # whoever fetches the metrics may have a port too
+    (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ambiguous ports are" in line]
+    assert said == (
+        'warning msg="Ambiguous ports are not probed: The probe needs bit 0 of net.ipv4.tcp_fastopen, which is set by '
+        'default, or CAP_NET_ADMIN. Set that bit, or run ephmon as root."'
+    )
