@@ -42,7 +42,7 @@ from ephmon.model.alerting.state_machine import (
 )
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.recent import QUIET_SECONDS
-from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.kinds import PoolKind, share_of_usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -227,15 +227,19 @@ class _Namespace(NamedTuple):
         folded = {one.key for failures in of_users.values() for one in failures}
         for one in self._failures_to_judge([one for one in lately if one.key not in folded], pools):
             pool = pools.get(one.key)
-            # BETWEEN, not BELOW: an alert that was critical stays so while its pool empties and fills again.
-            critical = Signal.REACHED if self._is_scarce(pool) else Signal.BETWEEN
             observations[AlertKey(AlertName.CONNECT_EXHAUSTIONS, self.netns, one.key)] = Observation(
                 value=one.count,
-                judgements={Severity.CRITICAL: Judgement(critical), Severity.WARNING: Judgement(Signal.REACHED)},
+                judgements=self._judge_failures(is_scarce=self._is_scarce(pool)),
                 pools=() if pool is None else (pool,),
                 call=one.call,
             )
         return observations
+
+    @staticmethod
+    def _judge_failures(*, is_scarce: bool) -> dict[Severity, Judgement]:
+        # BETWEEN, not BELOW: an alert that was critical stays so while its pool empties and fills again.
+        critical = Signal.REACHED if is_scarce else Signal.BETWEEN
+        return {Severity.CRITICAL: Judgement(critical), Severity.WARNING: Judgement(Signal.REACHED)}
 
     @property
     def _users_key(self) -> AlertKey:
@@ -252,7 +256,7 @@ class _Namespace(NamedTuple):
         for one in lately:
             pool = pools.get(one.key)
             is_nearly_empty = pool is None or pool.in_use < FEW_PORTS
-            if is_nearly_empty and len(one.uids) == 1 and not self._is_scarce(pool):
+            if is_nearly_empty and len(one.uids) == 1 and not self._is_full_by_itself(pool):
                 (uid,) = one.uids
                 by_user.setdefault(uid, []).append(one)
         before = self.previous.states.get(self._users_key)
@@ -268,7 +272,7 @@ class _Namespace(NamedTuple):
         latest = max(failures[users[0].uid], key=lambda one: one.last_at)
         observation = Observation(
             value=sum(user.destinations for user in users),
-            judgements={Severity.WARNING: Judgement(Signal.REACHED)},
+            judgements=self._judge_failures(is_scarce=self._is_blocked_share_urgent()),
             call=latest.call,
             users=tuple(users),
         )
@@ -326,6 +330,16 @@ class _Namespace(NamedTuple):
         key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
         is_covered_now = self._is_covered(pool) and self.previous.is_firing(self._blocked_key)
         return is_covered_now or self.previous.is_firing(key)
+
+    def _is_full_by_itself(self, pool: Pool | None) -> bool:
+        """Tell whether the pool has reached its warning threshold, and not because blocked ports alone have reached it.
+
+        Of a range of five ports, few are many.
+        """
+        if pool is None or not self._is_blocked_share_urgent():
+            return pool is not None and self._is_scarce(pool)
+        own_share = share_of_usable(pool.in_use - pool.reusable, pool.usable)
+        return own_share >= self.thresholds.of(pool.key)[Severity.WARNING].utilisation
 
     def _is_scarce(self, pool: Pool | None) -> bool:
         """Tell whether the pool, or the blocked share, has reached its warning threshold."""

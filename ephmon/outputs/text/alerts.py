@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName
+from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.owners.names import OwnerKind, owner_of
 from ephmon.outputs.text.wording import endpoint, percent, pool_name, remaining, utc_time
 
@@ -123,9 +124,12 @@ def _exhaustions_of_users(alert: Alert) -> str:
     named = [_user(user) for user in alert.users[:_MOST_USERS]]
     others = len(alert.users) - len(named)
     who = " and ".join(filter(None, [", ".join(named), f"{others} more" if others else ""]))
+    why = "The sockets have a port range of their own, which is full."
+    if alert.severity is Severity.CRITICAL:
+        why = "Other sockets block the ports."
     return (
-        f"connect() calls of {who} failed because no port was left, in pools that hardly hold a port. The sockets"
-        f" have a port range of their own, which is full.{_last_caller(alert.call)}"
+        f"connect() calls of {who} failed because no port was left, in pools that hardly hold a port. {why}"
+        f"{_last_caller(alert.call)}"
     )
 
 

@@ -660,3 +660,20 @@ def test_a_pool_that_is_nearly_full_is_critical_by_itself_whoever_fails_besides(
     assert alerts.states[near()._replace(name=FAILED)].severity is CRITICAL
     assert alerts.firing[0].severity is CRITICAL
     assert alerts.firing[-1].key == ALL_OF_THEM
+
+
+def test_where_ports_are_blocked_calls_of_one_user_are_one_alert_as_well_and_it_is_critical() -> None:
+    """Else whoever blocks ports could make any number of critical alerts."""
+    alerts = failing(Alerts(), of_user(33, 60), listeners(75))
+
+    assert firing_of(alerts) == [ALL_OF_THEM]
+    assert alerts.states[ALL_OF_THEM].severity is CRITICAL
+    assert alerts.states[ALL_OF_THEM].value == 60
+
+
+def test_where_few_ports_are_many_a_full_pool_keeps_its_alert() -> None:
+    snapshot = snapshot_of(clients(5), sysctls=make_sysctls(LOW, LOW + 4))
+    recent = [*of_user(33, 60), toward_near(33)]
+    alerts = judge_full_poll(survey(snapshot), Alerts(), Rules(), Moment(0.0, TAKEN_AT), exhaustions=recent)
+
+    assert alerts.states[near()._replace(name=FAILED)].severity is CRITICAL

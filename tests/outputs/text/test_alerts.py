@@ -87,6 +87,16 @@ MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[U
             ),
         ),
         (
+            replace(
+                make_alert(name=AlertName.CONNECT_EXHAUSTIONS, severity=Severity.CRITICAL),
+                users=(UserFailures(33, 60),),
+            ),
+            (
+                "connect() calls of uid 33 toward 60 destinations failed because no port was left, in pools that "
+                "hardly hold a port. Other sockets block the ports."
+            ),
+        ),
+        (
             replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=MANY_USERS),
             (
                 "connect() calls of uid 1 toward 8 destinations, uid 2 toward 7 destinations, an unknown user toward 1 "
