@@ -56,7 +56,7 @@ def read_regular_file(path: Path | str, max_bytes: int) -> bytes:
     try:
         content = _read(path, max_bytes + 1)
     except OSError as error:
-        raise UnreadableFileError(f"cannot be read: {error.strerror}") from None
+        raise UnreadableFileError(f"cannot be read: {error.strerror}") from error
     except ValueError:  # from open() of such a path; its words differ between versions of Python
         raise UnreadableFileError("cannot be read: Its path contains a NUL") from None
     if len(content) > max_bytes:

@@ -10,6 +10,7 @@ import pytest
 
 from ephmon.daemon.incident_folder import Folder
 from ephmon.errors import EphmonError
+from ephmon.http.tls import TlsFiles, build_tls_context
 from ephmon.kernel.netlink.route import source_toward
 from ephmon.kernel.proc.sysctl import read_sysctls
 from tests.machine import no_descriptor_left
@@ -26,6 +27,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "to ask for a route": lambda: source_toward(ip_address("127.0.0.1"), 80),
     "to read a sysctl": lambda: read_sysctls(Path("/proc")),
     "to write an incident": write_an_incident,
+    "to read a certificate": lambda: build_tls_context(TlsFiles(certificate=Path(__file__), key=Path(__file__))),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ephmon import log
-from ephmon.errors import ConfigError
+from ephmon.errors import ConfigError, shortage
 from ephmon.log import Line
 from ephmon.outputs.text.wording import utc_time
 from ephmon.regular_file import FileVersion, UnreadableFileError, file_version, read_regular_file
@@ -137,7 +137,9 @@ def _require_readable(file: Path) -> None:
     try:
         read_regular_file(file, _MAX_BYTES)
     except UnreadableFileError as error:
-        raise ConfigError(f"{file} {error}; TLS needs a PEM file that ephmon's user can read.") from error
+        what_helps = shortage(error.__cause__) if isinstance(error.__cause__, OSError) else None
+        what_helps = what_helps or "TLS needs a PEM file that ephmon's user can read"
+        raise ConfigError(f"{file} {error}; {what_helps}.") from error
 
 
 def _load_certificate(context: ssl.SSLContext, files: TlsFiles) -> None:
