@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.only_root("becomes another user")
 
 LOW, HIGH = 40_000, 40_099
-HERE, PORT, OTHER_PORT = "127.0.0.1", 80, 81
+HERE, PORT = "127.0.0.1", 80
+AMBIGUOUS, BLOCKED = (f'{name}_ports{{netns="own"}}' for name in ("ambiguous", "blocked"))
+POOL = f'destination="{HERE}",destination_port="{PORT}",kind="tcp_connect",netns="own",source="{HERE}"'
+IN_USE = f"pool_in_use_ports{{{POOL}}}"
 ORDINARY_USER = [
     *with_readable_code(),
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"),
@@ -31,8 +34,7 @@ def _ns() -> Iterator[Namespace]:
     """A host where 20 ports were chosen by connect() and 5 by bind(), and no socket tells which."""
     with Namespace() as ns:
         ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
-        for port in (PORT, OTHER_PORT):
-            ns.call(sockets.listen, HERE, port, tag="server")
+        ns.call(sockets.listen, HERE, PORT, tag="server")
         for number, recipe in ((20, Recipe(connect=(HERE, PORT))), (5, Recipe(bind=(HERE, 0), connect=(HERE, PORT)))):
             assert ns.call(sockets.open_sockets, recipe, tag="clients", limit=number) == FillResult(number, 0)
         yield ns
@@ -51,8 +53,8 @@ def test_its_figures_are_those_of_the_kernel(ns: Namespace, config: Path) -> Non
         metrics = daemon.wait_for(poll_success=1)
         daemon.stop()
 
-    assert metrics['ephmon_ambiguous_ports{netns="own"}'] == 0
-    assert metrics['ephmon_blocked_ports{netns="own"}'] == 5
+    assert metrics[f"ephmon_{AMBIGUOUS}"] == 0
+    assert metrics[f"ephmon_{BLOCKED}"] == 5
     assert not [line for line in daemon.lines if "Ambiguous ports are" in line]
 
 
@@ -63,9 +65,29 @@ def test_where_the_probe_is_not_possible_the_log_says_what_would_help(ns: Namesp
         daemon.wait_for_polls(2)
         daemon.stop()
 
-    assert metrics['ephmon_ambiguous_ports{netns="own"}'] >= 25  # whoever fetches the metrics may have a port too
+    assert metrics[f"ephmon_{AMBIGUOUS}"] >= 25  # whoever fetches the metrics may have a port too
     (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ambiguous ports are" in line]
     assert said == (
         'warning msg="Ambiguous ports are not probed: The probe needs bit 0 of net.ipv4.tcp_fastopen, which is set by '
         'default, or CAP_NET_ADMIN. Set that bit, or run ephmon as root."'
     )
+
+
+def listen_for_a_moment(number: int) -> None:
+    """Listen on so many ports of the range."""
+    for _ in range(number):
+        assert sockets.open_sockets(Recipe(bind=(HERE, 0), listen=5), tag="moment", limit=1) == FillResult(1, 0)
+
+
+def test_ports_that_connect_took_after_a_listener_had_left_count_as_in_use(ns: Namespace, config: Path) -> None:
+    ns.call(sockets.abort, "clients")
+    ns.call(listen_for_a_moment, 30)
+    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+        daemon.wait_for(**{BLOCKED: 30})
+        ns.call(sockets.close, "moment")
+        taken = ns.call(sockets.fill, HERE, PORT, tag="clients").count
+        seen = daemon.wait_for(**{BLOCKED: 0, IN_USE: taken})
+        daemon.stop()
+
+    assert taken >= 98  # whoever fetches the metrics may have a port too
+    assert seen[f"ephmon_{AMBIGUOUS}"] == 0

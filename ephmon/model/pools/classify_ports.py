@@ -3,7 +3,9 @@
 Two things are certain. A port whose every socket carries IP_BIND_ADDRESS_NO_PORT is shared. A port with a listening
 socket, a bound one, or one that named its port is blocked. A certain *verdict* holds as long as the same sockets are on
 the port, also when the kernel no longer shows their flags, as in TIME_WAIT. A fingerprint tells whether they are the
-same: it is made of the sockets' cookies, which they keep into TIME_WAIT. The probe's answers are verdicts too.
+same: it is made of the sockets' cookies, which they keep into TIME_WAIT. The probe's answers are verdicts too. Before
+Linux 6.18 an answer that a port is shared proves nothing of the next reading: a bind() that came and went in between
+blocks the port although the same sockets are on it.
 
 Where there is no verdict, the likelier case is estimated. Most programs call connect(), so a port counts as shared
 unless one of these holds:
@@ -54,9 +56,11 @@ class PortVerdict(IntEnum):
     BLOCKED = 2
     SUSPECT = 3
     """Only likely to be blocked. It is remembered because its signs may fade while the sockets stay."""
+    WAS_SHARED = 4
+    """Shared when the probe last asked, and likely to be still. Only where the kernel frees ports late."""
 
 
-_UNCERTAIN = (PortVerdict.NONE, PortVerdict.SUSPECT)
+_UNCERTAIN = (PortVerdict.NONE, PortVerdict.SUSPECT, PortVerdict.WAS_SHARED)
 _IS_BLOCKING = bytes(value in (PortVerdict.BLOCKED, PortVerdict.SUSPECT) for value in range(256))
 _NOT = bytes([1]) + bytes(255)
 
@@ -118,10 +122,13 @@ def classify_ports(
     if not tcp.has_evidence:
         return _classify_without_evidence(sysctls, tcp, previous, held, past)
     blocking = tcp.explicit_ports | tcp.bound.ports
+    _forget_what_is_over(past, answers, blocking)
     verdicts, unanswered = _verdicts(tcp, previous, answers, blocking, past)
     blocked = {port for port in held.union(blocking, answers) if verdicts[port] == PortVerdict.BLOCKED}
-    suspects = _suspected_by_past(tcp, past, unanswered).union(port for port in unanswered if verdicts[port])
-    suspects |= _suspected_by_parity(sysctls, tcp, unanswered - suspects, blocked, past)
+    remembered = {port for port in unanswered if verdicts[port]}
+    suspects = _suspected_by_past(tcp, past, unanswered)
+    suspects.update(port for port in remembered if verdicts[port] == PortVerdict.SUSPECT)
+    suspects |= _suspected_by_parity(sysctls, tcp, unanswered - suspects - remembered, blocked, past)
     _assign(verdicts, suspects, PortVerdict.SUSPECT)
     classes = _classes(sysctls, unanswered, suspects, blocked)
     accepted = _left_by_listeners(past, held)
@@ -238,6 +245,16 @@ def _uncertain_ports(tcp: TcpSockets, past: bytearray, held: frozenset[int]) -> 
     return set(rows).union(port for port in held if past[port] & Past.LISTENED_ON)
 
 
+def _forget_what_is_over(past: bytearray, answers: Mapping[int, bool], blocking: frozenset[int]) -> None:
+    """Forget what the ports that the probe calls shared were before: every socket on them got its port from connect().
+
+    So none of them was accepted, although the port may have had a listener.
+    """
+    for port, shared in answers.items():
+        if shared and port not in blocking:
+            past[port] &= ~(Past.LISTENED_ON | Past.BLOCKED)
+
+
 def _verdicts(
     tcp: TcpSockets, previous: Evidence, answers: Mapping[int, bool], blocking: frozenset[int], past: bytearray
 ) -> tuple[bytearray, set[int]]:
@@ -251,7 +268,8 @@ def _verdicts(
             verdicts[port] = PortVerdict.SHARED if answers[port] else PortVerdict.BLOCKED
         # Equal fingerprints mean the same sockets, so what was known of them still holds.
         elif now is not None and previous.verdicts[port] and now[port] == before[port]:
-            verdicts[port] = previous.verdicts[port]
+            is_over = previous.verdicts[port] == PortVerdict.SHARED and not tcp.ports_recover
+            verdicts[port] = PortVerdict.WAS_SHARED if is_over else previous.verdicts[port]
     _assign(verdicts, held - uncertain, PortVerdict.SHARED)
     # What blocks now counts more than any earlier verdict. The probe may also find a port blocked that shows no socket.
     _assign(verdicts, blocking.union(port for port, shared in answers.items() if not shared), PortVerdict.BLOCKED)

@@ -136,6 +136,30 @@ def test_an_answer_holds_while_the_same_sockets_are_there() -> None:
     assert classes(tcp, before) == {LOW + 2: PortClass.BLOCKED}
 
 
+def test_before_6_18_an_answer_that_a_port_is_shared_says_nothing_certain_of_the_next_reading() -> None:
+    """A bind() that came and went in between blocks the port until it is empty, and changes no socket that stays."""
+    tcp = with_cookies(make_tcp(plain(SECOND), plain(LOW + 2)), {SECOND: 7, LOW + 2: 8})
+    old = replace(tcp, ports_recover=False)
+    before = remembered(old, answers={SECOND: True, LOW + 2: False})
+
+    # Its parity would make it suspect, but it was shared a moment ago.
+    assert classes(old, before) == {SECOND: PortClass.AMBIGUOUS, LOW + 2: PortClass.BLOCKED}
+    assert classes(old, remembered(old, before)) == {SECOND: PortClass.AMBIGUOUS, LOW + 2: PortClass.BLOCKED}
+
+
+def test_a_port_that_the_probe_calls_shared_has_nothing_left_of_a_listener() -> None:
+    """Its listener went between two readings, and connect() took the port before the second."""
+    tcp = with_cookies(make_tcp(plain(FIRST)), {FIRST: 7})
+    listened = remembered(make_tcp(listening(HERE, FIRST)))
+    ports, evidence = classify_ports(make_sysctls(), tcp, listened, answers={FIRST: True})
+    later, _ = classify_ports(make_sysctls(), tcp, evidence)
+    unasked, _ = classify_ports(make_sysctls(), tcp, listened)
+
+    assert unasked.left_by_listeners == {FIRST}
+    assert ports.left_by_listeners == later.left_by_listeners == frozenset()
+    assert (ports.ambiguous, later.ambiguous) == (0, 0)
+
+
 def test_the_probe_finds_bound_sockets_that_are_not_shown() -> None:
     """Asked of every port that may have one, it ends the blindness; ports that look free may be blocked too."""
     tcp = make_tcp(plain(FIRST), blind_to=[Blindness.BOUND_UNCONNECTED])
