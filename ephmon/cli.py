@@ -45,15 +45,19 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _run_command(argv)
     except (UsageError, ConfigError) as error:
-        print_error(error)
-        return WRONG_USAGE
+        return _failed(error, WRONG_USAGE)
     except EphmonError as error:
-        print_error(error)
-        return FAILED
+        return _failed(error, FAILED)
     except BrokenPipeError:
         return FAILED  # the reader has closed the pipe, as in `ephmon pools | head`
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _failed(error: EphmonError, status: int) -> int:
+    signals.end_by_them()
+    print_error(error)
+    return status
 
 
 def _run_command(argv: Sequence[str]) -> int:

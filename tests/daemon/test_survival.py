@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tests import sockets
 from tests.daemon.test_supervision import WATCHDOG, is_ready, supervised
 from tests.delivery import delivering
 from tests.namespaces import Namespace
-from tests.processes import Running, ephmon, eventually, put, python, with_readable_code
+from tests.processes import Program, Running, ephmon, eventually, put, python, with_readable_code
 from tests.sockets import FillResult
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ AT_ONCE = "thresholds: {warning: {for: 0s, utilisation: 0.02, clear: 0.01}}\n"
 """The pool of 30 clients is above its warning threshold."""
 HTTP_RESTARTS = 'ephmon_thread_restarts_total{thread="http"}'
 DEFECTS = 'ephmon_poll_failures_total{reason="defect"}'
+WRITE_TO_STDERR = {"x86_64": ["1", "0x2"], "aarch64": ["64", "0x2"]}[os.uname().machine]
+"""The system call that a process is in, and its first argument, as /proc/PID/syscall has them."""
 OUT_OF_MEMORY = 'ephmon_poll_failures_total{reason="memory"}'
 OWNERS = 'ephmon_collector_available{collector="owners"}'
 
@@ -286,6 +289,24 @@ def address_space(daemon: Running) -> int:
 
 
 # --- signals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_fails_ends_by_a_signal_while_nobody_reads_why(ns: Namespace, tmp_path: Path) -> None:
+    config = put(tmp_path / "config.yaml", "poll: {interval: never}\n")
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(1 << 16))
+    os.set_blocking(writing, True)
+    with Program(ns.command(*ephmon("run", "--config", config)), stderr=writing) as daemon:
+        call_it_is_in = Path(f"/proc/{daemon.pid}/syscall")
+        eventually(lambda: call_it_is_in.read_text(encoding="ascii").split()[:2], lambda call: call == WRITE_TO_STDERR)
+        daemon.signal(signal.SIGTERM)
+
+        assert daemon.wait() == -signal.SIGTERM
+    os.close(reading)
+    os.close(writing)
 
 
 LOADS_SLOWLY = """\
