@@ -25,7 +25,7 @@ from ephmon.daemon.owner_watch import OwnerWatch
 from ephmon.daemon.poller import MOST_PROBED_PORTS, Poller
 from ephmon.daemon.service_manager import ServiceManager
 from ephmon.delivery.settings import DeliverySettings
-from ephmon.errors import ConfigError, EphmonError, KernelError, Reason
+from ephmon.errors import ConfigError, EphmonError, KernelError, Reason, shortages_explained
 from ephmon.http.access import AccessRules
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
@@ -262,7 +262,8 @@ class Daemon:
     def _reload(self) -> None:
         """Read the configuration file again and take it over, completely or not at all."""
         try:
-            self._take_over(self._read_config())
+            with shortages_explained():
+                self._take_over(self._read_config())
         except EphmonError as error:
             reason, defect = str(error), None
         except Exception as error:  # noqa: BLE001 - whatever a reload meets, the daemon goes on as it was

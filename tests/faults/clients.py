@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.faults.case import Check, Fault
+from tests.faults.case import Check, Fault, Start
 from tests.faults.checks import IS_SCRAPED, POLLS_GO_ON
 from tests.faults.stage import HERE
-from tests.faults.tools import http_thread, nothing, tampered
+from tests.faults.tools import end_thread, forbidding, http_thread, nothing, tampered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,9 +77,8 @@ def _flood(stage: Stage, number: int, content: bytes) -> Iterator[None]:
 
 @contextmanager
 def _thread_without_memory(stage: Stage) -> Iterator[None]:
-    """Let the next wait of the thread that serves fail, which ends it or does not."""
-    with tampered(stage, "epoll_wait", "error=ENOMEM:when=1", thread=http_thread(stage)):
-        stage.ns.call(flood, 1, GET + b"\r\n")
+    """Let the thread that serves end, because the kernel has no memory for its next wait."""
+    end_thread("epoll_wait", "error=ENOMEM", http_thread(stage))
     yield
 
 
@@ -140,6 +139,20 @@ CASES: tuple[Case, ...] = (
         inject=lambda stage: tampered(stage, "accept4", "error=EMFILE", thread=http_thread(stage)),
         afterwards=[IS_SCRAPED],
         needs=TRACES,
+    ),
+    Fault(
+        name="no memory to wait for clients",
+        done="epoll_wait() fails once with ENOMEM.",
+        inject=_thread_without_memory,
+        meanwhile=[POLLS_GO_ON, IS_SCRAPED],
+        needs=TRACES,
+    ),
+    Fault(
+        name="limits may not be asked for",
+        done="seccomp lets prlimit() fail with EPERM.",
+        inject=nothing,
+        start=Start(prefix=forbidding("refuse(seccomp.PRLIMIT)")),
+        meanwhile=[POLLS_GO_ON, IS_SCRAPED],
     ),
     _bad_request(
         "a request for a foreign host",

@@ -154,6 +154,17 @@ CASES: tuple[Case, ...] = (
         "the configuration is empty of sense", "It is a list of numbers.", lambda path: path.write_text("[1, 2]\n"), ""
     ),
     Fault(
+        name="a secret is in the wrong place",
+        done="A reload has a webhook's URL in `url_file` and a private key in `tls.key`.",
+        inject=_secret_in_the_wrong_place,
+        meanwhile=[
+            KEEPS_THE_CONFIGURATION,
+            POLLS_GO_ON,
+            Check("It repeats no secret, neither in the log nor on the page.", lambda _: None),
+        ],
+        says=[KEPT],
+    ),
+    Fault(
         name="the certificate is gone",
         done="A reload names a certificate that is not there.",
         inject=_certificate_that_is_gone,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
+from itertools import count, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.delivery import delivering
 from tests.faults.case import CONFIG, Check, Fault, Refusal, Start
 from tests.faults.checks import (
     ALERT_FIRES,
+    ALERT_IS_DELIVERED,
+    KEEPS_THE_CONFIGURATION,
     POLLS_GO_ON,
     SAYS_THAT_POLLS_FAIL,
 )
 from tests.faults.hastened import hastened
-from tests.faults.tools import as_user, forbidding, limited, set_limit, status_of, tampered
+from tests.faults.tools import as_user, forbidding, limited, set_limit, status_of
+from tests.machine import NEEDED_DESCRIPTORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +31,7 @@ ANOTHER_USER = {"only_root": "starts the daemon as another user"}
 HOOK = 'notify: {webhook: {url: "http://localhost:8080/"}}\n'
 HOOK_PORT = 8080
 INCIDENTS = "incidents: {directory: FOLDER/incidents}\n"
+FREE_DESCRIPTORS = 2
 PAUSE_SECONDS = 601
 """After this time an incident that could not be written is tried again."""
 
@@ -61,10 +68,21 @@ def _no_descriptor(stage: Stage) -> Iterator[None]:
         yield
 
 
+def _lasting_descriptors(stage: Stage) -> set[int]:
+    """Return the descriptors that it has all the time, and not only for a poll or a scrape."""
+    lasting = set(range(NEEDED_DESCRIPTORS))
+    for _ in range(30):
+        lasting &= {int(link.name) for link in Path(f"/proc/{stage.daemon.pid}/fd").iterdir()}
+        time.sleep(0.01)
+    return lasting
+
+
 @contextmanager
 def _receiver_without_descriptor(stage: Stage) -> Iterator[None]:
-    """Add a receiver by a reload while there are descriptors for polls and scrapes, but not for an event loop."""
-    with tampered(stage, "epoll_create1", "error=EMFILE"):
+    """Add a receiver by a reload while two descriptors are free: too few for an event loop."""
+    taken = _lasting_descriptors(stage)
+    free = (number for number in count() if number not in taken)
+    with limited(stage, "nofile", next(islice(free, FREE_DESCRIPTORS, None))):
         stage.reload(CONFIG + HOOK)
         yield
     stage.reload(CONFIG)
@@ -122,6 +140,24 @@ WRITES_THE_INCIDENT = Check("The incident is written ten minutes later.", _write
 
 CASES: tuple[Case, ...] = (
     Fault(
+        name="no thread as an alert fires",
+        done="RLIMIT_NPROC is 1 as the alert fires, and its receiver comes up later.",
+        inject=_no_thread,
+        start=Start(config=CONFIG + HOOK, prefix=as_user(), command=hastened),
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES],
+        afterwards=[ALERT_IS_DELIVERED],
+        needs=ANOTHER_USER,
+    ),
+    Fault(
+        name="no thread for names",
+        done="RLIMIT_NPROC is 4 from the start on: none is left to look up a name.",
+        inject=_threads_for_delivery_alone,
+        start=Start(config=CONFIG + HOOK, prefix=as_user("prlimit", "--nproc=4:100", "--"), command=hastened),
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES],
+        afterwards=[ALERT_IS_DELIVERED],
+        needs=ANOTHER_USER,
+    ),
+    Fault(
         name="no thread to look for processes",
         done="RLIMIT_NPROC is 1 as an alert fires.",
         inject=_fill_without_threads,
@@ -156,10 +192,56 @@ CASES: tuple[Case, ...] = (
         meanwhile=[SAYS_THAT_POLLS_FAIL],
         says=["The poll failed: …Too many open files", "Polls succeed again."],
     ),
+    Fault(
+        name="no descriptor for a new receiver",
+        done="RLIMIT_NOFILE leaves two as a reload adds a receiver.",
+        inject=_receiver_without_descriptor,
+        meanwhile=[KEEPS_THE_CONFIGURATION, POLLS_GO_ON],
+        says=["The configuration is kept as it was: The delivery thread cannot be started. Too many open files"],
+    ),
+    Fault(
+        name="no memory for a poll",
+        done="RLIMIT_AS is what it has.",
+        inject=_no_memory,
+        meanwhile=[SAYS_THAT_POLLS_FAIL],
+        says=["The poll failed: …memory"],
+    ),
+    Fault(
+        name="no memory for a reload",
+        done="RLIMIT_AS is what it has, and a configuration of 900 KB is reloaded.",
+        inject=_no_memory_at_reload,
+        meanwhile=[KEEPS_THE_CONFIGURATION],
+        says=["The configuration is kept as it was: …memory"],
+    ),
+    Refusal(
+        name="five descriptors",
+        done="RLIMIT_NOFILE is 5 when it starts.",
+        start=Start(prefix=("prlimit", "--nofile=5", "--")),
+        says="ephmon: …Too many open files",
+    ),
+    Refusal(
+        name="six descriptors",
+        done="RLIMIT_NOFILE is 6 when it starts.",
+        start=Start(prefix=("prlimit", "--nofile=6", "--")),
+        says="ephmon: …Too many open files",
+    ),
+    Refusal(
+        name="no second thread",
+        done="RLIMIT_NPROC is 1 when it starts.",
+        start=Start(prefix=as_user("prlimit", "--nproc=1", "--")),
+        says="ephmon: …thread",
+        needs=ANOTHER_USER,
+    ),
     Refusal(
         name="bind() is forbidden",
         done="seccomp lets it fail with EPERM.",
         start=Start(prefix=forbidding("refuse(seccomp.BIND)")),
+        says="ephmon: Cannot listen on 127.0.0.1:19100: Operation not permitted",
+    ),
+    Refusal(
+        name="getsockname() is forbidden",
+        done="seccomp lets it fail with EPERM.",
+        start=Start(prefix=forbidding("refuse(seccomp.GETSOCKNAME)")),
         says="ephmon: Cannot listen on 127.0.0.1:19100: Operation not permitted",
     ),
 )

@@ -172,4 +172,11 @@ CASES: tuple[Case, ...] = (
         says=["are held by "],
         needs={"only_root": "makes cgroups"},
     ),
+    Fault(
+        name="its modules are removed",
+        done="The package is removed, as an upgrade does, before an alert fires.",
+        inject=_modules_removed,
+        start=Start(config=CONFIG, prepare=_copy_modules, command=_run_a_copy),
+        meanwhile=[POLLS_GO_ON, ALERT_FIRES],
+    ),
 )

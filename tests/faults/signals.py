@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.delivery import delivering
-from tests.faults.case import CONFIG, Check, Fault, Refusal, Start, run_with_configuration
+from tests.faults.case import CONFIG, Check, Ending, Fault, Refusal, Start, run_with_configuration
 from tests.faults.checks import POLLS_GO_ON
 from tests.faults.hastened import hastened
 from tests.faults.limits import HOOK, HOOK_PORT
@@ -114,6 +114,26 @@ def _jump(name: str, done: str, clock: str, seconds: float) -> Fault:
 
 
 CASES: tuple[Case, ...] = (
+    *(
+        Fault(
+            name=f"SIGHUP as it imports {module}",
+            done="The signal comes before the daemon runs.",
+            inject=_starting,
+            start=_signalled(signal.SIGHUP, module),
+            meanwhile=[POLLS_GO_ON],
+        )
+        for module in ("ephmon.cli", "ephmon.daemon.loop")
+    ),
+    *(
+        Ending(
+            name=f"{number.name} as it imports {module}",
+            done="The signal comes before the daemon runs.",
+            start=_signalled(number, module),
+            inject=_wait_for_nothing,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM)
+        for module in ("ephmon.cli", "ephmon.daemon.loop")
+    ),
     Fault(
         name="the process stands still for a minute",
         done="SIGSTOP, clocks that are a minute ahead, SIGCONT.",

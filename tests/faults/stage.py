@@ -126,7 +126,7 @@ class Stage:
     def stop(self) -> None:
         """Require that SIGTERM ends it in good order, and that nothing was a defect."""
         assert self.daemon.stop() == 0
-        assert [line for line in self.daemon.lines if _DEFECT.search(line)] == []
+        assert [line for line in self.daemon.lines if _DEFECT.search(line)] == [], self.daemon.lines
 
 
 def failed_polls(metrics: Metrics) -> float:

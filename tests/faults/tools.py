@@ -117,11 +117,21 @@ def unmasked(stage: Stage, target: str) -> Iterator[None]:
 def tampered(stage: Stage, syscall: str, result: str, *, thread: int | None = None) -> Iterator[None]:
     """Change what a system call does for the daemon's main thread, or for another (man 1 strace, "Tampering")."""
     traced = thread or stage.daemon.pid
-    command = ["strace", "-qqq", "-o", "/dev/null", "-e", f"trace={syscall}", "-e", f"inject={syscall}:{result}"]
-    with Program([*command, "-p", str(traced)]) as tracer:
+    with Program(_tampering(syscall, result, traced)) as tracer:
         eventually(lambda: status_of(traced)["TracerPid"], lambda pid: pid != "0")
         yield
         tracer.stop()
+
+
+def end_thread(syscall: str, result: str, thread: int) -> None:
+    """Change what one system call does for a thread, and wait until the thread has ended for that."""
+    with Program(_tampering(syscall, f"{result}:when=1", thread)) as tracer:
+        assert tracer.wait() == 0
+
+
+def _tampering(syscall: str, result: str, thread: int) -> list[str]:
+    inject = ["-e", f"trace={syscall}", "-e", f"inject={syscall}:{result}"]
+    return ["strace", "-qqq", "-o", "/dev/null", *inject, "-p", str(thread)]
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -154,4 +154,15 @@ CASES: tuple[Case, ...] = (
         meanwhile=[Check("It counts every call, or counts it as lost.", lambda _: None), POLLS_GO_ON],
         needs=NEEDS,
     ),
+    Fault(
+        name="clocks of a time namespace",
+        done="Its monotonic clock and that of its boot are 100,000 s ahead (man 7 time_namespaces); then a call fails.",
+        inject=_failing_call,
+        start=Start(
+            config=COUNTING.config,
+            prefix=("unshare", "--time", "--monotonic", "100000", "--boottime", "100000", "--", *seeing_tracefs()),
+        ),
+        meanwhile=[Check("It counts the call as its own and alerts.", _tells_its_own)],
+        needs=NEEDS,
+    ),
 )
