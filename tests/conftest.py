@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 LONGEST = (
-    "faults/test_faults.py",
+    "faults/test_receivers.py",
+    "faults/test_limits.py",
     "end_to_end/test_demo.py",
     "end_to_end/test_incident_page.py",
     "end_to_end/test_walkthrough.py",

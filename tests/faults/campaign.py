@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from tests.faults import clients, configuration, kernel, limits, neighbours, output, receivers, signals, tracing
+from tests.faults import (
+    test_clients,
+    test_configuration,
+    test_kernel,
+    test_limits,
+    test_neighbours,
+    test_output,
+    test_receivers,
+    test_signals,
+    test_tracing,
+)
 
 THEMES = {
-    "What ephmon reads": kernel.CASES,
-    "Failed calls": tracing.CASES,
-    "Threads, descriptors and memory": limits.CASES,
-    "Configuration and reloads": configuration.CASES,
-    "The log and incidents": output.CASES,
-    "Receivers of alerts": receivers.CASES,
-    "HTTP": clients.CASES,
-    "Signals and time": signals.CASES,
-    "Others on the host": neighbours.CASES,
+    "What ephmon reads": test_kernel.CASES,
+    "Failed calls": test_tracing.CASES,
+    "Threads, descriptors and memory": test_limits.CASES,
+    "Configuration and reloads": test_configuration.CASES,
+    "The log and incidents": test_output.CASES,
+    "Receivers of alerts": test_receivers.CASES,
+    "HTTP": test_clients.CASES,
+    "Signals and time": test_signals.CASES,
+    "Others on the host": test_neighbours.CASES,
 }
 CASES = [case for cases in THEMES.values() for case in cases]

@@ -7,12 +7,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.processes import ephmon
+import pytest
+
+from tests.processes import ephmon, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from _pytest.mark import ParameterSet
 
     from tests.faults.stage import Stage
 
@@ -86,6 +90,20 @@ class Fault:
         """What ephmon does, in sentences."""
         return " ".join(check.sentence for check in (*self.meanwhile, *self.afterwards))
 
+    def play(self, stage: Stage) -> None:
+        """Make it, and require what is expected."""
+        stage.start(self.start)
+        with self.inject(stage):
+            for check in self.meanwhile:
+                check.require(stage)
+        stage.recover()
+        for check in self.afterwards:
+            check.require(stage)
+        stage.stop()
+        lines = stage.daemon.lines
+        _require_said(self.says, lines)
+        assert len(lines) <= self.most_lines, lines
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
@@ -103,6 +121,14 @@ class Refusal:
     def does(self) -> str:
         """What ephmon does, in a sentence."""
         return f"It does not start and exits with status {self.status}."
+
+    def play(self, stage: Stage) -> None:
+        """Start, and require the status and the sentence."""
+        stage.prepare(self.start)
+        result = run(stage.ns.command(*stage.command(self.start)))
+        assert (result.returncode, result.stdout) == (self.status, ""), result
+        assert result.stderr.count("\n") == 1, result.stderr
+        _require_said([self.says], [result.stderr])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,13 +148,32 @@ class Ending:
         """What ephmon does, in a sentence."""
         return f"It ends with status {self.status}."
 
+    def play(self, stage: Stage) -> None:
+        """Make it, and require that the daemon ends as it should."""
+        stage.start(self.start)
+        self.inject(stage)
+        assert stage.daemon.wait() == self.status, stage.daemon.lines
+        lines = stage.daemon.lines
+        _require_said(self.says, lines)
+        assert not any("Traceback" in line for line in lines), lines
+
 
 Case = Fault | Refusal | Ending
 
 
-def is_said(pattern: str, line: str) -> bool:
-    """Tell whether a line contains a text in which `…` stands for any text."""
-    return re.search(".*".join(map(re.escape, pattern.split("…"))), line) is not None
+def parameters(cases: Sequence[Case]) -> list[ParameterSet]:
+    """Return the cases by their names, with the markers of what they need."""
+    return [
+        pytest.param(case, id=case.name, marks=[getattr(pytest.mark, one)(why) for one, why in case.needs.items()])
+        for case in cases
+    ]
+
+
+def _require_said(patterns: Sequence[str], lines: Sequence[str]) -> None:
+    """Require that each pattern stands in some line; `…` stands for any text."""
+    expressions = {pattern: ".*".join(map(re.escape, pattern.split("…"))) for pattern in patterns}
+    missing = [one for one, expression in expressions.items() if not any(re.search(expression, line) for line in lines)]
+    assert missing == [], lines
 
 
 def table(cases: Sequence[Case]) -> str:

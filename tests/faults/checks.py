@@ -48,6 +48,10 @@ def _keeps_the_configuration(stage: Stage) -> None:
     stage.daemon.wait_for(config_last_reload_successful=0)
 
 
+def _writes_the_incident(stage: Stage) -> None:
+    stage.wait_for_value("incidents_total", 1)
+
+
 POLLS_GO_ON = Check("Polls go on.", _polls_go_on)
 POLLS_FAIL = Check("Polls fail until it ends.", _polls_fail)
 SAYS_THAT_POLLS_FAIL = Check("Polls fail until it ends.", _says_that_polls_fail)
@@ -56,3 +60,4 @@ ALERT_FIRES = Check("The alert fires.", _alert_fires)
 ALERT_IS_DELIVERED = Check("The alert is delivered.", _alert_is_delivered)
 IS_SCRAPED = Check("Every scrape is answered.", _is_scraped)
 KEEPS_THE_CONFIGURATION = Check("It keeps the old configuration.", _keeps_the_configuration)
+WRITES_THE_INCIDENT = Check("The incident is written ten minutes later.", _writes_the_incident)

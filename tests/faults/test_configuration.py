@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.faults.case import CONFIG, Check, Ending, Fault, Refusal, Start
+import pytest
+
+from tests.faults.case import CONFIG, Check, Ending, Fault, Refusal, Start, parameters
 from tests.faults.checks import KEEPS_THE_CONFIGURATION, POLLS_GO_ON
 from tests.processes import ephmon, eventually
 
@@ -205,3 +207,8 @@ CASES: tuple[Case, ...] = (
         status=2,
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

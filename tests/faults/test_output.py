@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.faults.case import CONFIG, Check, Fault, Start
-from tests.faults.checks import ALERT_FIRES, POLLS_GO_ON
+import pytest
+
+from tests.faults.case import CONFIG, Check, Fault, Start, parameters
+from tests.faults.checks import ALERT_FIRES, POLLS_GO_ON, WRITES_THE_INCIDENT
 from tests.faults.hastened import hastened
-from tests.faults.limits import INCIDENTS, PAUSE_SECONDS, WRITES_THE_INCIDENT, make_incidents
+from tests.faults.starts import INCIDENTS, PAUSE_SECONDS, make_incidents
 from tests.faults.tools import OWN_MOUNTS, after, in_its_mounts
 from tests.processes import eventually
 
@@ -267,3 +269,8 @@ CASES: tuple[Case, ...] = (
         says=["An incident was written."],
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

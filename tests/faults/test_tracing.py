@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.faults.case import CONFIG, Check, Fault, Start
+import pytest
+
+from tests.faults.case import CONFIG, Check, Fault, Start, parameters
 from tests.faults.checks import POLLS_GO_ON
 from tests.faults.hastened import hastened
 from tests.faults.tools import after, in_its_mounts
@@ -166,3 +168,8 @@ CASES: tuple[Case, ...] = (
         needs=NEEDS,
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

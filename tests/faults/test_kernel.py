@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests import sockets
-from tests.faults.case import CONFIG, Check, Fault, Start
+from tests.faults.case import CONFIG, Check, Fault, Start, parameters
 from tests.faults.checks import POLLS_FAIL, POLLS_GO_ON
 from tests.faults.stage import LOW, PORTS
 from tests.faults.tools import (
@@ -205,3 +207,8 @@ CASES: tuple[Case, ...] = (
         says=["1 ports are usable."],
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

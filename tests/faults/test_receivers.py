@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import errno
-import ssl
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.certificates import make_certificate
 from tests.delivery import delivering
-from tests.delivery.receivers import PostReceiver, answering, closing, dripping, endless, saying, silent
-from tests.faults.case import CONFIG, Check, Fault, Start
+from tests.faults.answers import open_receiver
+from tests.faults.case import CONFIG, Check, Fault, Start, parameters
 from tests.faults.checks import ALERT_FIRES, ALERT_IS_DELIVERED, POLLS_GO_ON
 from tests.faults.hastened import hastened
-from tests.faults.limits import HOOK, HOOK_PORT
+from tests.faults.starts import HOOK, HOOK_PORT
+from tests.processes import put
 from tests.sockets import ALL_PORTS, Recipe, close, open_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from tests.delivery.receivers import Answer
     from tests.faults.case import Case
     from tests.faults.stage import Stage
 
-ANSWERS: dict[str, Answer] = {
-    "silent": silent,
-    "endless": endless,
-    "dripping": dripping(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000),
-    "redirecting": answering("HTTP/1.1 307 Temporary Redirect\nLocation: http://127.0.0.1:8080/"),
-    "lying": saying(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
-    "closing": closing,
-    "failing": answering("HTTP/1.1 503 Service Unavailable\nRetry-After: never"),
-    "refusing": answering("HTTP/1.1 400 Bad Request", b"\x1b[2J" * 1000),
-    "busy": answering("HTTP/1.1 429 Too Many Requests\nRetry-After: 0"),
-    "interim": saying(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
-    "good": answering("HTTP/1.1 200 OK"),
-}
-"""By name, because an answer cannot be sent to another process."""
 HOSTNAME = 'notify: {webhook: {url: "http://no-such-host.invalid:8080/"}}\n'
 TLS_HOOK = HOOK.replace("http:", "https:")
-
-
-def open_receiver(answer: str, port: int = HOOK_PORT, certificate: tuple[str, str] | None = None) -> PostReceiver:
-    """Return a receiver that answers so; for the agent."""
-    tls = None
-    if certificate is not None:
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(*certificate)
-    return PostReceiver(ANSWERS[answer], port=port, tls=tls)
 
 
 @contextmanager
@@ -68,13 +47,23 @@ def _nobody(stage: Stage) -> Iterator[None]:
     stage.ns.call(delivering.receive, "hook", HOOK_PORT)
 
 
+def _trust_another(stage: Stage) -> None:
+    """Let the certificates that the system trusts be one, of somebody else."""
+    make_certificate(stage.folder, "other").certificate.rename(stage.folder / "trusted.pem")
+
+
+def _trusting(folder: Path) -> list[str]:
+    return ["env", f"SSL_CERT_FILE={folder}/trusted.pem", *hastened(folder)]
+
+
 @contextmanager
 def _unknown_certificate(stage: Stage) -> Iterator[None]:
     files = make_certificate(stage.folder, "hook")
     certificate = (str(files.certificate), str(files.key))
-    stage.ns.call(delivering.open_receiver, "bad", partial(open_receiver, "good", certificate=certificate))
+    stage.ns.call(delivering.open_receiver, "hook", partial(open_receiver, "good", certificate=certificate))
     stage.fill()
     yield
+    put(stage.folder / "trusted.pem", files.certificate.read_text(encoding="ascii"))
 
 
 @contextmanager
@@ -218,11 +207,16 @@ CASES: tuple[Case, ...] = (
     ),
     Fault(
         name="the receiver's certificate is not trusted",
-        done="It has signed its certificate itself.",
+        done="It has signed it itself. Later the system trusts it, without a reload.",
         inject=_unknown_certificate,
-        start=Start(config=CONFIG + TLS_HOOK, command=hastened),
+        start=Start(
+            config=CONFIG + HOOK.replace("http://localhost", "https://127.0.0.1"),
+            prepare=_trust_another,
+            command=_trusting,
+        ),
         meanwhile=[POLLS_GO_ON, _attempts_fail("tls")],
-        says=["The webhook at localhost:8080 has an invalid certificate: "],
+        afterwards=[ALERT_IS_DELIVERED],
+        says=["The webhook at 127.0.0.1:8080 has an invalid certificate: "],
     ),
     Fault(
         name="the receiver has no TLS",
@@ -267,3 +261,8 @@ CASES: tuple[Case, ...] = (
         says=["The alertmanager at localhost:9090 did not answer within"],
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import shutil
-import socket
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 import ephmon
 from tests import sockets
 from tests.cgroups import Cgroups
-from tests.faults.case import CONFIG, Check, Fault, Start, run_with_configuration
+from tests.faults.attacks import call_yourself, open_toward
+from tests.faults.case import CONFIG, Check, Fault, Start, parameters, run_with_configuration
 from tests.faults.checks import ALERT_FIRES, IS_SCRAPED, POLLS_GO_ON
 from tests.faults.stage import HERE, PORT
 from tests.namespaces import ip
@@ -35,26 +34,6 @@ HOSTILE = b'\x1b[2J\n"\xff\x00'
 HOSTILE_CGROUP = "system.slice/\x1b[2J\"'{}.service"
 MOST_SERIES = 50 * 8
 """pools.top times the metrics of a pool."""
-_PR_SET_NAME = 15  # include/uapi/linux/prctl.h
-
-
-def open_toward(first: int, number: int) -> None:
-    """Begin a connection to each of so many addresses of 10.0.0.0/8, from one on, and keep it; for an agent."""
-    for offset in range(first, first + number):
-        client = socket.socket()
-        client.setblocking(False)
-        assert client.connect_ex((str(ip_address("10.0.0.1") + offset), 443)) == errno.EINPROGRESS
-        sockets.held.setdefault("connections", []).append(client)
-
-
-def call_yourself(name: bytes) -> None:
-    """Give this process a name (man 2 prctl)."""
-    assert ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0) == 0
-
-
-def fill_from_here(number: int) -> FillResult:
-    """Open connections to the server; for an agent."""
-    return sockets.fill(HERE, PORT, tag="clients", limit=number)
 
 
 @contextmanager
@@ -106,7 +85,7 @@ def _hostile_cgroup(stage: Stage) -> Iterator[None]:
 
 
 def _hold_ports(stage: Stage, agent: Agent) -> None:
-    assert agent.call(fill_from_here, 950) == FillResult(950, 0)
+    assert agent.call(sockets.fill, HERE, PORT, tag="clients", limit=950) == FillResult(950, 0)
     stage.daemon.wait_for_line("are held by ")
 
 
@@ -180,3 +159,8 @@ CASES: tuple[Case, ...] = (
         meanwhile=[POLLS_GO_ON, ALERT_FIRES],
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

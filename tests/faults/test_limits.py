@@ -8,16 +8,20 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.delivery import delivering
-from tests.faults.case import CONFIG, Check, Fault, Refusal, Start
+from tests.faults.case import CONFIG, Fault, Refusal, Start, parameters
 from tests.faults.checks import (
     ALERT_FIRES,
     ALERT_IS_DELIVERED,
     KEEPS_THE_CONFIGURATION,
     POLLS_GO_ON,
     SAYS_THAT_POLLS_FAIL,
+    WRITES_THE_INCIDENT,
 )
 from tests.faults.hastened import hastened
+from tests.faults.starts import HOOK, HOOK_PORT, INCIDENTS, PAUSE_SECONDS, make_incidents
 from tests.faults.tools import as_user, forbidding, limited, set_limit, status_of
 from tests.machine import NEEDED_DESCRIPTORS
 
@@ -28,12 +32,7 @@ if TYPE_CHECKING:
     from tests.faults.stage import Stage
 
 ANOTHER_USER = {"only_root": "starts the daemon as another user"}
-HOOK = 'notify: {webhook: {url: "http://localhost:8080/"}}\n'
-HOOK_PORT = 8080
-INCIDENTS = "incidents: {directory: FOLDER/incidents}\n"
 FREE_DESCRIPTORS = 2
-PAUSE_SECONDS = 601
-"""After this time an incident that could not be written is tried again."""
 
 
 @contextmanager
@@ -122,20 +121,6 @@ def _no_thread_for_an_incident(stage: Stage) -> Iterator[None]:
         stage.daemon.wait_for_line("Incidents cannot be written: ")
         yield
     stage.pass_time(PAUSE_SECONDS)
-
-
-def make_incidents(stage: Stage) -> None:
-    """Make a directory for incidents that every user may write to."""
-    directory = stage.folder / "incidents"
-    directory.mkdir()
-    directory.chmod(0o777)
-
-
-def _writes_the_incident(stage: Stage) -> None:
-    stage.wait_for_value("incidents_total", 1)
-
-
-WRITES_THE_INCIDENT = Check("The incident is written ten minutes later.", _writes_the_incident)
 
 
 CASES: tuple[Case, ...] = (
@@ -245,3 +230,8 @@ CASES: tuple[Case, ...] = (
         says="ephmon: Cannot listen on 127.0.0.1:19100: Operation not permitted",
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

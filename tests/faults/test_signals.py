@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.delivery import delivering
-from tests.faults.case import CONFIG, Check, Ending, Fault, Refusal, Start, run_with_configuration
+from tests.faults.case import CONFIG, Check, Ending, Fault, Refusal, Start, parameters, run_with_configuration
 from tests.faults.checks import POLLS_GO_ON
 from tests.faults.hastened import hastened
-from tests.faults.limits import HOOK, HOOK_PORT
 from tests.faults.stage import HERE
+from tests.faults.starts import HOOK, HOOK_PORT
 from tests.faults.tools import status_of
 from tests.processes import eventually, python
 from tests.sockets import Recipe, open_sockets
@@ -157,3 +159,8 @@ CASES: tuple[Case, ...] = (
         says="ephmon: Cannot listen on 127.0.0.1:19100: the port is in use; stop the program that",
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)

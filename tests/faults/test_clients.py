@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tests.faults.case import Check, Fault, Start
+import pytest
+
+from tests.faults.attacks import flood, hold, let_go, say
+from tests.faults.case import Check, Fault, Start, parameters
 from tests.faults.checks import IS_SCRAPED, POLLS_GO_ON
-from tests.faults.stage import HERE
 from tests.faults.tools import end_thread, forbidding, http_thread, nothing, tampered
 
 if TYPE_CHECKING:
@@ -19,47 +20,10 @@ if TYPE_CHECKING:
     from tests.faults.case import Case
     from tests.faults.stage import Stage
 
-ADDRESS = (HERE, 19100)
 GET = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:19100\r\n"
 MANY = 300
 """More connections than the 128 that are served at a time."""
 TRACES = {"only_root": "traces the daemon"}
-
-_held: list[socket.socket] = []
-
-
-def hold(number: int, opening: bytes) -> None:
-    """Open connections, say something on each and keep them; for an agent."""
-    for _ in range(number):
-        _held.append(socket.create_connection(ADDRESS))
-        with suppress(ConnectionError):
-            _held[-1].sendall(opening)
-
-
-def let_go() -> None:
-    """Close what is kept."""
-    while _held:
-        _held.pop().close()
-
-
-def flood(number: int, content: bytes) -> None:
-    """Connect again and again, send something and close without reading."""
-    for _ in range(number):
-        with suppress(ConnectionError), socket.create_connection(ADDRESS) as client:
-            client.sendall(content)
-
-
-def say(content: bytes) -> bytes:
-    """Send something and return the answer."""
-    with socket.create_connection(ADDRESS) as client:
-        with suppress(ConnectionError):
-            client.sendall(content)
-            client.shutdown(socket.SHUT_WR)
-        answer = b""
-        with suppress(ConnectionError):
-            while part := client.recv(1 << 16):
-                answer += part
-        return answer
 
 
 @contextmanager
@@ -185,3 +149,8 @@ CASES: tuple[Case, ...] = (
         b"404",
     ),
 )
+
+
+@pytest.mark.parametrize("case", parameters(CASES))
+def test_ephmon_does_and_says_what_it_should(case: Case, stage: Stage) -> None:
+    case.play(stage)
