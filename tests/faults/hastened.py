@@ -18,7 +18,7 @@ from ephmon.delivery.settings import DeliveryTimes
 from tests.processes import python
 
 TIMES = DeliveryTimes(
-    deadline_seconds=1.0, pause_seconds=0.1, first_retry_seconds=0.2, resend_seconds=1.0, longest_retry_seconds=0.5
+    deadline_seconds=2.5, pause_seconds=0.1, first_retry_seconds=0.2, resend_seconds=1.0, longest_retry_seconds=0.5
 )
 """The intervals of deliveries."""
 

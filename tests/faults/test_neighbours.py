@@ -124,7 +124,7 @@ CASES: tuple[Case, ...] = (
         name=f"{DESTINATIONS:,} destinations",
         done="A client has begun a connection to each of them.",
         inject=_many_destinations,
-        start=Start(config=CONFIG.replace("interval: 100ms", "interval: 1s")),
+        start=Start(config=CONFIG.replace("interval: 100ms", "interval: 2s")),
         meanwhile=[
             Check("It counts them all, and has series of the fullest 50.", _counts_the_destinations),
             IS_SCRAPED,

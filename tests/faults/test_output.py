@@ -12,7 +12,7 @@ import tty
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -186,15 +186,23 @@ def _hostile_files(stage: Stage) -> Iterator[None]:
     yield
 
 
-def _incident_fault(name: str, done: str, inject: Callable[[Stage], object], says: str, start: Start) -> Fault:
+def _incident_fault(
+    name: str,
+    done: str,
+    inject: Callable[[Stage], AbstractContextManager[None]],
+    says: str,
+    start: Start,
+    **options: Any,
+) -> Fault:
     return Fault(
         name=name,
         done=done,
-        inject=inject,  # type: ignore[arg-type]  # a context manager
+        inject=inject,
         start=start,
         meanwhile=[POLLS_GO_ON, ALERT_FIRES],
         afterwards=[WRITES_THE_INCIDENT],
         says=[f"Incidents cannot be written: {says}"],
+        **options,
     )
 
 
@@ -244,6 +252,7 @@ CASES: tuple[Case, ...] = (
         _read_only_disk,
         "…Read-only file system",
         _on_a_disk("size=1m", "mount -o remount,ro incidents"),
+        needs={"only_root": "remounts a file system"},
     ),
     _incident_fault(
         "the directory of incidents is gone",
