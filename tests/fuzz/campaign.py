@@ -115,7 +115,8 @@ def _options(bounds: Bounds, findings: Path) -> list[str]:
     options = [f"-timeout={SECONDS_FOR_AN_INPUT}", f"-rss_limit_mb={MOST_MIB}", f"-artifact_prefix={findings}/"]
     options += [f"-runs={bounds.executions}"] if bounds.executions is not None else []
     options += [f"-max_total_time={bounds.seconds}"] if bounds.seconds is not None else []
-    return [*options, "-reload=0", "-print_final_stats=1"]
+    # Without a control of the length, which would cut long input at first: half a document leads nowhere.
+    return [*options, "-reload=0", "-len_control=0", "-print_final_stats=1"]
 
 
 class _Worker:

@@ -79,6 +79,7 @@ def _tree(node: Node, depth: int = 0) -> TextTree:
     assert depth <= MAX_DEPTH
     match node:
         case ScalarNode():
+            node.text.encode()  # which half a character refuses
             return node.text
         case SequenceNode():
             assert len(node.items) <= MAX_NODES

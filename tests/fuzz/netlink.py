@@ -25,6 +25,7 @@ from tests.fuzz.target import RECORDED, Target, answer
 SEQUENCE = 7
 PORT = 0
 _RECORD = struct.Struct("=16x4B2s2s16s16sI8sI8xII")
+_V6ONLY, _CGROUP_ID, _SOCKOPT = 11, 21, 22
 _ATTRIBUTE = struct.Struct("=HH")
 _REQUESTS = (inet_diag.TCPDIAG_GETSOCK, inet_diag.SOCK_DIAG_BY_FAMILY)
 _STALE = bytes(range(256))
@@ -69,7 +70,7 @@ def _check_blocks(data: bytes, kind: int, blocks: list[tuple[int, bytearray]]) -
     if not all(map(_is_good, messages)):
         return  # one of the three has said so, or reads no attributes and need not mind
     assert is_whole
-    if not all(_is_one_layout_or_seen(messages, kinds) for kinds in (tuple(inet_diag._READ_ATTRIBUTES), (21,))):
+    if not all(_is_one_layout_or_seen(messages, kinds) for kinds in (tuple(inet_diag._READ_ATTRIBUTES), (_CGROUP_ID,))):
         return
     records = list(map(_record, messages))
     table, owners = tabulator.table(), collector.table()
@@ -102,9 +103,9 @@ def _is_good(message: bytes) -> bool:
     """Tell whether a record is long enough, whole words, and its attributes fill it and are as long as they should."""
     if len(message) < inet_diag._ATTRIBUTES or len(message) % 4:
         return False
-    least = {11: 1, 21: 8, 22: 2}
+    least = {_V6ONLY: 1, _CGROUP_ID: 8, _SOCKOPT: 2}
     for kind, value in _attributes(message):
-        if value is None or len(value) < least.get(kind, 0) or (kind == 21 and len(value) != 8):
+        if value is None or len(value) < least.get(kind, 0) or (kind == _CGROUP_ID and len(value) != 8):
             return False
     return True
 
@@ -117,18 +118,21 @@ def _is_one_layout_or_seen(messages: list[bytes], kinds: tuple[int, ...]) -> boo
     layouts: dict[int, list[bytes]] = {}
     for message in messages:
         layouts.setdefault(len(message), []).append(message)
-    for alike in layouts.values():
-        for first in alike:
-            places = _places(first, kinds)
-            seem_alike = all(one[place - 4 : place] == first[place - 4 : place] for one in alike for place in places)
-            if seem_alike and any(_places(one, kinds) != places for one in alike):
-                return False
+    for first, *others in layouts.values():
+        places = _places(first, kinds)
+        if not places and kinds == (_CGROUP_ID,):
+            continue  # then the owners are looked for in each record
+        seem_alike = all(one[place - 4 : place] == first[place - 4 : place] for one in others for place in places)
+        if seem_alike and any(_places(one, kinds) != places for one in others):
+            return False
     return True
 
 
 def _places(message: bytes, kinds: tuple[int, ...]) -> list[int]:
-    """Return where the values of some attributes start."""
-    return [place for kind, place, _ in attributes(message, inet_diag._ATTRIBUTES, len(message)) if kind in kinds]
+    """Return where the values of some attributes start: of several the last, but of cgroup ids the first."""
+    found = [(kind, place) for kind, place, _ in attributes(message, inet_diag._ATTRIBUTES, len(message))]
+    places = dict(found if kinds != (_CGROUP_ID,) else reversed(found))
+    return sorted(place for kind, place in places.items() if kind in kinds)
 
 
 def _attributes(message: bytes) -> list[tuple[int, bytes | None]]:
@@ -149,13 +153,13 @@ def _record(message: bytes) -> Record:
     family, state, timer, _, local, remote, source, destination, device, _, expires, uid, inode = fields
     found = _attributes(message)
     values = dict(found)  # of several the last counts
-    cgroup = next((value for kind, value in found if kind == 21), None)  # and of these the first
+    cgroup = next((value for kind, value in found if kind == _CGROUP_ID), None)  # and of these the first
     is_v6 = family == AF_INET6
     if is_v6 and source.startswith(V4_MAPPED):
         source, destination = source[12:], destination[12:]
     elif not is_v6:
         source, destination = source[:4], destination[:4]
-    v6only, options = values.get(11), values.get(22)
+    v6only, options = values.get(_V6ONLY), values.get(_SOCKOPT)
     return Record(
         port=int.from_bytes(local, "big"),
         left_ms=min(expires, 0xFFFF) if timer == 3 else 0,
