@@ -194,7 +194,7 @@ TARGETS = (
         check=check_secrets,
         seeds=lambda: [bytes([key]) + value for key in range(len(_KEYS_OF_SECRETS)) for value in _SECRET_VALUES],
         max_bytes=96,
-        executions=1_500,
+        executions=1_200,
     ),
     Target(
         name="address",

@@ -66,6 +66,6 @@ TARGETS = (
             b"/lxc.payload.web/../x",
         ],
         max_bytes=256,
-        executions=3_000,
+        executions=2_000,
     ),
 )

@@ -146,7 +146,7 @@ TARGETS = (
             *files(RECORDED / "procnet", "sockstat"),
         ],
         max_bytes=4096,
-        executions=6_000,
+        executions=3_000,
     ),
     Target(
         name="process",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +15,8 @@ from tests.fuzz.targets import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 MOST_KIB = 300
 """Of all corpora: they are read by everybody who clones the project."""
 
@@ -42,6 +44,13 @@ def test_each_folder_belongs_to_a_target_and_together_they_are_small() -> None:
 
     assert {folder.name for folder in folders} <= TARGETS.keys()
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < MOST_KIB << 10
+
+
+def test_the_page_says_of_every_target_what_must_hold_and_how_far_it_came() -> None:
+    page = (ROOT / "docs/proof/fuzzing.md").read_text(encoding="utf-8")
+    tables = [re.findall(r"^\| ([a-z_]+) \| [^|]", part, re.MULTILINE) for part in page.split("\n## ")]
+
+    assert [names[1:] for names in tables if set(names) >= TARGETS.keys()] == [list(TARGETS), list(TARGETS)]
 
 
 def test_the_corpus_fits_into_what_is_tried() -> None:

@@ -30,7 +30,7 @@ def test_mutated_input_is_answered_as_it_must_be(name: str, tmp_path: Path) -> N
 
 def test_a_mistake_behind_four_branches_is_found_and_found_again_from_the_seed(tmp_path: Path) -> None:
     outcomes = [
-        run(planted.HIDDEN_MISTAKE, Bounds(executions=120_000), tmp_path / folder, seed=SEED) for folder in ("1", "2")
+        run(planted.HIDDEN_MISTAKE, Bounds(executions=80_000), tmp_path / folder, seed=SEED) for folder in ("1", "2")
     ]
 
     first, again = ([(file.name, file.read_bytes()) for file in outcome.findings] for outcome in outcomes)

@@ -92,6 +92,6 @@ TARGETS = (
         ),
         check=check_trace_formats,
         seeds=lambda: [(DATA / name).read_bytes() for name in ("header_page", "format")],
-        executions=6_000,
+        executions=4_000,
     ),
 )

@@ -145,7 +145,7 @@ TARGETS = (
         parsers=("http.request.parse_request", "http.access", "http.reply.reply_to"),
         check=check_http_head,
         max_bytes=16 * 1024,
-        executions=3_000,
+        executions=1_500,
     ),
     Target(
         name="webhook_answer",
