@@ -51,7 +51,7 @@ class BackendChoice(StrEnum):
 
 
 class ProbeChoice(StrEnum):
-    """Whether ephmon may ask the kernel about ports in doubt, by binding sockets to them."""
+    """Whether ephmon asks the kernel about ports in doubt; `auto`: if it is possible."""
 
     NEVER = "never"
     AUTO = "auto"
@@ -99,7 +99,7 @@ class PollConfig(PollingRules):
 
     deadline_seconds: float = 5.0
     backend: BackendChoice = BackendChoice.AUTO
-    probe: ProbeChoice = ProbeChoice.NEVER
+    probe: ProbeChoice = ProbeChoice.AUTO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

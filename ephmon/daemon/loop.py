@@ -22,7 +22,7 @@ from ephmon.config.settings import Config, HttpConfig, ListenAddress, TlsConfig
 from ephmon.daemon import signals
 from ephmon.daemon.extras import Extras
 from ephmon.daemon.owner_watch import OwnerWatch
-from ephmon.daemon.poller import MOST_PROBED_PORTS, Poller
+from ephmon.daemon.poller import Poller
 from ephmon.daemon.service_manager import ServiceManager
 from ephmon.delivery.settings import DeliverySettings
 from ephmon.errors import ConfigError, EphmonError, KernelError, Reason, shortages_explained
@@ -94,7 +94,7 @@ class Daemon:
         self._source = self._open_source(config)
         self._poller = Poller(
             self._source,
-            ProbeByTurns(MOST_PROBED_PORTS),
+            ProbeByTurns(),
             OwnerWatch(proc, clock, signals.no_stop_requested),
             config.poll,
             clock=clock,

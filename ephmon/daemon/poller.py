@@ -17,6 +17,7 @@ from ephmon.model.step import (
     after_narrow_poll,
     classify_with_memory,
     conclude,
+    namespaces_where_doubt_matters,
     narrow_destinations,
     next_full_poll,
 )
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from ephmon.model.report import Report
     from ephmon.model.state import State
 
-MOST_PROBED_PORTS = 2_000
-"""So many ports in doubt are probed in one poll, 12 microseconds each, 22 if blocked; the rest has its turn later."""
+MOST_PROBED_PORTS = 3_000
+"""So many ports in doubt are probed in one poll while they cannot matter, 12 microseconds each, 22 if blocked.
+
+The rest has its turn later: ten polls are enough for the default range.
+"""
 PROBE_SECONDS = 1.0
 """How long the probe may take of a poll."""
 PROBE_CUT = f"The probe was cut after {PROBE_SECONDS:g} s; its answers count, and the next polls ask about the rest."
@@ -145,11 +149,13 @@ class Poller:
         """Return the classes after the kernel was asked about ports in doubt, and how that went."""
         deadline = Deadline(PROBE_SECONDS, self._clock, self._wanted)
         in_doubt = {inode: one.ports.in_doubt() for inode, one in classified.items()}
+        urgent = namespaces_where_doubt_matters(snapshot, previous, classified)
+        most = {inode: len(ports) if inode in urgent else MOST_PROBED_PORTS for inode, ports in in_doubt.items()}
         try:
-            answers = {inode: self._probe.ask(ports, deadline) for inode, ports in in_doubt.items()}
+            answers = {inode: self._probe.ask(ports, most[inode], deadline) for inode, ports in in_doubt.items()}
         except KernelError as error:
             return classified, unavailable(str(error))
-        is_cut = any(len(answers[inode]) < min(len(ports), MOST_PROBED_PORTS) for inode, ports in in_doubt.items())
+        is_cut = any(len(answers[inode]) < min(len(ports), most[inode]) for inode, ports in in_doubt.items())
         if any(answers.values()):
             classified = classify_with_memory(snapshot, previous, answers)
         return classified, Health(available=True, reason=PROBE_CUT if is_cut else None)

@@ -34,7 +34,7 @@ from bisect import bisect_right
 from secrets import randbelow
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError, Reason
+from ephmon.errors import KernelError, Reason, shortages_explained
 from ephmon.facts.addresses import PORTS
 from ephmon.kernel.loopback import unlikely_address
 
@@ -73,7 +73,7 @@ def probe(
 
     Raises:
         ProbeUnavailableError: The kernel is too old, neither way is allowed, or connect() is refused.
-        KernelError: ephmon was told to stop, or the port range changed meanwhile.
+        KernelError: ephmon was told to stop, no descriptor was left, or the port range changed meanwhile.
     """
     destination = dummy()
     answers: dict[int, bool] = {}
@@ -85,16 +85,15 @@ def probe(
 
 
 class ProbeByTurns:
-    """Asks about so many ports at a time, each time those that come after the last one asked about."""
+    """Asks about some ports at a time, each time those that come after the last one asked about."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._last = 0
 
-    def ask(self, ports: Sequence[int], deadline: Deadline) -> dict[int, bool]:
-        """Return what `probe` answers about the ports whose turn it is; the ports come in ascending order."""
+    def ask(self, ports: Sequence[int], most: int, deadline: Deadline) -> dict[int, bool]:
+        """Return what `probe` answers about at most so many ports, whose turn it is; they come in ascending order."""
         turn = bisect_right(ports, self._last)
-        answers = probe([*ports[turn:], *ports[:turn]][: self._most], deadline)
+        answers = probe([*ports[turn:], *ports[:turn]][:most], deadline)
         self._last = next(reversed(answers), self._last)
         return answers
 
@@ -133,7 +132,13 @@ def _refusal(number: int) -> ProbeUnavailableError:
 
 def _socket() -> socket.socket:
     """Return a socket that does not wait: a SYN that is not deferred might be dropped on the way."""
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with shortages_explained():
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise ProbeUnavailableError(
+            f"The probe cannot open a TCP socket ({error.strerror}). Allow AF_INET in the sandbox of ephmon."
+        ) from error
 
 
 def _set_up(ours: socket.socket, port: int) -> None:

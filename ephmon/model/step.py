@@ -52,6 +52,21 @@ def classify_with_memory(
     )
 
 
+def namespaces_where_doubt_matters(snapshot: Snapshot, state: State, classified: Classified) -> frozenset[int]:
+    """Return the inodes of the namespaces where a port in doubt can make a difference to an alert.
+
+    It cannot while so few ports have a socket that no alert would go on if all of them were lost to a pool.
+    """
+    limit = state.rules.thresholds.lowest_clear()
+    return frozenset(
+        namespace.inode
+        for namespace in snapshot.namespaces
+        if namespace.tcp is not None and (one := classified.get(namespace.inode)) is not None
+        # At most: a port may be counted twice.
+        if len(namespace.tcp.connections.ports) + one.ports.certainly_blocked >= limit * one.ports.usable
+    )
+
+
 def conclude(snapshot: Snapshot, previous: State, now: float, classified: Classified | None = None) -> State:
     """Return the state after a poll that read everything; `now` are monotonic seconds.
 

@@ -72,7 +72,7 @@ poll:
   cpu_budget: 0.02
   urgent_cpu_budget: 0.25
   backend: auto
-  probe: never
+  probe: auto
 pools:
   top: 50
   min_in_use: 10
@@ -158,7 +158,7 @@ def test_every_key_is_read() -> None:
     text = """\
 listen: "[::1]:9100"
 poll: {interval: 1m, urgent_interval: 500ms, deadline: 1.5s, cpu_budget: 1, urgent_cpu_budget: 5e-1, backend: procfs,
-       probe: auto}
+       probe: never}
 pools:
   top: 1e3
   min_in_use: 0
@@ -192,7 +192,7 @@ tls: {certificate: /c.pem, key: /k.pem, client_ca: /a.pem}
             cpu_budget=1.0,
             urgent_cpu_budget=0.5,
             backend=BackendChoice.PROCFS,
-            probe=ProbeChoice.AUTO,
+            probe=ProbeChoice.NEVER,
         ),
         listing=ListingRules(
             top=1000,

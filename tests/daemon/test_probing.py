@@ -1,7 +1,8 @@
-"""The daemon that asks the kernel about ports in doubt (poll.probe: auto), as an ordinary user."""
+"""The daemon asks the kernel about ports in doubt by default (poll.probe: auto), as an ordinary user."""
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.only_root("becomes another user")
 
+RANGE = "net.ipv4.ip_local_port_range"
 LOW, HIGH = 40_000, 40_099
 HERE, PORT = "127.0.0.1", 80
 AMBIGUOUS, BLOCKED = (f'{name}_ports{{netns="own"}}' for name in ("ambiguous", "blocked"))
 POOL = f'destination="{HERE}",destination_port="{PORT}",kind="tcp_connect",netns="own",source="{HERE}"'
 IN_USE = f"pool_in_use_ports{{{POOL}}}"
+QUICK = "poll: {interval: 100ms, cpu_budget: 1}\n"
+ONE_POLL = "poll: {interval: 1h}\n"
+MANY = 4_000
+"""More ports in doubt than are asked about in one poll where they cannot matter."""
 ORDINARY_USER = [
     *with_readable_code(),
     *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"),
@@ -33,7 +39,7 @@ ORDINARY_USER = [
 def _ns() -> Iterator[Namespace]:
     """A host where 20 ports were chosen by connect() and 5 by bind(), and no socket tells which."""
     with Namespace() as ns:
-        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
+        ns.call(sockets.write_sysctl, RANGE, f"{LOW} {HIGH}")
         ns.call(sockets.listen, HERE, PORT, tag="server")
         for number, recipe in ((20, Recipe(connect=(HERE, PORT))), (5, Recipe(bind=(HERE, 0), connect=(HERE, PORT)))):
             assert ns.call(sockets.open_sockets, recipe, tag="clients", limit=number) == FillResult(number, 0)
@@ -45,7 +51,7 @@ def _config() -> Iterator[Path]:
     """A file that everybody may read."""
     with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
         Path(folder).chmod(0o755)
-        yield put(Path(folder) / "config.yaml", "poll: {interval: 100ms, cpu_budget: 1, probe: auto}\n")
+        yield put(Path(folder) / "config.yaml", QUICK)
 
 
 def test_its_figures_are_those_of_the_kernel(ns: Namespace, config: Path) -> None:
@@ -91,3 +97,31 @@ def test_ports_that_connect_took_after_a_listener_had_left_count_as_in_use(ns: N
 
     assert taken >= 98  # whoever fetches the metrics may have a port too
     assert seen[f"ephmon_{AMBIGUOUS}"] == 0
+
+
+def test_where_ports_in_doubt_can_matter_the_first_poll_asks_about_all(ns: Namespace, config: Path) -> None:
+    """Were they all blocked, a pool would be above its threshold."""
+    ns.call(sockets.write_sysctl, RANGE, f"{LOW} {LOW + MANY * 5 // 4 - 1}")
+    ns.call(sockets.fill, HERE, PORT, tag="clients", limit=MANY)
+    put(config, ONE_POLL)
+    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+        metrics = daemon.wait_for(poll_success=1)
+        daemon.stop()
+
+    assert metrics[f"ephmon_{AMBIGUOUS}"] == 0
+
+
+def test_where_they_cannot_matter_they_have_their_turn_in_a_later_poll(ns: Namespace, config: Path) -> None:
+    ns.call(sockets.write_sysctl, RANGE, f"{LOW} {LOW + MANY * 5 // 2 - 1}")
+    ns.call(sockets.fill, HERE, PORT, tag="clients", limit=MANY)
+    put(config, ONE_POLL)
+    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+        first = daemon.wait_for(poll_success=1)
+        put(config, QUICK)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for(**{AMBIGUOUS: 0})
+        daemon.stop()
+
+    # Some of the clients of the fixture and whoever fetches the metrics have ports too.
+    assert 1_000 <= first[f"ephmon_{AMBIGUOUS}"] <= 1_100
+    assert not [line for line in daemon.lines if "Ambiguous ports are" in line]

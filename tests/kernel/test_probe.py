@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import re
+import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -301,6 +302,18 @@ def test_a_port_that_has_left_the_range_is_no_verdict(ns: Namespace, asking: Ask
     assert (str(raised.value), raised.value.reason) == (OTHER_RANGE, "sysctl")
 
 
+def ask_without_descriptors() -> dict[int, bool]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+    return ask([PORT])
+
+
+def test_without_a_descriptor_it_says_so(ns: Namespace) -> None:
+    with pytest.raises(KernelError) as raised:
+        ns.call(as_ordinary_user, ask_without_descriptors)
+
+    assert str(raised.value).startswith("Too many open files; ")
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
 def test_where_connect_is_forbidden_it_says_so(ns: Namespace, number: int) -> None:
     sandboxed = ns.another_agent()
@@ -337,8 +350,10 @@ def ask_unwanted() -> None:
 
 def ask_by_turns(most: int, *turns: tuple[Sequence[int], int]) -> list[list[int]]:
     """Ask about each of these lists of ports, with so many seconds, a port a second; return which were answered."""
-    by_turns = ProbeByTurns(most)
-    return [list(by_turns.ask(ports, Deadline(seconds + 1, itertools.count().__next__))) for ports, seconds in turns]
+    by_turns = ProbeByTurns()
+    return [
+        list(by_turns.ask(ports, most, Deadline(seconds + 1, itertools.count().__next__))) for ports, seconds in turns
+    ]
 
 
 def test_every_port_has_its_turn(ns: Namespace) -> None:

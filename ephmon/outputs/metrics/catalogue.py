@@ -114,8 +114,8 @@ METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         NAMESPACE,
         "ports",
-        "Ports held by a socket for which the kernel does not show whether connect() or bind() chose the port."
-        " Absent while TCP cannot be read.",
+        "Ports held by a socket of which nobody knows whether connect() or bind() chose the port: the kernel does not"
+        " show it, and has not answered yet. Absent while TCP cannot be read.",
         each_namespace(lambda namespace: namespace.ambiguous_ports),
     ),
     Metric(
