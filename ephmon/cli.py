@@ -179,8 +179,8 @@ def _add_headroom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--udp", action="store_true", help="count for UDP instead of TCP")
     parser.add_argument(
         "--probe",
-        action="store_true",
-        help="ask the kernel about each ambiguous port (needs bit 0 of net.ipv4.tcp_fastopen or CAP_NET_ADMIN)",
+        action=argparse.BooleanOptionalAction,
+        help="ask the kernel about each ambiguous port, and fail if that is not possible; --no-probe: do not ask",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -25,7 +25,7 @@ _ephmon() {
         '') words='run pools headroom check check-config incidents incident --config --version --help' ;;
         run) words='--config --listen --help' ;;
         pools) words='--config --json --top --destination --owners --help' ;;
-        headroom) words='--config --from --bind --udp --probe --json --help' ;;
+        headroom) words='--config --from --bind --udp --probe --no-probe --json --help' ;;
         check) words='--config --from --warning --critical --help' ;;
         check-config) words='--config --pool --help' ;;
         incidents | incident) words='--config --json --help' ;;

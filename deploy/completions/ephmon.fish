@@ -23,7 +23,8 @@ complete -c ephmon -n '__fish_seen_subcommand_from pools' -l owners -d 'Tell who
 complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l from -x -d 'Instead of what routing chooses'
 complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l bind -x -d 'What bind(SOURCE, 0) has left'
 complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l udp -d 'count for UDP instead of TCP'
-complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l probe -d 'Ask the kernel about each port in doubt'
+complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l probe -d 'Ask the kernel about each port in doubt, or fail'
+complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l no-probe -d 'Do not ask the kernel about ports in doubt'
 complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l json -d 'Print JSON'
 
 complete -c ephmon -n '__fish_seen_subcommand_from check' -l from -x -d 'Instead of what routing chooses'

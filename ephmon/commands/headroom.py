@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ephmon.commands.reading import load_config, read_snapshot, survey_of
 from ephmon.commands.source import connect_source, require_matching_source, require_own_source
 from ephmon.commands.terminal import print_answer, print_error
+from ephmon.config.settings import ProbeChoice
 from ephmon.errors import KernelError, Reason, UsageError
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.deadline import Deadline
@@ -23,26 +24,24 @@ if TYPE_CHECKING:
 
     from ephmon.config.endpoint import Address
     from ephmon.facts.snapshot import Snapshot
+    from ephmon.model.pools.kinds import Pool
     from ephmon.model.pools.port_classes import TcpPorts
     from ephmon.model.pools.survey import NamespaceSurvey
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one pool; the exit status is 1 if --probe did not get every answer."""
+    """Print one pool; the exit status is 1 if --probe was given and did not get every answer."""
     config = load_config(options.config)
     kind, source = _asked_pool(options)
+    key = _own_key(kind, source, options.destination)
     snapshot = read_snapshot(config, options.proc)
     one = survey_of(survey(snapshot))
     method: str = one.namespace.backends.get(kind.protocol, "")
-    failure = None
-    if options.probe and one.ports:
-        unprobed = one
-        one, failure = _probed(snapshot, unprobed, one.ports, config.poll.deadline_seconds)
-        method = method if one is unprobed else "probe"
-    pools = one.pools_of(kind)
-    if pools is None:
-        raise KernelError(one.namespace.missing[kind.protocol], reason=Reason.UNAVAILABLE)
-    pool = pools.pool(_own_key(kind, source, options.destination))
+    pool, failure = _pool(one, kind, key), None
+    if kind == PoolKind.TCP_CONNECT and one.ports and _is_to_be_probed(pool, options.probe, config.poll.probe):
+        probed, failure = _probed(snapshot, one, one.ports, config.poll.deadline_seconds)
+        method = method if probed is one else "probe"
+        pool = _pool(probed, kind, key)
     if options.json:
         print_answer(api.encode({"schema": api.SCHEMA, "method": method, **api.pool_object(pool)}).decode())
     else:
@@ -50,7 +49,19 @@ def run(options: argparse.Namespace) -> int:
     if failure is None:
         return 0
     print_error(failure)
-    return 1
+    return 1 if options.probe else 0
+
+
+def _pool(one: NamespaceSurvey, kind: PoolKind, key: ConnectKey | bytes) -> Pool:
+    pools = one.pools_of(kind)
+    if pools is None:
+        raise KernelError(one.namespace.missing[kind.protocol], reason=Reason.UNAVAILABLE)
+    return pools.pool(key)
+
+
+def _is_to_be_probed(pool: Pool, option: bool | None, choice: ProbeChoice) -> bool:
+    """Tell whether to ask the kernel; without --probe and --no-probe, only where the answer can make a difference."""
+    return option if option is not None else choice == ProbeChoice.AUTO and not pool.exact
 
 
 def _probed(

@@ -184,18 +184,39 @@ def test_the_second_line_says_what_makes_up_the_number(ask: Ask) -> None:
 def test_an_estimate_comes_with_its_bounds(ask: Ask) -> None:
     ask.open(Recipe(connect=(HERE, 81)), 20)
 
-    assert ask(f"{HERE}:80").out.splitlines()[0] == (
+    assert ask(f"{HERE}:80", "--no-probe").out.splitlines()[0] == (
         f"1000 more connections from {HERE} to {HERE}:80 (an estimate: at least 980, at most 1000)."
     )
 
 
-def test_the_probe_turns_the_estimate_into_the_number(ask: Ask) -> None:
+@pytest.mark.parametrize("option", [[], ["--probe"]])
+def test_it_asks_the_kernel_for_the_number_by_itself(ask: Ask, option: list[str]) -> None:
     ask.open(Recipe(connect=(HERE, 81)), 20)
     ask.open(Recipe(bind=(HERE, 0), connect=(HERE, 81)), 5, tag="bound")
 
-    assert ask(f"{HERE}:80", "--probe") == PROBED
-    document = ask.json(f"{HERE}:80", "--probe")
+    assert ask(f"{HERE}:80", *option) == PROBED
+    document = ask.json(f"{HERE}:80", *option)
     assert (document["method"], document["exact"], document["blocked_ports"]) == ("probe", True, 5)
+
+
+def test_no_probe_keeps_it_from_asking_and_so_does_the_configuration(ask: Ask, config: Path) -> None:
+    ask.open(Recipe(connect=(HERE, 81)), 20)
+
+    def seen(*option: str) -> tuple[str, int]:
+        document = ask.json(f"{HERE}:80", *option)
+        return document["method"], document["remaining_ports_min"]
+
+    assert seen("--no-probe") == ("inet_diag", 980)
+    put(config, "poll: {probe: never}\n")
+    assert seen() == ("inet_diag", 980)
+    assert seen("--probe") == ("probe", 1000)
+
+
+def test_a_number_that_is_exact_already_needs_no_asking(ask: Ask) -> None:
+    ask.open(Recipe(connect=(HERE, 80)), 20)
+
+    assert ask.json(f"{HERE}:80")["method"] == "inet_diag"
+    assert ask.json(f"{HERE}:80", "--probe")["method"] == "probe"
 
 
 def test_the_probe_needs_no_privilege(ask: Ask) -> None:
@@ -281,7 +302,7 @@ def test_json_of_a_pool_without_a_destination(
 def test_the_method_is_the_backend_that_was_read(ask: Ask, tmp_path: Path) -> None:
     config = tmp_path / "procfs.yaml"
     config.write_text("poll: {backend: procfs, deadline: 30s}\n", encoding="utf-8")
-    document = ask.json(f"{HERE}:80", "--config", str(config))
+    document = ask.json(f"{HERE}:80", "--no-probe", "--config", str(config))
 
     assert (document["method"], document["exact"], document["remaining_ports"]) == ("procfs", False, 1000)
 
@@ -452,8 +473,10 @@ def test_where_the_probe_is_not_possible_it_says_what_it_needs_after_the_bounds_
         with closing(Agent(prefix)) as unprivileged:
             refused = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe")
             as_json = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--probe", "--json")
-            plain = unprivileged.call(headroom, *ask.config, f"{HERE}:80")
+            by_itself = unprivileged.call(headroom, *ask.config, f"{HERE}:80")
+            plain = unprivileged.call(headroom, *ask.config, f"{HERE}:80", "--no-probe")
 
+    assert by_itself == (0, plain.out, NEITHER_WAY if clients else "")
     assert refused == (1, plain.out, NEITHER_WAY)
     assert (plain.status, plain.err, plain.out.count("\n")) == (0, "", 3)
     assert (f" (an estimate: at least {1000 - clients}, at most 1000)." in plain.out) is (clients > 0)

@@ -94,7 +94,7 @@ def count_after(one: NamespaceSurvey) -> NamespaceSurvey:
 
 
 def read_with_probe() -> NamespaceSurvey:
-    """Read the namespace once, and ask the kernel about every port in doubt, as `ephmon headroom --probe` does."""
+    """Read the namespace once, and ask the kernel about every port in doubt, as `ephmon headroom` does."""
     snapshot = _source().read(_DEADLINE_SECONDS)
     (one,) = survey(snapshot)
     assert one.ports is not None

@@ -193,7 +193,7 @@ class ExhaustionCollector:
         for call, nanoseconds in calls.items():
             times = tuple(at * _FROM_NANOSECONDS + self._clock_ahead for at in nanoseconds)
             caller = self._caller(call.thread_id, times[0])
-            # A probe asks for failures: ours, or that of `ephmon headroom --probe`.
+            # A probe asks for failures: ours, or that of `ephmon headroom`.
             if caller.pid != self._callers.own_pid and not is_dummy(unmapped(call.destination)):
                 with self._lock:
                     self._builder.add(_Calls(call, caller, times))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WHO_BLOCKS = "As root, `ss -tlnp` shows who listens, and `ss -tanp state all` shows who else holds a port."
 _ESTIMATE = "~ marks an estimate: some socket properties are not visible."
-_PROBE = " `ephmon headroom DESTINATION:PORT --probe` asks the kernel and settles most cases."
+_PROBE = " `ephmon headroom DESTINATION:PORT` asks the kernel and settles most cases."
 
 
 _BLINDNESS: dict[str, str] = {

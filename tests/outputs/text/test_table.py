@@ -185,7 +185,7 @@ def test_the_probe_is_named_where_it_can_help() -> None:
     texts = [render(make_report(), [pool], colour=False, width=None) for pool in (*inexact, make_pool())]
 
     assert ["~ marks an estimate" in text for text in texts] == [True, True, False]
-    assert ["--probe" in text for text in texts] == [True, False, False]
+    assert ["headroom DESTINATION:PORT" in text for text in texts] == [True, False, False]
     assert not any("exact" in text for text in texts)
 
 
