@@ -166,6 +166,13 @@ def _add_pools_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print who holds the ports, also the blocked ones: units, containers, users and, if permitted, processes",
     )
+    _add_no_probe(parser)
+
+
+def _add_no_probe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-probe", dest="probe", action="store_false", help="do not ask the kernel about ambiguous ports"
+    )
 
 
 def _add_headroom_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +201,7 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="RATIO",
             help=f"the utilisation ratio from which every pool is {severity.upper()}, instead of the configured ones",
         )
+    _add_no_probe(parser)
 
 
 def _add_destination(parser: argparse.ArgumentParser) -> None:

@@ -24,9 +24,9 @@ _ephmon() {
     case $command in
         '') words='run pools headroom check check-config incidents incident --config --version --help' ;;
         run) words='--config --listen --help' ;;
-        pools) words='--config --json --top --destination --owners --help' ;;
+        pools) words='--config --json --top --destination --owners --no-probe --help' ;;
         headroom) words='--config --from --bind --udp --probe --no-probe --json --help' ;;
-        check) words='--config --from --warning --critical --help' ;;
+        check) words='--config --from --warning --critical --no-probe --help' ;;
         check-config) words='--config --pool --help' ;;
         incidents | incident) words='--config --json --help' ;;
         *) return ;;

@@ -19,6 +19,7 @@ complete -c ephmon -n '__fish_seen_subcommand_from pools' -l json -d 'Print JSON
 complete -c ephmon -n '__fish_seen_subcommand_from pools' -l top -x -d 'Print at most so many pools'
 complete -c ephmon -n '__fish_seen_subcommand_from pools' -l destination -x -d 'Print only the pools toward it'
 complete -c ephmon -n '__fish_seen_subcommand_from pools' -l owners -d 'Tell who holds the ports'
+complete -c ephmon -n '__fish_seen_subcommand_from pools' -l no-probe -d 'Do not ask the kernel about ports in doubt'
 
 complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l from -x -d 'Instead of what routing chooses'
 complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l bind -x -d 'What bind(SOURCE, 0) has left'
@@ -30,6 +31,7 @@ complete -c ephmon -n '__fish_seen_subcommand_from headroom' -l json -d 'Print J
 complete -c ephmon -n '__fish_seen_subcommand_from check' -l from -x -d 'Instead of what routing chooses'
 complete -c ephmon -n '__fish_seen_subcommand_from check' -l warning -x -d 'The utilisation that is WARNING'
 complete -c ephmon -n '__fish_seen_subcommand_from check' -l critical -x -d 'The utilisation that is CRITICAL'
+complete -c ephmon -n '__fish_seen_subcommand_from check' -l no-probe -d 'Do not ask the kernel about ports in doubt'
 
 complete -c ephmon -n '__fish_seen_subcommand_from check-config' -l pool -x -d 'Print the thresholds of this pool'
 complete -c ephmon -n '__fish_seen_subcommand_from check-config' -F

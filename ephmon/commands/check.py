@@ -10,6 +10,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING
 
+from ephmon.commands.probing import classify_and_ask
 from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot, survey_of
 from ephmon.commands.source import connect_source, require_matching_source, require_own_source
 from ephmon.commands.terminal import OutputError, print_answer, print_error
@@ -20,7 +21,7 @@ from ephmon.model.advice.causes import advise, advise_blocked
 from ephmon.model.alerting.assessment import assess_host, assess_pool, with_limits
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.survey import classify, survey
+from ephmon.model.pools.survey import survey
 from ephmon.outputs.text import plugin
 from ephmon.outputs.text.wording import blindness
 
@@ -40,16 +41,16 @@ def run(options: argparse.Namespace) -> int:
     thresholds = _limits(config.thresholds, options)
     asked = _asked_pool(options)
     snapshot = read_snapshot(config, options.proc)
-    surveys = survey(snapshot, classify(snapshot, likely_binder_ports=config.listing.min_in_use))
+    asked_kernel = classify_and_ask(snapshot, config, may_ask=options.probe, thresholds=thresholds)
+    surveys = survey(snapshot, asked_kernel.classified)
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
     if asked is None:
         assessment = assess_host(surveys, thresholds, config.listing.ignore_destinations)
     else:
         assessment, missing = _assess_asked(survey_of(surveys), asked, thresholds), []
     kept = {one.namespace.netns: ports_to_keep(one.namespace, config) for one in surveys}
-    answer = plugin.answer(
-        assessment, advice=_advice(assessment.worst, kept), missing=missing, remarks=_remarks(surveys)
-    )
+    remarks = [*_remarks(surveys), *([str(asked_kernel.failure)] if asked_kernel.failure else [])]
+    answer = plugin.answer(assessment, advice=_advice(assessment.worst, kept), missing=missing, remarks=remarks)
     print_answer(answer.text)
     return answer.status
 

@@ -6,6 +6,7 @@ import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from ephmon.commands.probing import too_late
 from ephmon.commands.reading import load_config, read_snapshot, survey_of
 from ephmon.commands.source import connect_source, require_matching_source, require_own_source
 from ephmon.commands.terminal import print_answer, print_error
@@ -77,8 +78,7 @@ def _probed(
     probed = survey_of(survey(snapshot, classify(snapshot, answers={unprobed.namespace.inode: answers})))
     if len(answers) == len(asked):
         return probed, None
-    done = f"The probe asked about {len(answers)} of {len(asked)} ports before poll.deadline passed"
-    return probed, KernelError(f"{done}; the bounds include the others. Raise poll.deadline for an exact number.")
+    return probed, too_late(len(answers), len(asked))
 
 
 def _own_key(kind: PoolKind, source: Address, destination: tuple[Address, int] | None) -> ConnectKey | bytes:

@@ -8,11 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from ephmon.commands.probing import classify_and_ask
 from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot, survey_of
 from ephmon.commands.terminal import print_answer, print_error
 from ephmon.model.advice.causes import advise
 from ephmon.model.advice.proxies import known_program
-from ephmon.model.pools.survey import classify, every_pool, survey
+from ephmon.model.pools.survey import every_pool, survey
 from ephmon.model.report import ReloadStatus
 from ephmon.model.state import initial_state
 from ephmon.model.step import after_full_poll
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
     """
     config = load_config(options.config)
     snapshot = read_snapshot(config, options.proc)
-    surveys = survey(snapshot, classify(snapshot, likely_binder_ports=config.listing.min_in_use))
+    asked = classify_and_ask(snapshot, config, may_ask=options.probe)
+    surveys = survey(snapshot, asked.classified)
     before = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
     report = after_full_poll(surveys, snapshot, before, time.monotonic()).report
     pools = every_pool(surveys, config.listing.ignore_destinations)
@@ -64,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         advice = _advice(shown, snapshot, config, owners) if toward else {}
         print_answer(_table(report, shown, table.Selection(matching=len(pools), toward=toward), advice, owners))
+    if asked.failure is not None:
+        print_error(asked.failure)
     if owners is None or owners.failure is None:
         return 0
     print_error(owners.failure)

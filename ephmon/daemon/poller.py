@@ -149,7 +149,7 @@ class Poller:
         """Return the classes after the kernel was asked about ports in doubt, and how that went."""
         deadline = Deadline(PROBE_SECONDS, self._clock, self._wanted)
         in_doubt = {inode: one.ports.in_doubt() for inode, one in classified.items()}
-        urgent = namespaces_where_doubt_matters(snapshot, previous, classified)
+        urgent = namespaces_where_doubt_matters(snapshot, previous.rules.thresholds, classified)
         most = {inode: len(ports) if inode in urgent else MOST_PROBED_PORTS for inode, ports in in_doubt.items()}
         try:
             answers = {inode: self._probe.ask(ports, most[inode], deadline) for inode, ports in in_doubt.items()}

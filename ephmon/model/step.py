@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ephmon.facts.failed_calls import Destination
     from ephmon.facts.snapshot import NarrowReading, NarrowSnapshot, Snapshot
     from ephmon.facts.socket_groups import ConnectKey
+    from ephmon.model.alerting.thresholds import Thresholds
     from ephmon.model.failures.recent import RecentFailures
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.listing import ListingMemory
@@ -52,12 +53,14 @@ def classify_with_memory(
     )
 
 
-def namespaces_where_doubt_matters(snapshot: Snapshot, state: State, classified: Classified) -> frozenset[int]:
+def namespaces_where_doubt_matters(
+    snapshot: Snapshot, thresholds: Thresholds, classified: Classified
+) -> frozenset[int]:
     """Return the inodes of the namespaces where a port in doubt can make a difference to an alert.
 
     It cannot while so few ports have a socket that no alert would go on if all of them were lost to a pool.
     """
-    limit = state.rules.thresholds.lowest_clear()
+    limit = thresholds.lowest_clear()
     return frozenset(
         namespace.inode
         for namespace in snapshot.namespaces

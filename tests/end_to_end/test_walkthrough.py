@@ -319,7 +319,7 @@ def test_the_table_names_the_empty_pool_first(story: Story) -> None:
 
     assert rows == [
         ["tcp_connect", HOST, f"{HOST}:{SHOP_PORT}", "100.0", "1000", "1000", "0", "0"],
-        ["tcp_connect", HOST, f"{HOST}:{SEARCH_PORT}", "80.0", "800", "800", "0", "~200"],
+        ["tcp_connect", HOST, f"{HOST}:{SEARCH_PORT}", "80.0", "800", "800", "0", "200"],
     ]
 
 

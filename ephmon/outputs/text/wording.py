@@ -9,7 +9,6 @@ from ephmon.facts.addresses import host_and_port
 from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness
-from ephmon.model.pools.kinds import PoolKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 _WHO_BLOCKS = "As root, `ss -tlnp` shows who listens, and `ss -tanp state all` shows who else holds a port."
 _ESTIMATE = "~ marks an estimate: some socket properties are not visible."
-_PROBE = " `ephmon headroom DESTINATION:PORT` asks the kernel and settles most cases."
 
 
 _BLINDNESS: dict[str, str] = {
@@ -78,9 +76,8 @@ def remaining(pool: Pool) -> str:
 def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
     """Return the sentences that explain a table of the pools."""
     sentences = []
-    inexact = {pool.key.kind for pool in pools if not pool.exact}
-    if inexact:
-        sentences.append(_ESTIMATE + (_PROBE if PoolKind.TCP_CONNECT in inexact else ""))
+    if not all(pool.exact for pool in pools):
+        sentences.append(_ESTIMATE)
     if any(pool.reusable for pool in pools):
         sentences.append(
             "REUSABLE ports are in TIME_WAIT, but the kernel gives them out again right now: they count as remaining."

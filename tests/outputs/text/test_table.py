@@ -180,12 +180,11 @@ def test_the_last_line_says_what_the_pools_were_chosen_from() -> None:
     )
 
 
-def test_the_probe_is_named_where_it_can_help() -> None:
+def test_an_estimate_is_explained_where_there_is_one() -> None:
     inexact = make_pool(exact=False), make_pool(kind=PoolKind.UDP_BIND, destination=None, exact=False)
     texts = [render(make_report(), [pool], colour=False, width=None) for pool in (*inexact, make_pool())]
 
     assert ["~ marks an estimate" in text for text in texts] == [True, True, False]
-    assert ["headroom DESTINATION:PORT" in text for text in texts] == [True, False, False]
     assert not any("exact" in text for text in texts)
 
 
