@@ -126,6 +126,13 @@ def _attempt_fails_once(reason: str) -> Check:
     return Check(f"The attempt fails as `{reason}` and is not repeated.", _failed(reason, 1))
 
 
+def _silent_one_times_out(stage: Stage) -> None:
+    stage.wait_for_value('notifications_failed_total{reason="timeout",receiver="alertmanager"}', 1)
+
+
+_SILENT_ONE_TIMES_OUT = Check("The attempt at the silent one fails as `timeout`.", _silent_one_times_out)
+
+
 def _bad_receiver(name: str, done: str, answer: str, reason: str, says: str) -> Fault:
     return Fault(
         name=f"the receiver {name}",
@@ -258,7 +265,7 @@ CASES: tuple[Case, ...] = (
         done="Eight Alertmanagers misbehave, each in its own way, and a webhook does not.",
         inject=_all_bad_but_one,
         start=ALL_BAD_BUT_ONE,
-        meanwhile=[POLLS_GO_ON, ALERT_IS_DELIVERED],
+        meanwhile=[POLLS_GO_ON, ALERT_IS_DELIVERED, _SILENT_ONE_TIMES_OUT],
         says=["The alertmanager at localhost:9090 did not answer within"],
     ),
 )
