@@ -170,7 +170,7 @@ def test_the_http_thread_is_started_again_and_the_port_is_kept(ns: Namespace, tm
 HANGS = """\
 import selectors
 from ephmon.supervision import loop_thread
-loop_thread.SILENT_SECONDS = 0.5
+loop_thread.SILENT_SECONDS = 3.0
 loop_thread.BEAT_SECONDS = 0.1
 real = selectors.EpollSelector.select
 def select(self, timeout=None):
