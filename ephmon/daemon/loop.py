@@ -267,7 +267,7 @@ class Daemon:
         except EphmonError as error:
             reason, defect = str(error), None
         except Exception as error:  # noqa: BLE001 - whatever a reload meets, the daemon goes on as it was
-            reason, defect = f"A defect of ephmon, please report it: {log.error_location(error)}.", error
+            reason, defect = log.defect_sentence(error), error
         else:
             log.write(_log, Line(logging.INFO, "The configuration was reloaded."))
             self._republish()

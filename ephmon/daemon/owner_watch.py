@@ -131,7 +131,7 @@ class OwnerWatch:
         try:
             found = search()
         except Exception as error:
-            self._processes = unavailable(f"A defect of ephmon, please report it: {log.error_location(error)}.")
+            self._processes = unavailable(log.defect_sentence(error))
             raise  # for the log
         problem = next((one.problem for one in found if one.problem is not None), None)
         self._processes = Health(available=problem is None, reason=problem)

@@ -48,6 +48,11 @@ def error_location(error: BaseException | None) -> str:
     return f"{type(error).__name__} in {where}"
 
 
+def defect_sentence(error: BaseException) -> str:
+    """Return the sentence on an error that nobody but ephmon can have caused."""
+    return f"A defect of ephmon, please report it: {error_location(error)}."
+
+
 def report_task_error(task: asyncio.Task[None]) -> None:
     """Pass what ended a task to its loop's exception handler now; asyncio does so only when the task is collected."""
     error = None if task.cancelled() else task.exception()

@@ -69,7 +69,7 @@ class Compartment:
         is_news = self._reason is None
         pause = self._backoff.failed()
         self._retry_at = self._clock() + pause
-        self._reason = f"A defect of ephmon, please report it: {log.error_location(error)}."
+        self._reason = log.defect_sentence(error)
         if is_news:
             message = f"A defect of ephmon switches the collector {self._name} off, please report it."
             log.write(_log, Line(logging.ERROR, message, {"retry_seconds": pause}), error)
