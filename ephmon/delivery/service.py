@@ -133,8 +133,10 @@ class Delivery:
             log.write(_log, Line(logging.WARNING, "The delivery thread did not end in time and was abandoned."))
 
     async def _deliver(self, closing: asyncio.Event) -> None:
-        # The receivers of a thread that has ended know what they have sent; their tasks ended with its loop.
-        self._tasks.clear()
+        # The receivers of a thread that has ended know what they have sent; their tasks ended with its loop. Those of
+        # this loop stay: a call of `_apply_settings` may run before the loop comes to this coroutine.
+        loop = asyncio.get_running_loop()
+        self._tasks = {receiver: task for receiver, task in self._tasks.items() if task.get_loop() is loop}
         if self._settings is not None:
             self._apply_settings()
         await closing.wait()

@@ -68,7 +68,9 @@ def defect_handler(report: Callable[[str], None]) -> Callable[[asyncio.AbstractE
 
     def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not isinstance(error, OSError):
+        if error is None:  # asyncio found something else wrong, for example a task that nothing refers to any more
+            report(context["message"].rstrip(".!"))
+        elif not isinstance(error, OSError):
             report(error_location(error))
 
     return handle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import ssl
@@ -18,6 +19,7 @@ from ephmon.delivery.service import NO_HOST_LABEL, Delivery
 from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.status import DeliveryFailure, DeliveryStatus, ReceiverKind
+from ephmon.supervision.threads import start
 from tests.certificates import make_certificate
 from tests.delivery.receivers import PostReceiver, answering, ok, silent, unused_port
 from tests.processes import WAIT_SECONDS, eventually
@@ -99,6 +101,30 @@ def test_every_receiver_is_reported_and_none_waits_for_another() -> None:
             (request,) = hook.wait_for(1)
             assert request.request_line == "POST /hook HTTP/1.1"
             assert told(request) == [("A", "firing")]
+
+
+def test_a_thread_that_starts_late_has_one_task_for_each_receiver(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The settings then wait in the loop already when it comes to what the thread is for."""
+    is_configured = threading.Event()
+
+    def start_late(thread: threading.Thread) -> None:
+        run = thread.run
+        thread.run = lambda: (is_configured.wait(WAIT_SECONDS), run())[1]  # type: ignore[method-assign]
+        start(thread)
+
+    monkeypatch.setattr("ephmon.supervision.loop_thread.start", start_late)
+    with PostReceiver() as receiver, delivering(settings(webhook=receiver.url)) as delivery:
+        delivery.update([A])
+        is_configured.set()
+        settled(delivery, receiver)
+        gc.collect()  # a task that nothing refers to is reported when it is collected
+        delivery.update([A, B])
+        settled(delivery, receiver, posts=2)
+
+    assert len(receiver.requests) == 2
+    assert not caplog.records
 
 
 def test_the_polling_thread_never_waits_for_a_receiver() -> None:

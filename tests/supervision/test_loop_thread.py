@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import resource
 import threading
@@ -231,3 +232,20 @@ def test_an_error_in_a_callback_is_reported_and_ends_nothing(
     eventually(lambda: serving.defects, bool)
     assert serving.defects[0].startswith("ZeroDivisionError in ")
     assert not thread.is_silent(clock[0])
+
+
+def test_a_task_that_was_forgotten_is_reported_in_the_words_of_asyncio(thread: LoopThread, serving: Serving) -> None:
+    async def wait_for_ever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def forget() -> None:
+        asyncio.ensure_future(wait_for_ever())  # noqa: RUF006 - nothing refers to it, and that is the point
+        await asyncio.sleep(0)
+        gc.collect()
+
+    thread.start()
+    kept: list[asyncio.Task[None]] = []
+    thread.call(lambda: kept.append(asyncio.get_running_loop().create_task(forget())))
+
+    eventually(lambda: serving.defects, bool)
+    assert serving.defects == ["Task was destroyed but it is pending"]
