@@ -44,8 +44,11 @@ EMPTY_SCHEDULE: Schedule = (0,) * TIME_WAIT_SECONDS
 
 _SECONDS_STRIDE = 64
 """A row is counted under one number, group * _SECONDS_STRIDE + second. So it has to exceed TIME_WAIT_SECONDS."""
-# A TIME_WAIT that has just begun has 60,000 ms left; it belongs to the last second too.
-_SECOND_OF = bytes(min(left_ms // 1000, TIME_WAIT_SECONDS - 1) for left_ms in range(1 << 16))
+# The second that so many milliseconds belong to. A TIME_WAIT that has just begun has 60,000 ms left, so all beyond
+# belongs to the last second too. Runs of equal bytes, because a loop over 65,536 numbers would delay every start.
+_SECOND_OF = b"".join(bytes([second]) * 1000 for second in range(TIME_WAIT_SECONDS)).ljust(
+    1 << 16, bytes([TIME_WAIT_SECONDS - 1])
+)
 _IS_TIME_WAIT = bytes(state == TcpState.TIME_WAIT for state in range(1 << 8))
 
 
