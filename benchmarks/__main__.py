@@ -11,7 +11,7 @@ from benchmarks import hotspots, memory, poll, proxy, results, scrape, soak, sur
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import NOT_MEASURED
 from benchmarks.scenario import NotMeasuredError, Options, Scenario, find_program
-from tests.namespaces import AgentError
+from tests.agent import AgentError
 
 SCENARIOS = {
     scenario.name: scenario

@@ -1,8 +1,8 @@
 """Network namespaces for tests: real sockets on a real kernel, and nothing left behind.
 
 A `Namespace` is one process, the *agent*, alone in a fresh network namespace. The namespace has no name and no mount:
-it lives as long as the processes in it, and the kernel kills the agent when the thread that started it ends, however
-that comes about (PR_SET_PDEATHSIG, man 2 prctl). Tests run module-level functions inside:
+it lives as long as the processes in it, and the kernel kills the agent when what started it ends, however that comes
+about (PR_SET_PDEATHSIG, man 2 prctl). Tests run module-level functions inside:
 
     with Namespace() as ns:
         ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "40000 40999")
@@ -16,22 +16,21 @@ the agent's namespace when the agent calls it.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import pickle
-import resource
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+
+from tests.agent import AgentError, receive, send
+from tests.fork_server import Fork, Place, fork_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,41 +41,46 @@ R = TypeVar("R")
 TIMEOUT_SECONDS = 60.0
 """How long a call may take unless it says otherwise."""
 
-_LENGTH = struct.Struct("=Q")
 _SIOCSIFFLAGS = 0x8914  # include/uapi/linux/sockios.h
 _IFF_UP = 1
 _RTM_NEWADDR = 20  # include/uapi/linux/rtnetlink.h
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 1, 4, 0x400
 _IFA_LOCAL, _IFA_F_NODAD = 2, 2  # include/uapi/linux/if_addr.h
-_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
-_AGENT = "import sys; from tests.namespaces import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
-
-
-class AgentError(Exception):
-    """The agent is gone, or did not answer in time and was killed for it."""
+_AGENT = """
+import socket, sys
+from tests.agent import serve
+serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+"""
 
 
 class Agent:
-    """A process that calls functions for the test, where the command prefix puts it.
+    """A process that calls functions for the test.
 
-    Make it in a thread that outlives it: the kernel kills it when that thread ends.
+    It is forked into namespaces, or it is a new interpreter where a command prefix puts it, which costs ten times as
+    much. Make it in a thread that outlives it: the kernel kills a new interpreter when that thread ends.
     """
 
-    def __init__(self, prefix: Sequence[str]) -> None:
+    def __init__(self, place: Place | Sequence[str]) -> None:
         self._channel, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the agent
         self._words = ""
         with theirs:
-            self._process = subprocess.Popen(
-                [*prefix, sys.executable, "-P", "-c", _AGENT, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stderr=self._stderr,
-                # The agent imports what the test imports, from where the test imports it.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-        # The prefix ends in an exec, so once the agent answers, its process id is that of the process started here.
+            if isinstance(place, Place):
+                self._process: Fork | subprocess.Popen[bytes] = fork_server().fork(place, theirs, self._stderr.fileno())
+            else:
+                self._process = self._new_interpreter(place, theirs)
+        # A prefix ends in an exec, so once the agent answers, its process id is that of the process started here.
         self.call(os.getpid)
+
+    def _new_interpreter(self, prefix: Sequence[str], channel: socket.socket) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*prefix, sys.executable, "-P", "-c", _AGENT, str(channel.fileno()), str(os.getpid())],
+            pass_fds=(channel.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stderr=self._stderr,
+            # The agent imports what the test imports, from where the test imports it.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
 
     @property
     def pid(self) -> int:
@@ -92,10 +96,11 @@ class Agent:
 
         Raises what the function raised, with the agent's traceback as a note, or `AgentError`.
         """
+        fork_server().will_need(function.__module__)
         self._channel.settimeout(seconds)
         try:
-            _send(self._channel, pickle.dumps((function, args, kwargs)))
-            answer = _receive(self._channel)
+            send(self._channel, pickle.dumps((function, args, kwargs)))
+            answer = receive(self._channel)
         except TimeoutError:
             self.close()
             message = f"{function.__qualname__} did not return within {seconds:g} s, the agent was killed"
@@ -140,7 +145,7 @@ class Namespace:
         self._agents: list[Agent] = []
 
     def __enter__(self) -> Self:
-        self._agents.append(Agent(_prefix_of_a_new_namespace(self._beside)))
+        self._agents.append(Agent(_new_namespace(self._beside)))
         try:
             self.call(bring_loopback_up)
             for address in self._addresses:
@@ -178,7 +183,7 @@ class Namespace:
 
     def another_agent(self) -> Agent:
         """Start one more agent in this namespace, with descriptors of its own; it ends with the namespace."""
-        self._agents.append(Agent(_prefix_into(self.pid, "net")))
+        self._agents.append(Agent(Place(self.pid, is_new=False)))
         return self._agents[-1]
 
     def command(self, *arguments: str) -> list[str]:
@@ -235,70 +240,9 @@ def ip(*arguments: str) -> str:
     return result.stdout
 
 
-def serve(descriptor: int, parent: int) -> None:
-    """Be an agent: answer calls on a socket until the other end is closed or the parent is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _raise_descriptor_limit()
-    if os.getppid() != parent:  # it went before the kernel had been asked to say so
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test's to handle, and the agent follows the test
-    with socket.socket(fileno=descriptor) as channel:
-        while (request := _receive(channel)) is not None:
-            _send(channel, _answer(request))
-
-
-def _raise_descriptor_limit() -> None:
-    """Permit as many descriptors as the hard limit does: tests hold more sockets than the 1,024 of the soft one.
-
-    Only in agents, so that ephmon is tested with the limit that it is started with.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _answer(request: bytes) -> bytes:
-    try:
-        function, args, kwargs = pickle.loads(request)
-        return pickle.dumps((True, function(*args, **kwargs)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the test that must see it
-        error.add_note(f"In the agent:\n{traceback.format_exc()}")
-        return _pickled_error(error)
-
-
-def _pickled_error(error: Exception) -> bytes:
-    try:
-        answer = pickle.dumps((False, error))
-        pickle.loads(answer)
-    except Exception:  # noqa: BLE001 - an exception class may fail to be pickled in any way
-        return pickle.dumps((False, AgentError("".join(traceback.format_exception(error)))))
-    return answer
-
-
-def _send(channel: socket.socket, message: bytes) -> None:
-    channel.sendall(_LENGTH.pack(len(message)) + message)
-
-
-def _receive(channel: socket.socket) -> bytes | None:
-    head = _read(channel, _LENGTH.size)
-    return None if head is None else _read(channel, _LENGTH.unpack(head)[0])
-
-
-def _read(channel: socket.socket, size: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < size:
-        part = channel.recv(min(size - len(parts), 1 << 20))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
-
-
-def _prefix_of_a_new_namespace(beside: Namespace | None) -> list[str]:
-    if os.geteuid() == 0:
-        return ["unshare", "--net"]
-    if beside is None:
-        return ["unshare", "--user", "--map-root-user", "--net"]
-    return [*_prefix_into(beside.pid), "unshare", "--net"]
+def _new_namespace(beside: Namespace | None) -> Place:
+    # Root connects any two namespaces, anybody else those of one user namespace.
+    return Place(None if beside is None else beside.pid, is_new=True)
 
 
 def _prefix_into(pid: int, *kinds: str) -> list[str]:

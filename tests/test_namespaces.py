@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests import sockets
-from tests.namespaces import Agent, AgentError, Namespace, connect
+from tests.agent import AgentError
+from tests.namespaces import Agent, Namespace, connect
+from tests.ordinary_user import as_ordinary_user, as_thread_of_ordinary_user
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 
@@ -142,6 +144,23 @@ def test_another_agent_shares_the_namespace_but_not_the_descriptors(ns: Namespac
     assert second.pid != ns.pid
     assert Path(f"/proc/{second.pid}/ns/net").stat().st_ino == ns.inode
     assert list(second.call(dict, sockets.held)) == []
+
+
+def rights() -> tuple[str, str]:
+    """Return the user ids and the effective capabilities of the calling thread."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/thread-self/status").read_text().splitlines())
+    return status["Uid"], status["CapEff"]
+
+
+@pytest.mark.only_root("it becomes another user")
+@pytest.mark.parametrize("call", [as_ordinary_user, as_thread_of_ordinary_user])
+def test_an_ordinary_user_has_no_rights_and_the_agent_keeps_its_own(
+    ns: Namespace, call: Callable[..., tuple[str, str]]
+) -> None:
+    before = ns.call(rights)
+
+    assert ns.call(call, rights) == ("65534\t65534\t65534\t65534", "0000000000000000")
+    assert ns.call(rights) == before != ns.call(call, rights)
 
 
 def test_a_program_can_be_run_in_the_namespace(ns: Namespace) -> None:

@@ -20,7 +20,7 @@ from tests import sockets
 from tests.kernel_truth.differences import PATIENCE_SECONDS, hides_sockets, let_time_waits_grow_old
 from tests.kernel_truth.mixes import OWN, fresh_namespace, read_with_probe
 from tests.kernel_truth.prediction import look, pool_in
-from tests.ordinary_user import as_ordinary_user
+from tests.ordinary_user import as_thread_of_ordinary_user
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ def carry_out_draw(draw: Draw) -> Outcome:
 
 
 def _with_probe(draw: Draw) -> Pool | None:
-    return as_ordinary_user(_pool_with_probe, draw) if draw.kind == PoolKind.TCP_CONNECT else None
+    return as_thread_of_ordinary_user(_pool_with_probe, draw) if draw.kind == PoolKind.TCP_CONNECT else None
 
 
 def _pool_with_probe(draw: Draw) -> Pool:

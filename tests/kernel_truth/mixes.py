@@ -30,7 +30,7 @@ from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.pools.survey import NamespaceSurvey, classify, survey
 from tests import sockets
 from tests.namespaces import add_address, bring_loopback_up
-from tests.ordinary_user import as_ordinary_user
+from tests.ordinary_user import as_thread_of_ordinary_user
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], asks: Asks |
 def _probed(key: ConnectKey, asks: Asks) -> Pool:
     """Predict a pool with the probe."""
     if asks is Asks.ORDINARY_USER:
-        return as_ordinary_user(_pool_with_probe, key)
+        return as_thread_of_ordinary_user(_pool_with_probe, key)
     sockets.write_sysctl("net.ipv4.tcp_fastopen", 0)
     return _pool_with_probe(key)
 

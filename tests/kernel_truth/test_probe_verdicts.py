@@ -31,7 +31,7 @@ from tests.kernel_truth.experiment import (
 )
 from tests.kernel_truth.mixes import Asks
 from tests.kernel_truth.prediction import predict
-from tests.ordinary_user import as_ordinary_user
+from tests.ordinary_user import as_thread_of_ordinary_user
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ SHARED = (
 
 def probe_every_port(asks: Asks) -> dict[int, bool]:
     if asks is Asks.ORDINARY_USER:
-        return as_ordinary_user(probe, EVERY_PORT, Deadline(20.0, time.monotonic))
+        return as_thread_of_ordinary_user(probe, EVERY_PORT, Deadline(20.0, time.monotonic))
     sockets.write_sysctl("net.ipv4.tcp_fastopen", 0)
     return probe(EVERY_PORT, Deadline(20.0, time.monotonic))
 
