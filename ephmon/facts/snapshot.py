@@ -49,7 +49,7 @@ class Sysctls:
     """Age in milliseconds that a TIME_WAIT must pass before reuse; kernels before 6.14 have a fixed second."""
     tcp_timestamps: int = 1
     ip_autobind_reuse: int = 0
-    tcp_max_tw_buckets: int = 0
+    tcp_max_tw_buckets: int = 262144
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

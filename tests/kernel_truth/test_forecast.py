@@ -24,18 +24,36 @@ from tests.model.facts import packed
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ephmon.model.forecast.forecast import Forecast
     from tests.namespaces import Namespace
 
 BETWEEN_POLLS = 5.0
 
 
-def foretell(batches: list[int]) -> Forecast | None:
+def stay(number: int) -> int:
+    """Open so many connections at most, keep them, and return how many there are."""
+    return sockets.fill(HERE, PORT, tag="ramp", limit=number).count
+
+
+def come_and_go(number: int) -> int:
+    """Open so many connections at most, one after another, and return how many there were; this side closes them."""
+    for count in range(number):
+        if not sockets.fill(HERE, PORT, tag="leaving", limit=1).count:
+            return count
+        sockets.accept_all("server", tag="left")
+        sockets.close("leaving")
+        sockets.close("left")
+    return number
+
+
+def foretell(batches: list[int], open_some: Callable[[int], int] = stay) -> Forecast | None:
     """Open connections, so many before each poll, in polls that say to be five seconds apart."""
     state = initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=time.time()))
     source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time)
     for place, number in enumerate(batches):
-        assert sockets.fill(HERE, PORT, tag="ramp", limit=number).count == number
+        assert open_some(number) == number
         state = conclude(source.read(DEADLINE_SECONDS), state, BETWEEN_POLLS * place)
     (found,) = [one.forecast for one in state.report.listed if one.pool.key.destination_port == PORT]
     return found
@@ -50,6 +68,25 @@ def test_a_ramp_ends_when_it_was_forecast(agent: Namespace, batches: list[int]) 
     assert rest == sockets.FillResult(PORTS - sum(batches), errno.EADDRNOTAVAIL)
     assert forecast is not None
     assert forecast.seconds_to_exhaustion == pytest.approx(BETWEEN_POLLS * rest.count / batches[-1])
+
+
+@pytest.mark.parametrize("most", [PORTS, PORTS // 4])
+def test_short_connections_fill_no_pool_that_has_more_ports_than_time_waits_are_allowed(
+    agent: Namespace, most: int
+) -> None:
+    agent.call(prepare)
+    agent.call(sockets.write_sysctl, "net.ipv4.tcp_tw_reuse", 0)
+    agent.call(sockets.write_sysctl, "net.ipv4.tcp_max_tw_buckets", most)
+    batches = [PORTS // 5] * 3
+    forecast = agent.call(foretell, batches, come_and_go)
+    more = agent.call(come_and_go, 2 * PORTS)
+
+    assert forecast is not None
+    is_filled = more == PORTS - sum(batches)
+    assert is_filled or more == 2 * PORTS
+    assert is_filled is (forecast.seconds_to_exhaustion is not None)
+    assert is_filled is (forecast.sustainable_opens_per_second is not None)
+    assert is_filled is (most == PORTS)
 
 
 def schedule() -> tuple[float, ...]:

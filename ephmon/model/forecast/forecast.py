@@ -16,7 +16,7 @@ With R ports that remain now, and F(t) TIME_WAITs that will have ended by the ti
     what is left then - growth * (t - that time)       from there on.
 
 The pool is exhausted when that is 0. A TIME_WAIT keeps its port for HOLD_SECONDS, or for a shorter time where the
-kernel hands it out again (`ephmon.model.pools.time_wait`).
+kernel hands it out again (`ephmon.model.pools.time_wait`). TIME_WAITs never keep more ports than `tcp_max_tw_buckets`.
 
 What is assumed, and where it is wrong:
 
@@ -34,6 +34,8 @@ What is assumed, and where it is wrong:
 - While a pool is exhausted, only connections that get a port can be seen, not the load. After ports come back there may
   be no forecast for a few polls, however many connections wait for them.
 - A FIN_WAIT2 whose process has gone counts as live. It becomes a TIME_WAIT, or ends by itself.
+- The TIME_WAITs of other pools count toward `tcp_max_tw_buckets` too. They are left out, so where they matter the
+  forecast comes although the limit would prevent it.
 - TIME_WAITs on blocked ports count like the others, although the kernel does not hand those ports out again sooner.
 """
 
@@ -80,7 +82,7 @@ class Forecast:
     sustainable_opens_per_second: float | None
     """Capacity / 60 s. If this host closes more connections a second, their TIME_WAITs fill the pool.
 
-    None where TIME_WAITs keep no port.
+    None where TIME_WAITs keep no port, or where there may be fewer of them than ports.
     """
     seconds_to_exhaustion: float | None
     """Until the next allocation fails, 0 if it fails now; None if the pool is not heading there."""
@@ -102,11 +104,12 @@ def forecast(history: History, sample: PoolSample) -> Forecast | None:
     opens = last.live - first.live + last.closed - first.closed
     # A TIME_WAIT that is handed out again keeps no port for a minute, so no rate fills the pool with them.
     keeps_ports = sample.leaves_time_wait and sample.reusable_after is None
+    can_fill = keeps_ports and sample.most_time_wait >= sample.capacity
     return Forecast(
         # A connection that the peer closes leaves no TIME_WAIT here, so the sum is negative where many of those end.
         opens_per_second=max(0.0, opens / span),
         growth_per_second=(first.remaining - last.remaining) / span,
-        sustainable_opens_per_second=sample.capacity / TIME_WAIT_SECONDS if keeps_ports else None,
+        sustainable_opens_per_second=sample.capacity / TIME_WAIT_SECONDS if can_fill else None,
         seconds_to_exhaustion=_seconds_to_exhaustion(sample, points),
     )
 
@@ -136,15 +139,18 @@ def _seconds_to_exhaustion(sample: PoolSample, points: Sequence[Point]) -> float
 def _seconds_until_full(sample: PoolSample, closing: float, growth: float) -> float:
     """Return when no port remains if both rates go on, infinity if that never happens."""
     rate, hold = max(0.0, closing + growth), sample.hold_seconds
+    # So many ports remain, but for growth, once there are as many TIME_WAITs as there may be.
+    least = sample.remaining + sample.kept_by_time_wait - sample.most_time_wait
     # If even a whole hold time without a release does not use the ports up, the pool is not full within that time.
     if rate * hold >= sample.remaining:
         before, left = 0.0, float(sample.remaining)
         for time in (*map(float, range(1, int(hold))), hold):
-            left_then = sample.remaining + sample.released_by(time) - rate * time
+            left_then = max(sample.remaining + sample.released_by(time) - rate * time, least - growth * time)
             if left_then <= 0:
                 return before + (time - before) * left / (left - left_then)
             before, left = time, left_then
     if growth <= 0:
         return inf
     # From here on a port comes back for each connection that is closed, so only growth uses ports up.
-    return hold + (sample.remaining + sample.released_by(hold) - rate * hold) / growth
+    left_then = max(sample.remaining + sample.released_by(hold) - rate * hold, least - growth * hold)
+    return hold + left_then / growth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from struct import Struct
 from typing import NamedTuple
 
@@ -41,6 +42,9 @@ class PoolSample:
     """The age in seconds from which the kernel hands out its TIME_WAITs again; None if it never does."""
     leaves_time_wait: bool = True
     """False for UDP."""
+    most_time_wait: float = inf
+    """How many TIME_WAITs the namespace may have, `tcp_max_tw_buckets`. A connection that is closed beyond them leaves
+    none (inet_twsk_alloc(), net/ipv4/inet_timewait_sock.c)."""
 
     @property
     def hold_seconds(self) -> float:

@@ -69,10 +69,10 @@ def _samples(survey: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iter
             schedule, reusable_after = toward.get(own, EMPTY_SCHEDULE), _reusable_after(own, survey.namespace.sysctls)
         elif source := sources.get(pool.key):
             schedule = _scaled(bound.get(source, EMPTY_SCHEDULE), pool.time_wait)
-        yield pool.key, _sample(pool, now, schedule, reusable_after)
+        yield pool.key, _sample(pool, now, schedule, reusable_after, survey.namespace.sysctls)
 
 
-def _sample(pool: Pool, now: float, schedule: Schedule, reusable_after: float | None) -> PoolSample:
+def _sample(pool: Pool, now: float, schedule: Schedule, reusable_after: float | None, sysctls: Sysctls) -> PoolSample:
     return PoolSample(
         at=now,
         usable=pool.usable,
@@ -82,6 +82,7 @@ def _sample(pool: Pool, now: float, schedule: Schedule, reusable_after: float | 
         schedule=schedule,
         reusable_after=reusable_after,
         leaves_time_wait=pool.key.kind in (PoolKind.TCP_CONNECT, PoolKind.TCP_BIND),
+        most_time_wait=sysctls.tcp_max_tw_buckets,
     )
 
 

@@ -135,8 +135,14 @@ def test_opens_that_cannot_be_seen_are_not_made_up() -> None:
 
 @pytest.mark.parametrize(
     ("change", "sustainable"),
-    [({}, 20), ({"reusable_after": 1.0}, None), ({"leaves_time_wait": False}, None)],
-    ids=["60 s", "reusable", "UDP"],
+    [
+        ({}, 20),
+        ({"reusable_after": 1.0}, None),
+        ({"leaves_time_wait": False}, None),
+        ({"most_time_wait": 1200}, 20),
+        ({"most_time_wait": 1199}, None),
+    ],
+    ids=["60 s", "reusable", "UDP", "as many TIME_WAITs as ports", "fewer TIME_WAITs than ports"],
 )
 def test_what_can_be_sustained_is_the_capacity_over_60_seconds(
     change: dict[str, Any], sustainable: float | None
@@ -145,6 +151,32 @@ def test_what_can_be_sustained_is_the_capacity_over_60_seconds(
 
     assert found is not None
     assert found.sustainable_opens_per_second == sustainable
+
+
+def test_time_waits_take_no_more_ports_than_there_may_be_of_them() -> None:
+    """30 connections are closed a second, which would fill the 1,000 ports after 33 seconds."""
+    schedule = [(*EMPTY_SCHEDULE[: 60 - at], *[30] * at) for at in (10, 15, 20)]
+
+    def polls(**other: Any) -> list[PoolSample]:
+        return [
+            reading(at, 30 * at, schedule=closed, **other) for at, closed in zip((10, 15, 20), schedule, strict=True)
+        ]
+
+    assert seconds(*polls()) == pytest.approx(400 / 30)
+    assert seconds(*polls(most_time_wait=1000)) == pytest.approx(400 / 30, abs=1)
+    assert seconds(*polls(most_time_wait=999)) is None
+    assert seconds(*polls(most_time_wait=600)) is None
+
+
+def test_what_grows_beside_the_most_time_waits_still_fills_the_pool() -> None:
+    """10 a second stay beside 30 that are closed; TIME_WAITs take 700 ports of 1,000, so 300 last for half a minute."""
+    schedule = [(*EMPTY_SCHEDULE[: 60 - at], *[30] * at) for at in (0, 5, 10)]
+    polls = [
+        reading(at, 40 * at, schedule=closed, most_time_wait=700)
+        for at, closed in zip((0, 5, 10), schedule, strict=True)
+    ]
+
+    assert seconds(*polls) == pytest.approx(20, abs=1)
 
 
 def test_time_waits_that_are_reusable_keep_no_port() -> None:

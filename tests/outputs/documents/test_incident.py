@@ -151,7 +151,7 @@ def test_it_holds_the_sysctls_by_name() -> None:
             "tcp_tw_reuse_delay_ms": 1000,
             "tcp_timestamps": 1,
             "ip_autobind_reuse": 0,
-            "tcp_max_tw_buckets": 0,
+            "tcp_max_tw_buckets": 262144,
         }
     ]
 
