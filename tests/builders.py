@@ -46,6 +46,9 @@ def make_pool(
     failure_errno: str = "EADDRNOTAVAIL",
     states: Mapping[str, int] | None = None,
     held: int | None = None,
+    in_doubt: int = 0,
+    reusable_unproven: int = 0,
+    is_doubted: bool = False,
 ) -> Pool:
     """Build a pool: what is not given follows from what is, and without bounds it is exact."""
     left = max(0, usable - blocked - in_use + reusable) if remaining is None else remaining
@@ -67,6 +70,9 @@ def make_pool(
         failure_errno=failure_errno,
         states={"established": in_use - time_wait, "time_wait": time_wait} if states is None else states,
         held=in_use if held is None else held,
+        in_doubt=in_doubt,
+        reusable_unproven=reusable_unproven,
+        is_doubted=is_doubted,
     )
 
 

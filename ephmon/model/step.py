@@ -9,10 +9,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ephmon.errors import Reason
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import NO_SOCKETS, Capability, Protocol, TcpSockets
 from ephmon.model.alerting.conditions import judge_full_poll, judge_narrow_poll
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.collectors import Health
+from ephmon.model.failures.doubt import doubted_pools
 from ephmon.model.failures.recent import recent_failures
 from ephmon.model.forecast.pool_forecasts import forecast_pools
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
@@ -76,7 +78,8 @@ def conclude(snapshot: Snapshot, previous: State, now: float, classified: Classi
     `classified` are the classes of the ports where they are known already, because the kernel was asked about some.
     """
     known = classify_with_memory(snapshot, previous) if classified is None else classified
-    return after_full_poll(survey(snapshot, known), snapshot, previous, now)
+    doubted = doubted_pools(previous.report.exhaustions, now)
+    return after_full_poll(survey(snapshot, known, doubted=doubted), snapshot, previous, now)
 
 
 def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, previous: State, now: float) -> State:
@@ -191,12 +194,21 @@ def after_narrow_poll(narrow: NarrowSnapshot, previous: State, now: float) -> St
     failures = _recent_failures(previous, now)
     keys = dict.fromkeys((*(one.pool.key for one in before.listed), *(one.key for one in failures)))
     read: dict[PoolKey, Pool] = {}
+    doubted = doubted_pools(before.exhaustions, now)
     for one in narrow.namespaces:
         memory = previous.namespaces.get(one.inode)
         if memory is None or memory.sysctls != one.sysctls:
             return None
         tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=one.connections)
-        pools = ConnectPools(one.netns, narrow.taken_at, one.sysctls, tcp, memory.ports, ports_are_current=False)
+        pools = ConnectPools(
+            one.netns,
+            narrow.taken_at,
+            one.sysctls,
+            tcp,
+            memory.ports,
+            ports_are_current=False,
+            doubted=doubted if one.netns == OWN_NETNS else (),
+        )
         read |= {key: pools.pool(own) for key in keys if (own := _watched(key, one)) is not None}
     fresh = {one.pool.key: read[one.pool.key] for one in before.listed if one.pool.key in read}
     window = previous.rules.listing.peak_window_seconds
@@ -259,7 +271,9 @@ def with_pace(state: State) -> State:
 
 
 def next_full_poll(state: State) -> Poll:
-    """Return whether the next full poll gathers evidence."""
+    """Return whether the next full poll gathers evidence; it does while a failed connect() puts a pool in doubt."""
+    if doubted_pools(state.report.exhaustions, state.report.taken_at_monotonic or 0.0):
+        return Poll.FULL
     return Poll.FULL if state.counting_polls + 1 >= state.report.pace.polls_per_evidence else Poll.COUNTING
 
 

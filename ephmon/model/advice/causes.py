@@ -35,6 +35,7 @@ from ephmon.model.advice.steps import (
     widen,
 )
 from ephmon.model.alerting.blocked import BlockedPorts
+from ephmon.model.failures.doubt import Cause, possible_causes
 from ephmon.model.pools.kinds import PoolKind
 
 if TYPE_CHECKING:
@@ -66,7 +67,12 @@ class Advice:
 
 
 def advise(
-    pool: Pool, sysctls: Sysctls, *, listening_ports: Collection[int] | None = None, program: str | None = None
+    pool: Pool,
+    sysctls: Sysctls,
+    *,
+    listening_ports: Collection[int] | None = None,
+    program: str | None = None,
+    failed_with_room: bool = False,
 ) -> Advice:
     """Return what to do about a pool. The caller decides whether the pool is full enough to need advice.
 
@@ -76,6 +82,7 @@ def advise(
         listening_ports: The TCP ports of the namespace that have a listener, inside the range or not, and others that a
             wider range has to leave out; None if they are not known.
         program: The name of the process or unit that holds most of the ports, None if that is not known.
+        failed_with_room: Whether the advice is about calls that failed although the pool is not full.
     """
     key = pool.key
     facts = PoolFacts(
@@ -89,6 +96,10 @@ def advise(
         in_use=pool.in_use,
         time_wait=pool.time_wait - pool.reusable,
         live=pool.in_use - pool.time_wait,
+        room=pool.remaining_max if pool.is_doubted else pool.remaining,
+        possible_causes=possible_causes(pool) if failed_with_room or pool.is_doubted else (),
+        in_doubt=pool.in_doubt,
+        reusable_unproven=pool.reusable_unproven,
         states=pool.states,
         sysctls=sysctls,
         listening_ports=listening_ports,
@@ -176,6 +187,52 @@ _BLOCKED = _Rule(
 _RULES = (
     _NOTHING_USABLE,
     _BLOCKED,
+    # Then calls that failed toward a pool that seems to have room: its states say nothing about the reason.
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        holds=lambda facts: Cause.NO_TIMESTAMPS in facts.possible_causes,
+        cause=(
+            "connect() failed although {facts.reusable_unproven} TIME_WAITs count as reusable. They are reusable only "
+            "if {facts.toward} speaks TCP timestamps."
+        ),
+        steps=(
+            to_say(
+                "See whether it does: `ss -Htin dst '{facts.toward}'` prints `ts` for a connection with timestamps."
+            ),
+            reuse,
+            widen,
+            second_source,
+            second_destination,
+        ),
+        avoid="Do not count on tcp_tw_reuse before that is known: it takes over no TIME_WAIT without timestamps.",
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        holds=lambda facts: Cause.PORTS_IN_DOUBT in facts.possible_causes,
+        cause=(
+            "connect() failed while nobody knows of {facts.in_doubt} ports whether bind() chose them. Such ports are "
+            "blocked for every connect()."
+        ),
+        steps=(
+            to_say("Ask the kernel about each of them: `ephmon check '{facts.toward}'`."),
+            find_blocker,
+            bind_without_port,
+        ),
+    ),
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        holds=lambda facts: Cause.OWN_RANGE in facts.possible_causes,
+        cause=(
+            "connect() found no port although {facts.room} of {facts.usable} are left. Either the socket has a port "
+            "range of its own (IP_LOCAL_PORT_RANGE), or the pool was full for a moment."
+        ),
+        steps=(
+            to_say("See who called: `curl --local-port 20000-20099 http://127.0.0.1:19100/api/v1/exhaustions`."),
+            to_say("See whether it sets a range, as root: `strace -f -e trace=setsockopt -p PID`."),
+            to_say("Widen the range where the program sets it, or let the program use the range of the host."),
+        ),
+        avoid="Do not widen net.ipv4.ip_local_port_range for this: it does not widen a range that a socket has itself.",
+    ),
     # Before the rules on states, which look at live sockets only: these are the smaller part of the ports here.
     _Rule(
         kinds=(PoolKind.TCP_CONNECT,),

@@ -36,7 +36,14 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
         return None
     caller = None if alert.call is None else alert.call.command
     program = known_program([largest_owner(report.owners.get(pool.key)), caller])
-    return advise(pool, namespace.sysctls, listening_ports=namespace.kept_ports, program=program)
+    is_failure = alert.key.name is AlertName.CONNECT_EXHAUSTIONS
+    return advise(
+        pool,
+        namespace.sysctls,
+        listening_ports=namespace.kept_ports,
+        program=program,
+        failed_with_room=is_failure and report.thresholds.severity_at(pool.key, pool.utilisation) is None,
+    )
 
 
 def largest_owner(owners: Owners | None) -> str | None:

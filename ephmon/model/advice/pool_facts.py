@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from ephmon.facts.snapshot import Sysctls
+    from ephmon.model.failures.doubt import Cause
     from ephmon.model.pools.kinds import PoolKind
 
 
@@ -35,6 +36,14 @@ class PoolFacts:
     """Ports with nothing but TIME_WAITs that the kernel does not hand out again now."""
     live: int = 0
     """Ports in use with a socket that is not in TIME_WAIT."""
+    room: int = 0
+    """How many ports remain at most."""
+    possible_causes: Collection[Cause] = ()
+    """Why connect() may have failed although the pool seems to have room; empty if the advice is not about that."""
+    in_doubt: int = 0
+    """Ports of which nobody knows whether connect() may share them."""
+    reusable_unproven: int = 0
+    """TIME_WAITs that are handed out again only if the peer speaks TCP timestamps, which is not known."""
     states: Mapping[str, int] = field(default_factory=dict)
     """Sockets by TCP state name in lower case."""
     sysctls: Sysctls

@@ -15,9 +15,10 @@ EphmonPortsBlocked
 EphmonPoolExhaustionForecast
     The pool is more than half full, runs out within a minute at its present rate, and fires by no threshold yet.
 EphmonConnectExhaustions
-    The kernel failed a connect() because no port was left. This is critical only where the pool, or the blocked share,
-    is above its warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can
-    make one. Calls of one user toward many pools that are nearly empty are one alert, which names the user.
+    The kernel failed a connect() that found no port. As long as there is doubt, the estimate of the pool is its lower
+    bound (`ephmon.model.failures.doubt`). The alert is critical only where the pool, or the blocked share, is above its
+    warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can make one. Calls
+    of one user toward many pools that are nearly empty are one alert, which names the user.
 
 Only what was read is judged: without TCP there is no observation of TCP pools, and their alerts stay as they are. A
 narrow poll judges the pools that it read. It knows no new blocked ports, so it can only make EphmonPortsBlocked worse.
@@ -227,19 +228,29 @@ class _Namespace(NamedTuple):
         folded = {one.key for failures in of_users.values() for one in failures}
         for one in self._failures_to_judge([one for one in lately if one.key not in folded], pools):
             pool = pools.get(one.key)
-            observations[AlertKey(AlertName.CONNECT_EXHAUSTIONS, self.netns, one.key)] = Observation(
+            key = AlertKey(AlertName.CONNECT_EXHAUSTIONS, self.netns, one.key)
+            observations[key] = Observation(
                 value=one.count,
-                judgements=self._judge_failures(is_scarce=self._is_scarce(pool)),
+                judgements=self._judge_failures(
+                    is_scarce=self._is_scarce(pool), is_settled=self._is_settled(key, pool)
+                ),
                 pools=() if pool is None else (pool,),
                 call=one.call,
             )
         return observations
 
     @staticmethod
-    def _judge_failures(*, is_scarce: bool) -> dict[Severity, Judgement]:
+    def _judge_failures(*, is_scarce: bool, is_settled: bool = False) -> dict[Severity, Judgement]:
         # BETWEEN, not BELOW: an alert that was critical stays so while its pool empties and fills again.
-        critical = Signal.REACHED if is_scarce else Signal.BETWEEN
+        roomy = Signal.BELOW if is_settled else Signal.BETWEEN
+        critical = Signal.REACHED if is_scarce else roomy
         return {Severity.CRITICAL: Judgement(critical), Severity.WARNING: Judgement(Signal.REACHED)}
+
+    def _is_settled(self, key: AlertKey, pool: Pool | None) -> bool:
+        """Tell whether the pool of an alert was in doubt at the poll before, and is not any more."""
+        before = self.previous.states.get(key)
+        was_doubted = before is not None and any(one.is_doubted for one in before.pools)
+        return was_doubted and pool is not None and not pool.is_doubted
 
     @property
     def _users_key(self) -> AlertKey:

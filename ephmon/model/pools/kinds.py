@@ -97,6 +97,15 @@ class Pool:
     """Sockets of the pool inside the range by TCP state name in lower case, those on blocked ports included."""
     held: int
     """Ports of the range that the pool's sockets hold, blocked ones included; compared with `pools.min_in_use`."""
+    in_doubt: int = 0
+    """Ports of the namespace of which nobody knows whether connect() may share them; 0 for other kinds."""
+    reusable_unproven: int = 0
+    """Those of `reusable` that the kernel hands out only if the peer speaks TCP timestamps, which is not known."""
+    is_doubted: bool = False
+    """Whether connect() failed although the estimate had room, so that `remaining` is lowered to `remaining_min`.
+
+    See `ephmon.model.failures.doubt`.
+    """
 
     @property
     def utilisation(self) -> float:

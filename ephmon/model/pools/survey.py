@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.facts.addresses import ANY_OF_LENGTH
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.pools.classify_ports import NO_ANSWERS, Evidence, classify_ports
 from ephmon.model.pools.ignored_destinations import is_ignored
 from ephmon.model.pools.kinds import PoolKind
@@ -17,9 +18,10 @@ from ephmon.model.pools.tcp_bind_and_udp import AddressPools
 from ephmon.model.pools.tcp_connect import ConnectPools
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot
+    from ephmon.facts.socket_groups import ConnectKey
     from ephmon.facts.sockets import SocketTable, TcpSockets, UdpSockets
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.port_classes import TcpPorts
@@ -106,17 +108,34 @@ def classify(
     }
 
 
-def survey(snapshot: Snapshot, classified: Classified | None = None) -> tuple[NamespaceSurvey, ...]:
-    """Count the pools of each namespace; without `classified`, by what this one snapshot shows of the ports."""
+def survey(
+    snapshot: Snapshot, classified: Classified | None = None, *, doubted: Collection[ConnectKey] = ()
+) -> tuple[NamespaceSurvey, ...]:
+    """Count the pools of each namespace.
+
+    Args:
+        snapshot: What was read.
+        classified: The classes of the ports; without them, what this one snapshot shows counts.
+        doubted: The pools of our own namespace that a failed connect() puts in doubt.
+    """
     known = classify(snapshot) if classified is None else classified
-    return tuple(_survey(namespace, snapshot.taken_at, known.get(namespace.inode)) for namespace in snapshot.namespaces)
+    return tuple(
+        _survey(
+            namespace, snapshot.taken_at, known.get(namespace.inode), doubted if namespace.netns == OWN_NETNS else ()
+        )
+        for namespace in snapshot.namespaces
+    )
 
 
-def _survey(namespace: NamespaceSnapshot, taken_at: float, classified: ClassifiedPorts | None) -> NamespaceSurvey:
+def _survey(
+    namespace: NamespaceSnapshot, taken_at: float, classified: ClassifiedPorts | None, doubted: Collection[ConnectKey]
+) -> NamespaceSurvey:
     pool_sets: list[PoolSet[Any]] = []
     overfull = 0
     if namespace.tcp is not None and classified is not None:
-        connect = ConnectPools(namespace.netns, taken_at, namespace.sysctls, namespace.tcp, classified.ports)
+        connect = ConnectPools(
+            namespace.netns, taken_at, namespace.sysctls, namespace.tcp, classified.ports, doubted=doubted
+        )
         overfull = connect.overfull
         pool_sets += [connect, _tcp_bind(namespace, namespace.tcp, taken_at, classified.evidence.binders)]
     if namespace.udp is not None:

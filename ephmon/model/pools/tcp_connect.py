@@ -5,8 +5,9 @@ long as their 4-tuples differ. So each key has the whole range to itself, except
 everybody (`ephmon.model.pools.port_classes`). An allocation fails with EADDRNOTAVAIL if every port of the capacity is
 in use with this key, and none of them is a TIME_WAIT that may be reused (`ephmon.model.pools.time_wait`).
 
-A pool exists once a socket with its key is inside the range, also on a blocked port. Accepted sockets are passive: they
-have no pool, and their port is their listener's.
+A pool exists once a socket with its key is inside the range, also on a blocked port, or while a failed connect() puts
+it in doubt (`ephmon.model.failures.doubt`). Accepted sockets are passive: they have no pool, and their port is their
+listener's.
 
 remaining_max
     Every ambiguous port counts as shared. Sockets bound to a device do not count: they stop only a socket that is bound
@@ -19,7 +20,7 @@ remaining_min
 
 from __future__ import annotations
 
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import address_text, packed_address
@@ -27,9 +28,10 @@ from ephmon.facts.failed_calls import Destination
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.model.pools.connection_counts import ConnectionCounts
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
+from ephmon.model.pools.time_wait import on_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.sockets import TcpSockets
@@ -62,6 +64,7 @@ class ConnectPools:
         tcp: Its TCP sockets inside the range.
         ports: The class of every port.
         ports_are_current: False if `ports` is of an earlier reading. Then nobody knows what blocks ports by now.
+        doubted: The pools that a failed connect() puts in doubt: their estimate is the lower bound.
     """
 
     kind = PoolKind.TCP_CONNECT
@@ -75,6 +78,7 @@ class ConnectPools:
         ports: TcpPorts,
         *,
         ports_are_current: bool = True,
+        doubted: Collection[ConnectKey] = (),
     ) -> None:
         self.netns = netns
         self._ports_are_current = ports_are_current
@@ -83,12 +87,14 @@ class ConnectPools:
         self.usable = ports.usable
         self._may_lose_one = sysctls.port_range.may_lose_one
         self._counts = ConnectionCounts(sysctls, tcp, ports)
+        self._doubted = frozenset(doubted)
+        self._doubted_alone = [key for key in self._doubted if not self._has_sockets(key)]
 
     def __len__(self) -> int:
-        return sum(map(bool, self._counts.number_of))
+        return sum(map(bool, self._counts.number_of)) + len(self._doubted_alone)
 
     def __iter__(self) -> Iterator[ConnectKey]:
-        return (key for _, key in self._by_number_of_sockets())
+        return chain((key for _, key in self._by_number_of_sockets()), self._doubted_alone)
 
     @property
     def overfull(self) -> int:
@@ -110,18 +116,27 @@ class ConnectPools:
         """Yield each pool with upper bounds of `lost_and_held`, the worst bound first."""
         # No pool holds more ports than it has sockets, and it loses at most those and the blocked ones.
         usable, blocked = self._ports.usable, self._ports.blocked
-        return ((min(usable, blocked + number), number, key) for number, key in self._by_number_of_sockets())
+        yield from ((usable, usable, key) for key in self._doubted)
+        for number, key in self._by_number_of_sockets():
+            if key not in self._doubted:
+                yield min(usable, blocked + number), number, key
 
     def lost_and_held(self, key: ConnectKey) -> tuple[int, int]:
         """Return how many usable ports connect() cannot get with the key, and how many its sockets hold."""
+        if key in self._doubted:
+            pool = self.pool(key)
+            return pool.usable - pool.remaining, pool.held
         lost, held = self._counts.lost_and_held(key)
         return min(self._ports.usable, self._ports.blocked + lost), held
 
     def find(self, key: PoolKey) -> ConnectKey | None:
         """Return the own key of a pool that exists, None for others."""
         own = connect_key(key) if (key.netns, key.kind) == (self.netns, self.kind) else None
-        key_index = None if own is None else self._counts.keys.find(own)
-        return own if key_index is not None and self._counts.number_of[key_index] else None
+        return own if own is not None and (own in self._doubted or self._has_sockets(own)) else None
+
+    def _has_sockets(self, key: ConnectKey) -> bool:
+        key_index = self._counts.keys.find(key)
+        return key_index is not None and self._counts.number_of[key_index] > 0
 
     def destination(self, key: ConnectKey) -> tuple[bytes, int]:
         """Return the packed address and the port that the pool leads to."""
@@ -136,6 +151,10 @@ class ConnectPools:
         least, most = self._bounds(counts, remaining)
         # With something the backend is blind to, more ports may be blocked than any bound allows for.
         is_exact = least == most and self._ports_are_current and not ports.blind_to
+        # Ports of an earlier reading allow for no bound, but the one that they had is the best that is known.
+        lowered = min(remaining, self._least(counts)) if key in self._doubted else remaining
+        # On loopback both ends are this host, whose timestamps are known.
+        unproven = 0 if on_loopback(key.source, key.destination) else counts.reusable - counts.reusable_certain
         return Pool(
             key=PoolKey(
                 netns=self.netns,
@@ -151,13 +170,16 @@ class ConnectPools:
             in_use=counts.in_use,
             time_wait=counts.time_wait,
             reusable=counts.reusable,
-            remaining=remaining,
+            remaining=lowered,
             remaining_min=least,
             remaining_max=most,
             exact=is_exact,
             failure_errno=FAILURE_ERRNO,
             states=by_state_name(counts.states),
             held=counts.held,
+            in_doubt=ports.ambiguous,
+            reusable_unproven=unproven,
+            is_doubted=lowered < remaining,
         )
 
     def _bounds(self, counts: KeyCounts, remaining: int) -> tuple[int, int]:
@@ -166,7 +188,12 @@ class ConnectPools:
         # What blocks ports now may be anything between all of them and none.
         if not self._ports_are_current:
             return 0, max(remaining, ports.usable - counts.stopping_unbound)
-        # The least: every ambiguous port is blocked, which the pool's own sockets on such ports do not make worse.
         open_at_most = ports.usable - ports.certainly_blocked
-        least = open_at_most - ports.ambiguous - counts.in_use_certain + counts.reusable_certain - self._may_lose_one
-        return min(remaining, max(0, least)), max(remaining, open_at_most - counts.stopping_unbound)
+        return min(remaining, self._least(counts)), max(remaining, open_at_most - counts.stopping_unbound)
+
+    def _least(self, counts: KeyCounts) -> int:
+        """Return the lower bound, with the ports as they were when they were read."""
+        ports = self._ports
+        # Every ambiguous port is blocked, which the pool's own sockets on such ports do not make worse.
+        open_at_least = ports.usable - ports.certainly_blocked - ports.ambiguous
+        return max(0, open_at_least - counts.in_use_certain + counts.reusable_certain - self._may_lose_one)

@@ -79,6 +79,7 @@ def pool_object(pool: Pool) -> dict[str, Any]:
         "remaining_ports_min": pool.remaining_min,
         "remaining_ports_max": pool.remaining_max,
         "exact": pool.exact,
+        "doubted": pool.is_doubted,
         "failure_errno": pool.failure_errno,
         "utilisation_ratio": round(pool.utilisation, _DECIMALS),
         "states": dict(pool.states),

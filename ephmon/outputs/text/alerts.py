@@ -8,6 +8,7 @@ from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.failures.doubt import Cause, possible_causes
 from ephmon.model.owners.names import OwnerKind, owner_of
 from ephmon.outputs.text.wording import endpoint, percent, pool_name, remaining, utc_time
 
@@ -89,6 +90,8 @@ def _name(key: PoolKey | None) -> str:
 
 
 def _rest(pool: Pool) -> str:
+    if pool.is_doubted:
+        return f"connect() failed, so the lower bound counts: {_room(pool)} ports are left"
     if not pool.remaining:
         return f"none of {pool.usable} ports is left, the next allocation fails with {pool.failure_errno}"
     return f"{remaining(pool)} of {pool.usable} ports are left"
@@ -116,15 +119,39 @@ def _connect_exhaustions(alert: Alert) -> str:
     if alert.key.pool is None:
         return _exhaustions_of_users(alert)
     calls = "1 connect() call" if alert.value == 1 else f"{alert.value:.0f} connect() calls"
-    now = "".join(f"; the pool is at {percent(pool.utilisation)}%" for pool in alert.pools)
-    return f"{calls} of {_name(alert.key.pool)} failed because no port was left{now}.{_last_caller(alert.call)}"
+    why = "".join(map(_why_no_port, alert.pools)) or "failed because no port was left."
+    return f"{calls} of {_name(alert.key.pool)} {why}{_last_caller(alert.call)}"
+
+
+def _why_no_port(pool: Pool) -> str:
+    """Return why calls failed, or what may have been the reason where the pool seems to have room."""
+    causes = possible_causes(pool)
+    if not causes:
+        return f"failed because no port was left; the pool is at {percent(pool.utilisation)}%."
+    listed = "; ".join(_CAUSES[cause].format(pool=pool) for cause in causes)
+    return f"found no port. Now {_room(pool)} ports are left. Possible causes: {listed}."
+
+
+_CAUSES = {
+    Cause.PORTS_IN_DOUBT: "some of {pool.in_doubt} ports in doubt are blocked",
+    Cause.NO_TIMESTAMPS: (
+        "the destination speaks no TCP timestamps, so {pool.reusable_unproven} TIME_WAITs keep their ports"
+    ),
+    Cause.OWN_RANGE: "the socket has a port range of its own",
+    Cause.FULL_BETWEEN_POLLS: "the pool was full between two polls",
+}
+
+
+def _room(pool: Pool) -> str:
+    left = f"{pool.remaining} to {pool.remaining_max}" if pool.is_doubted else remaining(pool)
+    return f"{left} of {pool.usable}"
 
 
 def _exhaustions_of_users(alert: Alert) -> str:
     named = [_user(user) for user in alert.users[:_MOST_USERS]]
     others = len(alert.users) - len(named)
     who = " and ".join(filter(None, [", ".join(named), f"{others} more" if others else ""]))
-    why = "The sockets have a port range of their own, which is full."
+    why = "Sockets with a port range of their own run out like that."
     if alert.severity is Severity.CRITICAL:
         why = "Other sockets block the ports."
     return (

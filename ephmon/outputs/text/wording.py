@@ -82,7 +82,11 @@ def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
         sentences.append(
             "REUSABLE ports are in TIME_WAIT, but the kernel gives them out again right now: they count as remaining."
         )
-    exhausted = dict.fromkeys((pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0)
+    if any(pool.is_doubted for pool in pools):
+        sentences.append("Where connect() failed lately and ports are in doubt, REMAINING is the lower bound.")
+    exhausted = dict.fromkeys(
+        (pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0 and not pool.is_doubted
+    )
     sentences += [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
     return tuple(sentences)
 

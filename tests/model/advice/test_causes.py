@@ -38,6 +38,16 @@ def connect_pool(**changes: Any) -> Pool:
     return make_pool(**{"in_use": 25_000, "time_wait": 0, "blocked": 0, **changes})
 
 
+def test_a_call_that_failed_with_room_is_about_the_socket_and_not_about_the_connections() -> None:
+    pool = connect_pool(in_use=50)
+    advice = advise(pool, DEFAULT, failed_with_room=True)
+
+    assert "28182 of 28232 are left" in advice.cause
+    assert "IP_LOCAL_PORT_RANGE" in advice.cause
+    assert not any("idle" in step or "Widen the port range" in step for step in advice.steps)
+    assert "stay open" in advise(pool, DEFAULT).cause
+
+
 def in_state(**states: int) -> Pool:
     return connect_pool(states=states)
 
@@ -73,6 +83,20 @@ CAUSES: dict[str, tuple[Pool, str]] = {
     "long connections": (
         in_state(established=24_000, syn_sent=1_000),
         "Connections to 10.0.0.9:443 stay open: 24000 of 25000 sockets are ESTABLISHED.",
+    ),
+    "a failed call while nobody knows whether the peer speaks timestamps": (
+        connect_pool(time_wait=20_000, reusable=20_000, reusable_unproven=20_000, is_doubted=True, remaining=0),
+        (
+            "connect() failed although 20000 TIME_WAITs count as reusable. They are reusable only if 10.0.0.9:443 "
+            "speaks TCP timestamps."
+        ),
+    ),
+    "a failed call while ports are in doubt": (
+        connect_pool(in_doubt=3_000, is_doubted=True, remaining=0),
+        (
+            "connect() failed while nobody knows of 3000 ports whether bind() chose them. Such ports are blocked for "
+            "every connect()."
+        ),
     ),
     "live connections beside TIME_WAIT that is handed out again": (
         connect_pool(time_wait=20_000, reusable=20_000),

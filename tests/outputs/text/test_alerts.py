@@ -16,6 +16,7 @@ from tests.builders import make_alert, make_bind_pool, make_pool, make_report
 
 FULL = make_pool(usable=28_232, blocked=0, in_use=28_232)
 NEAR = make_pool(usable=28_232, blocked=3, in_use=20_000)
+DOUBTED = replace(NEAR, remaining=0, remaining_max=9_000, in_doubt=7, reusable_unproven=80, is_doubted=True)
 ESTIMATED = make_pool(usable=28_232, blocked=0, in_use=20_000, remaining_min=8_000)
 BOUND = make_bind_pool(in_use=20_000)
 ELSEWHERE = make_pool(
@@ -66,24 +67,41 @@ MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[U
             ),
         ),
         (
-            make_alert(NEAR, name=AlertName.CONNECT_EXHAUSTIONS, value=1),
+            make_alert(FULL, name=AlertName.CONNECT_EXHAUSTIONS, value=1),
             (
                 "1 connect() call of tcp_connect from 10.0.0.1 to 10.0.0.9:443 failed because no port was left; the "
-                "pool is at 70.9%."
+                "pool is at 100.0%."
             ),
         ),
         (
             make_alert(NEAR, name=AlertName.CONNECT_EXHAUSTIONS, value=12),
             (
-                "12 connect() calls of tcp_connect from 10.0.0.1 to 10.0.0.9:443 failed because no port was left; the "
-                "pool is at 70.9%."
+                f"12 connect() calls of tcp_connect from 10.0.0.1 to 10.0.0.9:443 found no port. Now {NEAR.remaining} "
+                f"of {NEAR.usable} ports are left. Possible causes: the socket has a port range of its own; the "
+                "pool was full between two polls."
+            ),
+        ),
+        (
+            make_alert(DOUBTED, name=AlertName.CONNECT_EXHAUSTIONS, value=12),
+            (
+                f"12 connect() calls of tcp_connect from 10.0.0.1 to 10.0.0.9:443 found no port. Now 0 to 9000 of "
+                f"{NEAR.usable} ports are left. Possible causes: some of 7 ports in doubt are blocked; the destination "
+                "speaks no TCP timestamps, so 80 TIME_WAITs keep their ports; the socket has a port range of its own; "
+                "the pool was full between two polls."
+            ),
+        ),
+        (
+            make_alert(DOUBTED, value=1.0),
+            (
+                "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 100.0%: connect() failed, so the lower bound counts: "
+                f"0 to 9000 of {NEAR.usable} ports are left."
             ),
         ),
         (
             replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=(UserFailures(33, 60),)),
             (
                 "connect() calls of uid 33 toward 60 destinations failed because no port was left, in pools that "
-                "hardly hold a port. The sockets have a port range of their own, which is full."
+                "hardly hold a port. Sockets with a port range of their own run out like that."
             ),
         ),
         (
@@ -100,8 +118,8 @@ MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[U
             replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=MANY_USERS),
             (
                 "connect() calls of uid 1 toward 8 destinations, uid 2 toward 7 destinations, an unknown user toward 1 "
-                "destination and 7 more failed because no port was left, in pools that hardly hold a port. The sockets "
-                "have a port range of their own, which is full."
+                "destination and 7 more failed because no port was left, in pools that hardly hold a port. Sockets "
+                "with a port range of their own run out like that."
             ),
         ),
         (
