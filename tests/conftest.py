@@ -44,14 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Look each test file up in the tables of the second pass, and start the longest first if many run at a time."""
+    """Look each test up in the tables of the second pass, and start the longest first if many run at a time."""
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
         path = item.path.relative_to(TESTS).as_posix()
         # What has another name runs where it is named alone, in a machine or container of its own.
         try:
-            is_kept = not item.path.name.startswith("test_") or runs_again(path)
+            is_kept = not item.path.name.startswith("test_") or runs_again(path, item.name.partition("[")[0])
         except LookupError as error:
             raise pytest.UsageError(*error.args) from None
         (kept if is_kept or not config.getoption("--on-packages") else left).append(item)
