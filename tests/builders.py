@@ -49,6 +49,7 @@ def make_pool(
     in_doubt: int = 0,
     reusable_unproven: int = 0,
     is_doubted: bool = False,
+    search_ports: float | None = None,
 ) -> Pool:
     """Build a pool: what is not given follows from what is, and without bounds it is exact."""
     left = max(0, usable - blocked - in_use + reusable) if remaining is None else remaining
@@ -73,6 +74,7 @@ def make_pool(
         in_doubt=in_doubt,
         reusable_unproven=reusable_unproven,
         is_doubted=is_doubted,
+        search_ports=search_ports,
     )
 
 

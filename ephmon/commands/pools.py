@@ -13,6 +13,7 @@ from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot, s
 from ephmon.commands.terminal import print_answer, print_error
 from ephmon.model.advice.causes import advise
 from ephmon.model.advice.proxies import known_program
+from ephmon.model.pools.connect_search import MANY_PORTS
 from ephmon.model.pools.survey import every_pool, survey
 from ephmon.model.report import ReloadStatus
 from ephmon.model.state import initial_state
@@ -110,13 +111,17 @@ def _is_toward(pool: Pool, address: str, port: int | None) -> bool:
 def _advice(
     pools: Iterable[Pool], snapshot: Snapshot, config: Config, owners: OwnersAnswer | None
 ) -> dict[PoolKey, Advice]:
-    """Return advice on the pools that reached a threshold."""
+    """Return advice on the pools that reached a threshold, and on those whose connect() searches many ports."""
     namespaces = {namespace.netns: namespace for namespace in snapshot.namespaces}
     advice = {}
     for pool in pools:
-        if config.thresholds.severity_at(pool.key, pool.utilisation):
+        severity = config.thresholds.severity_at(pool.key, pool.utilisation)
+        is_slow = severity is None and (pool.search_ports or 0) >= MANY_PORTS
+        if severity or is_slow:
             namespace = namespaces[pool.key.netns]
             program = None if owners is None else known_program(owners.names(pool.key))
             listening_ports = ports_to_keep(namespace, config)
-            advice[pool.key] = advise(pool, namespace.sysctls, listening_ports=listening_ports, program=program)
+            advice[pool.key] = advise(
+                pool, namespace.sysctls, listening_ports=listening_ports, program=program, is_slow=is_slow
+            )
     return advice

@@ -104,9 +104,11 @@ class PollConfig(PollingRules):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsConfig:
-    """How many alerts may be active at once."""
+    """How many alerts may be active at once, and when connect() counts as slow."""
 
     max_active: int = 50
+    connect_search_share: float = 0.1
+    """Of a core, taken by the searches of one pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +208,7 @@ class Config:
             thresholds=self.thresholds,
             polling=self.poll,
             max_active=self.alerts.max_active,
+            connect_search_share=self.alerts.connect_search_share,
             own_ports=frozenset(range(self.notify.source_ports.low, self.notify.source_ports.high + 1)),
         )
 
@@ -349,7 +352,16 @@ _CONFIG = Section(
         "poll": ("poll", _POLL),
         "pools": ("listing", _POOLS),
         "thresholds": ("thresholds", ThresholdsShape(Thresholds())),
-        "alerts": ("alerts", Section(AlertsConfig(), {"max_active": ("max_active", _COUNT)})),
+        "alerts": (
+            "alerts",
+            Section(
+                AlertsConfig(),
+                {
+                    "max_active": ("max_active", _COUNT),
+                    "connect_search_share": ("connect_search_share", Single(RATIO)),
+                },
+            ),
+        ),
         "exhaustions": ("exhaustions", _EXHAUSTIONS),
         "incidents": ("incidents", _INCIDENTS),
         "notify": ("notify", _NOTIFY),

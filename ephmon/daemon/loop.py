@@ -23,6 +23,7 @@ from ephmon.daemon import signals
 from ephmon.daemon.extras import Extras
 from ephmon.daemon.owner_watch import OwnerWatch
 from ephmon.daemon.poller import Poller
+from ephmon.daemon.search_timer import SearchTimer
 from ephmon.daemon.service_manager import ServiceManager
 from ephmon.delivery.settings import DeliverySettings
 from ephmon.errors import ConfigError, EphmonError, KernelError, Reason, shortages_explained
@@ -100,6 +101,7 @@ class Daemon:
             clock=clock,
             wanted=signals.no_stop_requested,
         )
+        self._search_timer = SearchTimer(clock)
         self._state = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=wall_clock()))
         self._process = process_registry()
         self._server = HttpServer(
@@ -190,7 +192,7 @@ class Daemon:
         cpu_before, started = time.thread_time(), self._clock()
         previous = self._state
         try:
-            self._state = poll(previous)
+            self._state = self._search_timer.with_search_time(poll(previous), self._config.poll)
         except Exception as error:  # noqa: BLE001 - an error in ephmon must not end a monitor; the log has its traceback
             defect = self._log_defect(error, previous.report)
             self._state = after_failed_poll(previous, defect, Reason.DEFECT, self._clock() - started, kind)

@@ -84,6 +84,11 @@ class ListedPool:
     """The highest utilisation ratio seen in the last `peak_window`."""
     forecast: Forecast | None = None
     """Of the last full poll; None after too few of them."""
+    search_share: float | None = None
+    """Which share of a core the searches of connect() take, at least, by the last full poll.
+
+    None where nobody knows how fast connections are opened, or how long a search takes.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,8 @@ class State:
     """By inode, because a label may come to mean another namespace."""
     costs: Costs = field(default=Costs())
     """What the latest polls cost."""
+    search_seconds: float | None = None
+    """Processor time that connect() takes for each port that it looks at, at least; None if it was not measured yet."""
     counting_polls: int = 0
     """How many full polls have come since the last one that gathered evidence."""
 

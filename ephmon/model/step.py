@@ -17,6 +17,7 @@ from ephmon.model.collectors import Health
 from ephmon.model.failures.doubt import doubted_pools
 from ephmon.model.failures.recent import recent_failures
 from ephmon.model.forecast.pool_forecasts import forecast_pools
+from ephmon.model.forecast.search_share import search_share
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import choose, remember
@@ -101,6 +102,15 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
     }
     forecasts, histories = forecast_pools(surveys, pools, previous.histories, now)
     namespaces = _remember_ports(surveys, previous)
+    listed = tuple(
+        ListedPool(
+            pool=pool,
+            peak_utilisation=remembered[pool.key].peak,
+            forecast=forecasts.get(pool.key),
+            search_share=search_share(pool, forecasts.get(pool.key), previous.search_seconds),
+        )
+        for pool in pools
+    )
     report = replace(
         before.with_health(tcp=_health(surveys, Protocol.TCP), udp=_health(surveys, Protocol.UDP)),
         success=True,
@@ -112,10 +122,7 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
             _namespace_report(one, pools, previous.rules.listing.ignore_destinations, _kept(one, namespaces, previous))
             for one in surveys
         ),
-        listed=tuple(
-            ListedPool(pool=pool, peak_utilisation=remembered[pool.key].peak, forecast=forecasts.get(pool.key))
-            for pool in pools
-        ),
+        listed=listed,
         totals=before.totals.counted(),
         alerts=judge_full_poll(
             surveys,
@@ -123,6 +130,9 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
             previous.rules,
             Moment(now, snapshot.taken_at),
             forecasts=forecasts,
+            search_shares={
+                one.pool.key: (one.pool, one.search_share) for one in listed if one.search_share is not None
+            },
             # Also while nobody counts any more: what is remembered grows old, and so the alerts end.
             exhaustions=None if before.exhaustions is None else _recent_failures(previous, now),
         ),
@@ -216,11 +226,8 @@ def after_narrow_poll(narrow: NarrowSnapshot, previous: State, now: float) -> St
     for key, pool in fresh.items():
         listing[key] = remember(listing[key], pool.utilisation, now, window)
     pools_now = sorted((fresh.get(one.pool.key, one.pool) for one in before.listed), key=worst_first)
-    forecasts = {one.pool.key: one.forecast for one in before.listed}
-    listed = tuple(
-        ListedPool(pool=pool, peak_utilisation=listing[pool.key].peak, forecast=forecasts[pool.key])
-        for pool in pools_now
-    )
+    known = {one.pool.key: one for one in before.listed}
+    listed = tuple(replace(known[pool.key], pool=pool, peak_utilisation=listing[pool.key].peak) for pool in pools_now)
     report = replace(
         before,
         listed=listed,

@@ -90,6 +90,7 @@ thresholds:
   overrides: []
 alerts:
   max_active: 50
+  connect_search_share: 0.1
 exhaustions:
   enabled: auto
   top: 100
@@ -169,7 +170,7 @@ thresholds:
   critical: {utilisation: 1, for: 2m, clear: 0.5}
   overrides:
     - {kind: udp_bind, source: 10.0.0.0/8, warning: {utilisation: .3, for: 1s, clear: .2}}
-alerts: {max_active: 1}
+alerts: {max_active: 1, connect_search_share: 0.25}
 exhaustions: {enabled: off, top: 2}
 incidents: {directory: /var/lib/ephmon, max_files: 3, max_mib: 4}
 notify:
@@ -217,7 +218,7 @@ tls: {certificate: /c.pem, key: /k.pem, client_ca: /a.pem}
                 ),
             ),
         ),
-        alerts=AlertsConfig(max_active=1),
+        alerts=AlertsConfig(max_active=1, connect_search_share=0.25),
         exhaustions=ExhaustionsConfig(enabled=Switch.OFF, top=2),
         incidents=IncidentsConfig(directory="/var/lib/ephmon", max_files=3, max_mib=4),
         notify=NotifyConfig(
@@ -262,6 +263,7 @@ def test_the_model_is_given_its_rules() -> None:
         thresholds=config.thresholds,
         polling=config.poll,
         max_active=config.alerts.max_active,
+        connect_search_share=config.alerts.connect_search_share,
         own_ports=frozenset(range(19102, 19118)),
     )
     assert config.rules.listing.top == 3

@@ -214,13 +214,19 @@ def test_alertmanager_takes_the_inhibitions_of_the_page(tmp_path: Path) -> None:
 
 
 def test_the_page_states_the_series_of_a_host() -> None:
-    """Its formula, of a host with ten pools that all have eight series, and of one with all that a host may have."""
+    """Its formula, of a host with ten pools that all have ten series, and of one with all that a host may have."""
     ((fixed, for_each_pool),) = re.findall(r"^    (\d+) \+ (\d+) L \+ E \+ A \+ 7 W$", PAGE, re.MULTILINE)
     (most,) = re.findall(r"; up to (\d+) with `notify`", PAGE)
     (by_default,) = re.findall(r"^At most (\d+) by default", PAGE, re.MULTILINE)
     forecast = make_forecast(opens_per_second=1.0, seconds_to_exhaustion=1.0)
     ten = [
-        ListedPool(pool=make_pool(destination_port=port), peak_utilisation=0.5, forecast=forecast) for port in range(10)
+        ListedPool(
+            pool=make_pool(destination_port=port, search_ports=1.0),
+            peak_utilisation=0.5,
+            forecast=forecast,
+            search_share=0.5,
+        )
+        for port in range(10)
     ]
 
     assert _series(host_report(1, 0, 0)) == int(fixed)

@@ -73,6 +73,7 @@ def advise(
     listening_ports: Collection[int] | None = None,
     program: str | None = None,
     failed_with_room: bool = False,
+    is_slow: bool = False,
 ) -> Advice:
     """Return what to do about a pool. The caller decides whether the pool is full enough to need advice.
 
@@ -83,6 +84,7 @@ def advise(
             wider range has to leave out; None if they are not known.
         program: The name of the process or unit that holds most of the ports, None if that is not known.
         failed_with_room: Whether the advice is about calls that failed although the pool is not full.
+        is_slow: Whether it is about the long search of each connect().
     """
     key = pool.key
     facts = PoolFacts(
@@ -99,6 +101,7 @@ def advise(
         room=pool.remaining_max if pool.is_doubted else pool.remaining,
         possible_causes=possible_causes(pool) if failed_with_room or pool.is_doubted else (),
         in_doubt=pool.in_doubt,
+        search_ports=(pool.search_ports or 0.0) if is_slow else 0.0,
         reusable_unproven=pool.reusable_unproven,
         states=pool.states,
         sysctls=sysctls,
@@ -186,6 +189,16 @@ _BLOCKED = _Rule(
 )
 _RULES = (
     _NOTHING_USABLE,
+    _Rule(
+        kinds=(PoolKind.TCP_CONNECT,),
+        holds=lambda facts: facts.search_ports > 0,
+        cause=(
+            "Each connect() to {facts.toward} looks at about {facts.search_ports:.0f} ports. It tries every second "
+            "port of the range first, and nearly all of those are taken."
+        ),
+        steps=(widen, second_source, second_destination, reuse, unix_socket),
+        avoid="Do not wait for an alert of full ports: nothing fails yet, but each connection costs processor time.",
+    ),
     _BLOCKED,
     # Then calls that failed toward a pool that seems to have room: its states say nothing about the reason.
     _Rule(

@@ -42,6 +42,7 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
         namespace.sysctls,
         listening_ports=namespace.kept_ports,
         program=program,
+        is_slow=alert.key.name is AlertName.CONNECT_SLOW,
         failed_with_room=is_failure and report.thresholds.severity_at(pool.key, pool.utilisation) is None,
     )
 

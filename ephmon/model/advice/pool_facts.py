@@ -44,6 +44,8 @@ class PoolFacts:
     """Ports of which nobody knows whether connect() may share them."""
     reusable_unproven: int = 0
     """TIME_WAITs that are handed out again only if the peer speaks TCP timestamps, which is not known."""
+    search_ports: float = 0.0
+    """How many ports one connect() looks at; 0 if the advice is not about that."""
     states: Mapping[str, int] = field(default_factory=dict)
     """Sockets by TCP state name in lower case."""
     sysctls: Sysctls

@@ -19,6 +19,9 @@ EphmonConnectExhaustions
     bound (`ephmon.model.failures.doubt`). The alert is critical only where the pool, or the blocked share, is above its
     warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can make one. Calls
     of one user toward many pools that are nearly empty are one alert, which names the user.
+EphmonConnectSlow
+    The searches of connect() take more than a share of a core (`ephmon.model.pools.connect_search`), by the rate and by
+    the time for each port that were measured. Nothing fails, so it is a warning.
 
 Only what was read is judged: without TCP there is no observation of TCP pools, and their alerts stay as they are. A
 narrow poll judges the pools that it read. It knows no new blocked ports, so it can only make EphmonPortsBlocked worse.
@@ -41,15 +44,16 @@ from ephmon.model.alerting.state_machine import (
     UserFailures,
     step,
 )
-from ephmon.model.alerting.thresholds import Severity
+from ephmon.model.alerting.thresholds import Severity, Threshold
 from ephmon.model.failures.recent import QUIET_SECONDS
+from ephmon.model.pools.connect_search import MANY_PORTS
 from ephmon.model.pools.kinds import PoolKind, share_of_usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from ephmon.model.alerting.state_machine import Alert, Alerts, Moment
-    from ephmon.model.alerting.thresholds import Threshold, Thresholds
+    from ephmon.model.alerting.thresholds import Thresholds
     from ephmon.model.failures.recent import RecentFailures
     from ephmon.model.forecast.forecast import Forecast
     from ephmon.model.pools.kinds import Pool, PoolKey
@@ -80,6 +84,10 @@ FORECAST_CLEAR_SECONDS = 120.0
 FORECAST_UTILISATION = 0.5
 """An emptier pool has room for a burst, and its forecast only knows what it did while it was nearly empty."""
 FORECAST_CLEAR_UTILISATION = 0.45
+SEARCH_FOR_SECONDS = 10.0
+"""The rate is an average over polls, and a burst that is over in a moment needs no alert."""
+SEARCH_CLEAR = 0.5
+"""The alert of slow searches ends below this part of where it starts, because the rate of a load wavers."""
 FORECAST_FOR_SECONDS = 4.0
 """Two polls at the default interval have to agree, because a forecast errs most where a load changes. This is less than
 the interval: half of the time two polls are some milliseconds closer together, and a third poll would be needed."""
@@ -93,6 +101,7 @@ def judge_full_poll(
     *,
     forecasts: Mapping[PoolKey, Forecast] = MappingProxyType({}),
     exhaustions: Sequence[RecentFailures] | None = None,
+    search_shares: Mapping[PoolKey, tuple[Pool, float]] = MappingProxyType({}),
 ) -> Alerts:
     """Return the alerts after a poll that read everything but missing protocols.
 
@@ -103,6 +112,7 @@ def judge_full_poll(
         at: When the poll was.
         forecasts: Of the pools that have one.
         exhaustions: The pools toward which connect() failed lately; None if failed calls are not counted.
+        search_shares: Pools with the share of a core that their searches take.
     """
     observations: dict[AlertKey, Observation] = {}
     for one in surveys:
@@ -115,6 +125,7 @@ def judge_full_poll(
         observations |= namespace.of_pools(pools.values(), is_full=True)
         observations |= namespace.of_forecasts((pools[key], seconds) for key, seconds in ahead.items() if key in pools)
         observations |= namespace.of_exhaustions(failed, pools, at, is_full=True)
+    observations |= _of_searches(search_shares, rules.connect_search_share)
     read = {one.namespace.netns: {pools.kind for pools in one.pool_sets} for one in surveys}
 
     def looked_at(key: AlertKey) -> bool:
@@ -357,6 +368,18 @@ class _Namespace(NamedTuple):
         if self._is_blocked_share_urgent():
             return True
         return pool is not None and self.thresholds.severity_at(pool.key, pool.utilisation) is not None
+
+
+def _of_searches(shares: Mapping[PoolKey, tuple[Pool, float]], limit: float) -> dict[AlertKey, Observation]:
+    """Judge the searches of connect()."""
+    threshold = Threshold(utilisation=limit, for_seconds=SEARCH_FOR_SECONDS, clear=limit * SEARCH_CLEAR)
+    return {
+        AlertKey(AlertName.CONNECT_SLOW, key.netns, key): Observation(
+            value=share, judgements={Severity.WARNING: _judge_ratio(share, threshold)}, pools=(pool,)
+        )
+        for key, (pool, share) in shares.items()
+        if (pool.search_ports or 0) >= MANY_PORTS
+    }
 
 
 def _pools_to_judge(one: NamespaceSurvey, besides: Iterable[PoolKey], rules: Rules) -> dict[PoolKey, Pool]:

@@ -49,6 +49,7 @@ class AlertName(StrEnum):
     POOL_EXHAUSTION_FORECAST = "EphmonPoolExhaustionForecast"
     PORTS_BLOCKED = "EphmonPortsBlocked"
     CONNECT_EXHAUSTIONS = "EphmonConnectExhaustions"
+    CONNECT_SLOW = "EphmonConnectSlow"
     TOO_MANY_ALERTS = "EphmonTooManyAlerts"
 
 

@@ -101,6 +101,8 @@ class Pool:
     """Ports of the namespace of which nobody knows whether connect() may share them; 0 for other kinds."""
     reusable_unproven: int = 0
     """Those of `reusable` that the kernel hands out only if the peer speaks TCP timestamps, which is not known."""
+    search_ports: float | None = None
+    """How many ports one connect() looks at on average (`ephmon.model.pools.connect_search`); None for other kinds."""
     is_doubted: bool = False
     """Whether connect() failed although the estimate had room, so that `remaining` is lowered to `remaining_min`.
 

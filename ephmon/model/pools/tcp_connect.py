@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from ephmon.facts.addresses import address_text, packed_address
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.socket_groups import ConnectKey
+from ephmon.model.pools.connect_search import ConnectSearch
 from ephmon.model.pools.connection_counts import ConnectionCounts
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.pools.time_wait import on_loopback
@@ -87,6 +88,7 @@ class ConnectPools:
         self.usable = ports.usable
         self._may_lose_one = sysctls.port_range.may_lose_one
         self._counts = ConnectionCounts(sysctls, tcp, ports)
+        self._search = ConnectSearch(sysctls, tcp, ports)
         self._doubted = frozenset(doubted)
         self._doubted_alone = [key for key in self._doubted if not self._has_sockets(key)]
 
@@ -179,6 +181,7 @@ class ConnectPools:
             held=counts.held,
             in_doubt=ports.ambiguous,
             reusable_unproven=unproven,
+            search_ports=self._search.expected_ports(key, free=remaining, reusable=counts.reusable),
             is_doubted=lowered < remaining,
         )
 

@@ -80,6 +80,7 @@ def pool_object(pool: Pool) -> dict[str, Any]:
         "remaining_ports_max": pool.remaining_max,
         "exact": pool.exact,
         "doubted": pool.is_doubted,
+        "connect_search_ports": None if pool.search_ports is None else round(pool.search_ports, _DECIMALS),
         "failure_errno": pool.failure_errno,
         "utilisation_ratio": round(pool.utilisation, _DECIMALS),
         "states": dict(pool.states),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ephmon.model.alerting.state_machine import SUMMARY, Phase
+from ephmon.model.alerting.state_machine import SUMMARY, AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.metrics.metric import (
     DO_NOT_SUM,
@@ -31,6 +31,9 @@ def _pool_alerts(source: MetricsInput) -> Iterable[Sample]:
     worst: dict[PoolKey, Severity] = {}
     for alert in source.report.alerts.firing:
         pool = alert.key.pool
+        # A slow connect() is no want of ports, and has a metric of its own.
+        if alert.key.name is AlertName.CONNECT_SLOW:
+            continue
         if pool is not None and worst.get(pool) is not Severity.CRITICAL:
             worst[pool] = alert.severity
     return (Sample((*pool_labels(key), severity), 1) for key, severity in worst.items())
@@ -64,8 +67,8 @@ ALERT_METRICS: tuple[Metric, ...] = (
         MetricType.GAUGE,
         (*POOL, "severity"),
         "",
-        "1 while an alert of the pool is active; critical replaces warning. Kept while polls fail; at most"
-        f" alerts.max_active samples. {DO_NOT_SUM}",
+        "1 while an alert of the pool is active, but for EphmonConnectSlow; critical replaces warning. Kept while polls"
+        f" fail; at most alerts.max_active samples. {DO_NOT_SUM}",
         _pool_alerts,
         expires=False,
     ),

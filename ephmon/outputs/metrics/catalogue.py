@@ -186,6 +186,25 @@ METRICS: tuple[Metric, ...] = (
         each_pool(lambda listed: listed.forecast.seconds_to_exhaustion if listed.forecast else None),
     ),
     Metric(
+        "ephmon_pool_connect_search_ports",
+        MetricType.GAUGE,
+        POOL,
+        "ports",
+        "How many ports one connect() looks at on average before it finds one. Steps up to half of the range once about"
+        f" half of the ports are taken. Of kind tcp_connect only. {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.pool.search_ports),
+    ),
+    Metric(
+        "ephmon_pool_connect_search_cpu_ratio",
+        MetricType.GAUGE,
+        POOL,
+        "ratio",
+        "Share of a processor core that these searches take at the rate of ephmon_pool_opens_per_second, at least."
+        " Absent until a pool searches 1,000 ports and the time of a search was measured, and where it cannot be."
+        f" {DO_NOT_SUM}",
+        each_pool(lambda listed: listed.search_share),
+    ),
+    Metric(
         "ephmon_worst_pool_utilisation_ratio",
         MetricType.GAUGE,
         KIND,

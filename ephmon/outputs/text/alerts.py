@@ -10,7 +10,7 @@ from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.doubt import Cause, possible_causes
 from ephmon.model.owners.names import OwnerKind, owner_of
-from ephmon.outputs.text.wording import endpoint, percent, pool_name, remaining, utc_time
+from ephmon.outputs.text.wording import endpoint, percent, pool_name, remaining, search_sentence, utc_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -175,6 +175,11 @@ def _last_caller(call: ExhaustionEvent | None) -> str:
     return f" The last one was made by {printable(call.command or '?')}{where} (pid {call.pid}{user})."
 
 
+def _connect_slow(alert: Alert) -> str:
+    searches = "".join(map(search_sentence, alert.pools))
+    return f"{searches or _name(alert.key.pool)} That takes at least {percent(alert.value)}% of a processor core."
+
+
 def _too_many(alert: Alert) -> str:
     number = "1 more alert is" if alert.value == 1 else f"{alert.value:.0f} more alerts are"
     return f"{number} active than may be shown one by one."
@@ -185,5 +190,6 @@ _SENTENCES: Mapping[AlertName, Callable[[Alert], str]] = {
     AlertName.POOL_EXHAUSTION_FORECAST: _forecast,
     AlertName.PORTS_BLOCKED: _ports_blocked,
     AlertName.CONNECT_EXHAUSTIONS: _connect_exhaustions,
+    AlertName.CONNECT_SLOW: _connect_slow,
     AlertName.TOO_MANY_ALERTS: _too_many,
 }

@@ -9,6 +9,7 @@ from ephmon.facts.addresses import host_and_port
 from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness
+from ephmon.model.pools.connect_search import MANY_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ephmon.model.report import NamespaceReport, Report
 
 _WHO_BLOCKS = "As root, `ss -tlnp` shows who listens, and `ss -tanp state all` shows who else holds a port."
+_MOST_SEARCHES = 3
+"""Of so many pools the table says how long a connect() searches."""
 _ESTIMATE = "~ marks an estimate: some socket properties are not visible."
 
 
@@ -84,11 +87,22 @@ def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
         )
     if any(pool.is_doubted for pool in pools):
         sentences.append("Where connect() failed lately and ports are in doubt, REMAINING is the lower bound.")
+    slow = sorted((pool for pool in pools if _searches_many(pool)), key=lambda pool: -(pool.search_ports or 0))
+    sentences += map(search_sentence, slow[:_MOST_SEARCHES])
     exhausted = dict.fromkeys(
         (pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0 and not pool.is_doubted
     )
     sentences += [f"At 100.0 the next {printable(kind)} fails with {printable(errno)}." for kind, errno in exhausted]
     return tuple(sentences)
+
+
+def search_sentence(pool: Pool) -> str:
+    """Return how many ports a connect() of a tcp_connect pool looks at."""
+    return f"Each connect() of {pool_name(pool.key)} looks at about {pool.search_ports:.0f} ports to find one."
+
+
+def _searches_many(pool: Pool) -> bool:
+    return pool.search_ports is not None and pool.search_ports >= MANY_PORTS and pool.remaining > 0
 
 
 def cells(pool: Pool) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ CONTRACT = """
             "usable_ports": 28232, "blocked_ports": 3, "capacity_ports": 28229, "in_use_ports": 120,
             "time_wait_ports": 30, "reusable_ports": 0,
             "remaining_ports": 28109, "remaining_ports_min": 28100, "remaining_ports_max": 28109, "exact": false,
-            "doubted": false, "failure_errno": "EADDRNOTAVAIL",
+            "doubted": false, "connect_search_ports": 1.5, "failure_errno": "EADDRNOTAVAIL",
             "utilisation_ratio": 0.004357, "states": {"established": 90, "time_wait": 30},
             "opens_per_second": 120.5, "growth_per_second": 2.333333, "sustainable_opens_per_second": 470.5,
             "seconds_to_exhaustion": null,
@@ -48,7 +48,7 @@ CONTRACT = """
 
 
 def test_document_has_the_contract_keys_in_their_order() -> None:
-    pool = make_pool(remaining_min=28100)
+    pool = make_pool(remaining_min=28100, search_ports=1.5)
     expected = " ".join(line.strip() for line in CONTRACT.strip().splitlines())
 
     forecast = make_forecast(opens_per_second=120.5, growth_per_second=7 / 3)

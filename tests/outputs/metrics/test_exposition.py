@@ -97,9 +97,10 @@ def everything() -> Report:
     report = make_report(
         listed=[
             ListedPool(
-                pool=make_pool(in_use=20000, time_wait=1000, reusable=400),
+                pool=make_pool(in_use=20000, time_wait=1000, reusable=400, search_ports=14118.5),
                 peak_utilisation=0.75,
                 forecast=make_forecast(opens_per_second=412.5, seconds_to_exhaustion=19.5),
+                search_share=0.28125,
             ),
             make_pool(source="2001:db8::1", destination="2001:db8::9", destination_port=5432),
             make_bind_pool(),
@@ -240,7 +241,7 @@ def test_process_metrics_are_in_both_bodies_if_their_registry_is_given() -> None
 def test_every_pool_metric_says_that_it_must_not_be_summed() -> None:
     pool_metrics = [metric for metric in METRICS if metric.name.startswith("ephmon_pool_")]
 
-    assert len(pool_metrics) == 12
+    assert len(pool_metrics) == 14
     assert all(metric.help.endswith(DO_NOT_SUM) for metric in pool_metrics)
     assert DO_NOT_SUM == "Do not sum over kind or destination: one port may be in many pools."
 

@@ -1,0 +1,58 @@
+"""Measures the cost of a long search of connect() once it matters, and says once if that cannot be done."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ephmon import log
+from ephmon.config.settings import ProbeChoice
+from ephmon.errors import KernelError, shortages_explained
+from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.kernel.search_time import measure_search_time
+from ephmon.log import Line
+from ephmon.model.pools.connect_search import MANY_PORTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ephmon.config.settings import PollConfig
+    from ephmon.model.state import State
+
+RETRY_SECONDS = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+class SearchTimer:
+    """Measures once. Until a pool searches many ports, nobody needs to know, and no port is taken for it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._retry_at = -math.inf
+        self._has_failed = False
+
+    def with_search_time(self, state: State, config: PollConfig) -> State:
+        """Return the state with the processor time for each port searched, if it matters and can be measured."""
+        is_known = state.search_seconds is not None
+        if is_known or config.probe == ProbeChoice.NEVER or self._clock() < self._retry_at or not _matters(state):
+            return state
+        own = state.report.namespace(OWN_NETNS)
+        if own is None:
+            return state
+        try:
+            with shortages_explained():
+                return replace(state, search_seconds=measure_search_time(own.sysctls))
+        except KernelError as error:
+            self._retry_at = self._clock() + RETRY_SECONDS
+            if not self._has_failed:
+                self._has_failed = True
+                message = f"The cost of connect() cannot be measured, so EphmonConnectSlow cannot fire: {error}"
+                log.write(_log, Line(logging.INFO, message))
+            return state
+
+
+def _matters(state: State) -> bool:
+    return any((one.pool.search_ports or 0) >= MANY_PORTS for one in state.report.listed)

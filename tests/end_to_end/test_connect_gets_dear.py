@@ -1,0 +1,103 @@
+"""connect() gets dear once half of the ports are taken: real calls are timed beside what ephmon says of them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests import sockets
+from tests.namespaces import Namespace
+from tests.processes import Running, ephmon, eventually, put, run
+from tests.sockets import FillResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HERE, PORT = "127.0.0.1", 80
+RANGE = (30_000, 38_191)
+HALF = 4_096
+CONFIG = """\
+poll: {interval: 500ms, urgent_interval: 500ms, cpu_budget: 1, urgent_cpu_budget: 1}
+"""
+
+
+@pytest.fixture(name="ns")
+def _ns() -> Iterator[Namespace]:
+    """A host with 8,192 ports of which half, less sixteen, are in use toward one destination."""
+    with Namespace() as ns:
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "{} {}".format(*RANGE))
+        ns.call(sockets.write_sysctl, "net.core.somaxconn", 65_535)
+        ns.call(sockets.listen, HERE, PORT, tag="server", backlog=65_535)
+        fill(ns, HALF - 16)
+        yield ns
+
+
+def fill(ns: Namespace, number: int) -> None:
+    assert ns.call(sockets.fill, HERE, PORT, tag="clients", limit=number) == FillResult(number, 0)
+
+
+def seconds_of_connect(calls: int) -> float:
+    """Return the processor time of one connect(), the median of so many; the sockets stay open until all are done."""
+    times, opened = [], []
+    for _ in range(calls):
+        ours = socket.socket()
+        opened.append(ours)
+        started = time.thread_time()
+        ours.connect((HERE, PORT))
+        times.append(time.thread_time() - started)
+    for ours in opened:
+        ours.close()
+    return sorted(times)[calls // 2]
+
+
+def pool(ns: Namespace) -> dict[str, Any]:
+    document = json.loads(run(ns.command(*ephmon("pools", "--json"))).stdout)
+    (found,) = (one for one in document["pools"] if one["destination_port"] == PORT)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_step_in_what_connect_costs_is_where_ephmon_says(ns: Namespace) -> None:
+    before, cheap = pool(ns), ns.call(seconds_of_connect, 9)
+    fill(ns, 100)
+    after, dear = pool(ns), ns.call(seconds_of_connect, 9)
+
+    assert before["utilisation_ratio"] < after["utilisation_ratio"] < 0.52
+    # Sixteen of the first parity are left, wherever they are, and then none.
+    assert 100 < before["connect_search_ports"] < 500
+    assert HALF < after["connect_search_ports"] < HALF + 2
+    assert dear > 5 * cheap
+
+
+def test_it_is_told_at_the_terminal_with_what_helps(ns: Namespace) -> None:
+    fill(ns, 100)
+    said = run(ns.command(*ephmon("pools", "--destination", f"{HERE}:{PORT}"))).stdout
+
+    assert f"Each connect() of tcp_connect from {HERE} to {HERE}:{PORT} looks at about 4097 ports to find one." in said
+    assert "1. Widen the port range from 8192 to 55296 ports" in said
+
+
+def test_the_daemon_measures_what_a_search_costs_and_exports_it(ns: Namespace, tmp_path: Path) -> None:
+    labels = f'destination="{HERE}",destination_port="{PORT}",kind="tcp_connect",netns="own",source="{HERE}"'
+    ports, share = (f"ephmon_pool_connect_search_{what}{{{labels}}}" for what in ("ports", "cpu_ratio"))
+    with Running(ns, ephmon("run", "--config", put(tmp_path / "config.yaml", CONFIG))) as daemon:
+        before = daemon.wait_for(poll_success=1)
+        assert before[ports] < HALF
+        assert share not in before
+        fill(ns, 100)
+
+        def observe() -> dict[str, float]:
+            fill(ns, 5)
+            return dict(daemon.metrics())
+
+        metrics = eventually(observe, lambda found: found.get(share, 0.0) > 0)
+        assert HALF < metrics[ports] < HALF + 3
+        assert metrics[share] < 1
+        page = daemon.get("/").body
+        assert f"to {HERE}:{PORT} looks at about 409" in page
+        daemon.stop()
