@@ -137,6 +137,8 @@ POOLS = Row(
             Query(of_pools("ephmon_pool_remaining_ports"), "remaining"),
             Query(of_pools("ephmon_pool_opens_per_second"), "opened", "ops"),
             Query(of_pools("ephmon_pool_seconds_to_exhaustion"), "exhausted in", "s"),
+            Query(of_pools("ephmon_pool_connect_search_ports"), "searched"),
+            Query(of_pools("ephmon_pool_connect_search_cpu_ratio"), "search CPU", "percentunit"),
             Query(alerts(", ".join(POOL_LABELS), "ephmon_pool_alert_active"), "alert"),
             labels=POOL_LABELS,
             overrides=(RATIO_CELLS, ALERT_CELLS),

@@ -84,6 +84,7 @@ def test_an_untouched_pool_has_every_usable_port() -> None:
         failure_errno="EADDRNOTAVAIL",
         states={},
         held=0,
+        search_ports=1.0,
     )
 
 
