@@ -107,7 +107,7 @@ class AlertsConfig:
     """How many alerts may be active at once, and when connect() counts as slow."""
 
     max_active: int = 50
-    connect_search_share: float = 0.1
+    connect_search_share: float = 0.05
     """Of a core, taken by the searches of one pool."""
 
 

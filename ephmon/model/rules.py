@@ -52,7 +52,7 @@ class Rules:
     polling: PollingRules = field(default=PollingRules())
     max_active: int = 50
     """So many alerts are announced; one more says how many others fire."""
-    connect_search_share: float = 0.1
+    connect_search_share: float = 0.05
     """EphmonConnectSlow fires where the searches of connect() take this share of a core."""
     own_ports: frozenset[int] = frozenset()
     """The ports that ephmon sends from: advice on a wider port range leaves them out."""

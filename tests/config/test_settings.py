@@ -90,7 +90,7 @@ thresholds:
   overrides: []
 alerts:
   max_active: 50
-  connect_search_share: 0.1
+  connect_search_share: 0.05
 exhaustions:
   enabled: auto
   top: 100

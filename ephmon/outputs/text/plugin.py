@@ -14,7 +14,7 @@ from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.advice import advice_lines
-from ephmon.outputs.text.wording import percent, pool_name, remaining
+from ephmon.outputs.text.wording import long_searches, percent, pool_name, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -70,6 +70,7 @@ def answer(
         *([f"{'At least ' if assessment.is_cut else ''}{rest} more reached a threshold."] if rest > 0 else []),
         *below,
         *remarks,
+        *_long_search(assessment.fullest),
         *(advice_lines(advice) if advice else []),
     ]
     first = f"EPHMON {status.name} - {_without_bar(headline)}" + (f" | {figures}" if figures else "")
@@ -97,6 +98,11 @@ def _headline(finding: Finding) -> str:
     share = f"{subject.blocked} of {subject.usable} usable ports{where}, {percent(subject.share)}%"
     fullest = ", ".join(f"{pool_name(pool.key)} is at {percent(pool.utilisation)}%" for pool in finding.covered)
     return f"{share}, are blocked for every connect(){limit}" + (f"; {fullest}" if fullest else "")
+
+
+def _long_search(fullest: Finding | None) -> list[str]:
+    """Return how long a connect() of the fullest pool searches, if that is long; it has no effect on the status."""
+    return long_searches([fullest.subject]) if fullest and not isinstance(fullest.subject, BlockedPorts) else []
 
 
 def _rest(pool: Pool) -> str:

@@ -87,8 +87,7 @@ def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
         )
     if any(pool.is_doubted for pool in pools):
         sentences.append("Where connect() failed lately and ports are in doubt, REMAINING is the lower bound.")
-    slow = sorted((pool for pool in pools if _searches_many(pool)), key=lambda pool: -(pool.search_ports or 0))
-    sentences += map(search_sentence, slow[:_MOST_SEARCHES])
+    sentences += long_searches(pools)
     exhausted = dict.fromkeys(
         (pool.key.kind, pool.failure_errno) for pool in pools if pool.utilisation >= 1.0 and not pool.is_doubted
     )
@@ -96,13 +95,16 @@ def explanations(pools: Sequence[Pool]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def long_searches(pools: Iterable[Pool]) -> list[str]:
+    """Return a sentence for each of the pools whose connect() looks at many ports, for so many of them."""
+    slow = (pool for pool in pools if (pool.search_ports or 0) >= MANY_PORTS and pool.remaining)
+    worst = sorted(slow, key=lambda pool: -(pool.search_ports or 0))
+    return [search_sentence(pool) for pool in worst[:_MOST_SEARCHES]]
+
+
 def search_sentence(pool: Pool) -> str:
     """Return how many ports a connect() of a tcp_connect pool looks at."""
     return f"Each connect() of {pool_name(pool.key)} looks at about {pool.search_ports:.0f} ports to find one."
-
-
-def _searches_many(pool: Pool) -> bool:
-    return pool.search_ports is not None and pool.search_ports >= MANY_PORTS and pool.remaining > 0
 
 
 def cells(pool: Pool) -> tuple[str, ...]:

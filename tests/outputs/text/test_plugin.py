@@ -54,6 +54,17 @@ def test_the_worst_is_reported_first_and_some_of_the_rest_below() -> None:
     ]
 
 
+def test_a_long_search_of_the_fullest_pool_is_told_and_changes_no_status() -> None:
+    dear = of(make_pool(usable=28_232, blocked=0, in_use=14_500, search_ports=14_117.2))
+    got = answer(Assessment(urgent=(), fullest=dear), advice=None)
+
+    assert got.status is Status.OK
+    assert got.text.splitlines()[1:] == [
+        f"Each connect() of {TOWARD} 10.0.0.9:443 looks at about 14117 ports to find one."
+    ]
+    assert answer(Assessment(urgent=(), fullest=pool_at(50)), advice=None).text.count("\n") == 1
+
+
 def test_advice_stands_at_the_end() -> None:
     advice = Advice(cause="It leaks.", steps=("Close.", "Restart."), avoid="Do not wait.")
     assessment = Assessment(urgent=(pool_at(75),), fullest=pool_at(75))
