@@ -217,7 +217,7 @@ def test_every_call_is_put_down_to_the_unit(story: Story) -> None:
 def test_the_incident_names_the_backend_and_the_unit(story: Story) -> None:
     text = story.of("head -n 1 proxy.log")
 
-    assert f": A connect() from 10.8.0.1 to {BACKEND} failed because no port was left. It was made by " in text
+    assert f": A connect() from 10.8.0.1 to {BACKEND} found no port. It was made by " in text
     assert "It was made by haproxy of haproxy.service (pid " in text
     assert re.search(rf" 10\.8\.0\.1 to {BACKEND}  haproxy \(pid \d+, uid 0\) of haproxy\.service$", text, re.MULTILINE)
     assert re.search(rf"^tcp_connect  10\.8\.0\.1  +{BACKEND}  +100\.0 ", text, re.MULTILINE)

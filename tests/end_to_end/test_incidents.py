@@ -133,7 +133,7 @@ def test_the_first_connect_that_fails_is_one_of_its_own(ns: Namespace, config: P
     critical, exhaustion = kept(place)
     assert (critical.name[-13:], exhaustion.name[-15:]) == ("critical.json", "exhaustion.json")
     text = shown(exhaustion)
-    summary = f"A connect() from {HERE} to {HERE}:{PORT} failed because no port was left. It was made by python"
+    summary = f"A connect() from {HERE} to {HERE}:{PORT} found no port. It was made by python"
     assert summary in text.splitlines()[0]
     assert f" {HERE} to {HERE}:{PORT}  python" in text
     assert "100.0    1000 " in text

@@ -95,7 +95,7 @@ def _summary(incident: Incident) -> str:
 
 def _failed_call(call: ExhaustionEvent) -> str:
     toward = endpoint(address_text(call.destination), call.destination_port)
-    failure = f"A connect() from {address_text(call.source)} to {toward} failed because no port was left."
+    failure = f"A connect() from {address_text(call.source)} to {toward} found no port."
     if call.pid is None:
         return failure
     owner = owner_of(call.cgroup, call.uid)

@@ -154,10 +154,7 @@ def _exhaustions_of_users(alert: Alert) -> str:
     why = "Sockets with a port range of their own run out like that."
     if alert.severity is Severity.CRITICAL:
         why = "Other sockets block the ports."
-    return (
-        f"connect() calls of {who} failed because no port was left, in pools that hardly hold a port. {why}"
-        f"{_last_caller(alert.call)}"
-    )
+    return f"connect() calls of {who} found no port, in pools that hardly hold one. {why}{_last_caller(alert.call)}"
 
 
 def _user(user: UserFailures) -> str:

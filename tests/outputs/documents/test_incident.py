@@ -176,8 +176,7 @@ def test_one_of_a_failed_call_names_the_call_and_its_caller() -> None:
     incident = Incident(reason=Reason.EXHAUSTION, call=call())
 
     assert document(critical_report(), incident, at=TAKEN_AT, origin=ORIGIN)["summary"] == (
-        "A connect() from 10.0.0.1 to 10.0.0.9:443 failed because no port was left."
-        " It was made by haproxy of haproxy.service (pid 123)."
+        "A connect() from 10.0.0.1 to 10.0.0.9:443 found no port. It was made by haproxy of haproxy.service (pid 123)."
     )
 
 

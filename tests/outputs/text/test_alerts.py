@@ -100,8 +100,8 @@ MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[U
         (
             replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=(UserFailures(33, 60),)),
             (
-                "connect() calls of uid 33 toward 60 destinations failed because no port was left, in pools that "
-                "hardly hold a port. Sockets with a port range of their own run out like that."
+                "connect() calls of uid 33 toward 60 destinations found no port, in pools that hardly "
+                "hold one. Sockets with a port range of their own run out like that."
             ),
         ),
         (
@@ -110,15 +110,15 @@ MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[U
                 users=(UserFailures(33, 60),),
             ),
             (
-                "connect() calls of uid 33 toward 60 destinations failed because no port was left, in pools that "
-                "hardly hold a port. Other sockets block the ports."
+                "connect() calls of uid 33 toward 60 destinations found no port, in pools that hardly "
+                "hold one. Other sockets block the ports."
             ),
         ),
         (
             replace(make_alert(name=AlertName.CONNECT_EXHAUSTIONS), users=MANY_USERS),
             (
                 "connect() calls of uid 1 toward 8 destinations, uid 2 toward 7 destinations, an unknown user toward 1 "
-                "destination and 7 more failed because no port was left, in pools that hardly hold a port. Sockets "
+                "destination and 7 more found no port, in pools that hardly hold one. Sockets "
                 "with a port range of their own run out like that."
             ),
         ),
