@@ -109,9 +109,7 @@ def main() -> None:
     for now in map(float, range(POLL_SECONDS, seconds + 1, POLL_SECONDS)):
         for one in (*destinations, loopback):
             one.advance(now)
-        tcp = TcpSockets(
-            bound=NO_SOCKETS, explicit_ports=frozenset(), connections=table_of((*destinations, loopback), now)
-        )
+        tcp = TcpSockets(bound=NO_SOCKETS, named=NO_SOCKETS, connections=table_of((*destinations, loopback), now))
         snapshot = make_snapshot(make_namespace(tcp, sysctls), taken_at=now)
         state = replace(conclude(snapshot, state, now), costs=Costs(full=(0.01,), narrow=(0.001,)))
         state = with_pace(state)

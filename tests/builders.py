@@ -50,6 +50,9 @@ def make_pool(
     reusable_unproven: int = 0,
     is_doubted: bool = False,
     search_ports: float | None = None,
+    peer_timestamps: bool | None = None,
+    only_on_devices: int = 0,
+    named: int = 0,
 ) -> Pool:
     """Build a pool: what is not given follows from what is, and without bounds it is exact."""
     left = max(0, usable - blocked - in_use + reusable) if remaining is None else remaining
@@ -75,6 +78,9 @@ def make_pool(
         reusable_unproven=reusable_unproven,
         is_doubted=is_doubted,
         search_ports=search_ports,
+        peer_timestamps=peer_timestamps,
+        only_on_devices=only_on_devices,
+        named=named,
     )
 
 

@@ -18,6 +18,8 @@ ALL_PORTS = 65_536
 _HANDSHAKE_SECONDS = 10
 _IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h, as the next
 _IP_LOCAL_PORT_RANGE = 51
+_TCP_MD5SIG = 14  # include/uapi/linux/tcp.h
+_MD5_KEY = struct.pack("=BBHi80s", 0, 0, 6, 0, b"secret")  # flags, prefix, length of the key, device, key
 _TIMEVAL = struct.Struct("@ll")
 _LINGER = struct.Struct("@ii")
 _U32 = struct.Struct("=I")
@@ -44,6 +46,8 @@ class Recipe:
     """SO_BINDTODEVICE."""
     port_range: tuple[int, int] | None = None
     """IP_LOCAL_PORT_RANGE, both ends included."""
+    md5_with: str = ""
+    """TCP_MD5SIG: the IPv4 address of the peer, with which this socket signs its segments."""
     no_port: bool = False
     """IP_BIND_ADDRESS_NO_PORT: bind() takes no port, connect() does."""
     bind: tuple[str, int] | None = None
@@ -163,6 +167,9 @@ def _set_options(sock: socket.socket, recipe: Recipe) -> None:
     if recipe.port_range:
         low, high = recipe.port_range
         sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _U32.pack(high << 16 | low))
+    if recipe.md5_with:
+        peer = struct.pack("=H2x4s120x", socket.AF_INET, socket.inet_aton(recipe.md5_with))
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_MD5SIG, peer + _MD5_KEY)
     if recipe.no_port:
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
     if recipe.wait:

@@ -20,9 +20,10 @@ from ephmon.facts.sockets import Protocol
 from ephmon.model.advice.causes import advise, advise_blocked
 from ephmon.model.alerting.assessment import assess_host, assess_pool, with_limits
 from ephmon.model.alerting.blocked import BlockedPorts
-from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.pools.survey import survey
 from ephmon.outputs.text import plugin
+from ephmon.outputs.text.pool_remarks import pool_remarks
 from ephmon.outputs.text.wording import blindness
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     thresholds = _limits(config.thresholds, options)
     asked = _asked_pool(options)
-    snapshot = read_snapshot(config, options.proc)
+    snapshot = read_snapshot(config, options.proc, asked)
     asked_kernel = classify_and_ask(snapshot, config, may_ask=options.probe, thresholds=thresholds)
     surveys = survey(snapshot, asked_kernel.classified)
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
@@ -50,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         assessment, missing = _assess_asked(survey_of(surveys), asked, thresholds), []
     kept = {one.namespace.netns: ports_to_keep(one.namespace, config) for one in surveys}
     remarks = [*_remarks(surveys), *([str(asked_kernel.failure)] if asked_kernel.failure else [])]
+    if assessment.worst and isinstance(assessment.worst.subject, Pool):
+        remarks += pool_remarks(assessment.worst.subject)
     answer = plugin.answer(assessment, advice=_advice(assessment.worst, kept), missing=missing, remarks=remarks)
     print_answer(answer.text)
     return answer.status

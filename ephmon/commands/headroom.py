@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.config)
     kind, source = _asked_pool(options)
     key = _own_key(kind, source, options.destination)
-    snapshot = read_snapshot(config, options.proc)
+    snapshot = read_snapshot(config, options.proc, key if isinstance(key, ConnectKey) else None)
     one = survey_of(survey(snapshot))
     method: str = one.namespace.backends.get(kind.protocol, "")
     pool, failure = _pool(one, kind, key), None

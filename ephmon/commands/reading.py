@@ -11,13 +11,18 @@ from ephmon.config.settings import Config, load
 from ephmon.errors import KernelError, Reason, quote
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.kernel.source import SocketSource
+from ephmon.model.pools.peer_timestamps import with_timestamps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ephmon.facts.snapshot import NamespaceSnapshot, Snapshot
+    from ephmon.facts.socket_groups import ConnectKey
+    from ephmon.facts.timestamps import TimestampQuestion
     from ephmon.model.pools.survey import NamespaceSurvey
 
+MOST_KEYS_AT_ONCE = 1_000
+"""About so many connect keys a command asks whether their peers use TCP timestamps: it does not come back for more."""
 DEFAULT_CONFIG = Path("/etc/ephmon/config.yaml")
 
 
@@ -32,14 +37,20 @@ def load_config(path: Path | None) -> Config:
     return load(DEFAULT_CONFIG) if os.path.lexists(DEFAULT_CONFIG) else Config()
 
 
-def read_snapshot(config: Config, proc: Path) -> Snapshot:
-    """Poll once, with the backend and the deadline of the configuration.
+def read_snapshot(config: Config, proc: Path, asked: ConnectKey | None = None) -> Snapshot:
+    """Poll once, with the backend and the deadline of the configuration; `asked` is the one pool that is asked for.
 
     Raises:
         KernelError: The kernel could not be read.
     """
     source = SocketSource(proc=proc, clock=time.monotonic, wall_clock=time.time, mode=config.poll.backend)
-    return source.read(config.poll.deadline_seconds)
+    seconds = config.poll.deadline_seconds
+    snapshot = source.read(seconds)
+
+    def ask(questions: Sequence[TimestampQuestion]) -> Mapping[ConnectKey, list[bool]]:
+        return source.read_timestamps(questions, seconds)
+
+    return with_timestamps(snapshot, {}, time.monotonic(), ask, most_keys=MOST_KEYS_AT_ONCE, first=asked)
 
 
 def survey_of(surveys: Iterable[NamespaceSurvey], netns: str = OWN_NETNS) -> NamespaceSurvey:

@@ -11,6 +11,7 @@ from ephmon.facts.sockets import Capability
 from ephmon.kernel.deadline import Deadline
 from ephmon.model.collectors import Collector, Health, unavailable
 from ephmon.model.pace import Poll
+from ephmon.model.pools.peer_timestamps import with_timestamps
 from ephmon.model.step import (
     after_failed_narrow_poll,
     after_failed_poll,
@@ -24,11 +25,13 @@ from ephmon.model.step import (
 from ephmon.supervision.compartment import Compartment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from ephmon.config.settings import PollConfig
     from ephmon.daemon.owner_watch import OwnerWatch
     from ephmon.facts.snapshot import Snapshot
+    from ephmon.facts.socket_groups import ConnectKey
+    from ephmon.facts.timestamps import TimestampQuestion
     from ephmon.kernel.probe import ProbeByTurns
     from ephmon.kernel.source import SocketSource
     from ephmon.model.pools.survey import Classified
@@ -94,7 +97,7 @@ class Poller:
         try:
             with shortages_explained():
                 snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
-                state = self._conclude(snapshot, previous, evidence=evidence)
+                state = self._conclude(self._with_timestamps(snapshot, previous), previous, evidence=evidence)
             state = replace(state, report=self._with_owners(state))
         except StopRequestedError:
             return previous
@@ -128,6 +131,13 @@ class Poller:
             return report.with_health(owners=unavailable(reason), processes=None)
 
         return self._owners_compartment.run(lambda: self._owners.add_owners(state), without)
+
+    def _with_timestamps(self, snapshot: Snapshot, previous: State) -> Snapshot:
+        def ask(questions: Sequence[TimestampQuestion]) -> Mapping[ConnectKey, list[bool]]:
+            return self._source.read_timestamps(questions, self._config.deadline_seconds)
+
+        known = {inode: memory.timestamps for inode, memory in previous.namespaces.items()}
+        return with_timestamps(snapshot, known, self._clock(), ask)
 
     def _conclude(self, snapshot: Snapshot, previous: State, *, evidence: bool) -> State:
         """Return the state after the poll; ports in doubt are asked about between their classes and the counting."""

@@ -21,6 +21,8 @@ ANY_OF_LENGTH = {V4_BYTES: ANY_V4, V6_BYTES: ANY_V6}
 """The wildcard of the family whose packed addresses have this length."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
 """What an IPv4-mapped IPv6 address starts with."""
+LOOPBACK_DEVICE = 1
+"""The interface index of lo in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h)."""
 _LOOPBACK_V6 = bytes(15) + b"\x01"
 
 
@@ -45,6 +47,16 @@ def is_wildcard(address: bytes) -> bool:
 def is_loopback(address: bytes) -> bool:
     """Tell whether an address is in 127.0.0.0/8 or ::1 (ipv4_is_loopback() and ipv6_addr_loopback() of the kernel)."""
     return address == _LOOPBACK_V6 or (len(address) == V4_BYTES and address[0] == 127)
+
+
+def on_loopback(*ends: bytes, device: int = 0) -> bool:
+    """Tell whether the kernel takes a connection for one on loopback, as tcp_twsk_unique() in net/ipv4/tcp_ipv4.c does.
+
+    Args:
+        ends: The packed addresses of both ends, or of those that are known.
+        device: The interface index that its socket is bound to, 0 if it is bound to none.
+    """
+    return device == LOOPBACK_DEVICE or any(map(is_loopback, ends))
 
 
 def packed_address(text: str) -> bytes:

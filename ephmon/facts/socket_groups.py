@@ -7,10 +7,10 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import count
+from itertools import compress, count
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from ephmon.facts.addresses import Endpoint
+from ephmon.facts.addresses import Endpoint, on_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -146,6 +146,18 @@ class SocketGroups(Sequence[SocketGroup]):
         devices = memoryview(self._packed).cast("I")[10 :: self.PACKED.size // 4].tolist()
         return [index for index, device in enumerate(devices) if device] if any(devices) else []
 
+    @cached_property
+    def time_waits(self) -> Sequence[int]:
+        """The indices of the groups in the state TIME_WAIT; FIN_WAIT2 is not among them."""
+        is_time_wait = self.states.translate(_IS_TIME_WAIT)
+        return list(compress(count(), is_time_wait)) if any(is_time_wait) else []
+
+    @cached_property
+    def time_waits_on_loopback(self) -> Sequence[int]:
+        """Those of `time_waits` that the kernel takes for connections on loopback."""
+        found = ((index, self[index]) for index in self.time_waits)
+        return [index for index, one in found if on_loopback(one.source, one.destination, device=one.device)]
+
     @property
     def connect_keys(self) -> ConnectKeys:
         """The distinct keys of the groups."""
@@ -168,6 +180,8 @@ class SocketGroups(Sequence[SocketGroup]):
 _CONNECT_KEY = struct.Struct(">BxH16s16s")
 """The length of the addresses, a zero, the destination port, source and destination; zeros after 4-byte addresses."""
 _IS_ODD = bytes([0, 1] * 128)
+_TIME_WAIT = 6  # as in `TcpState`, which this module is below of
+_IS_TIME_WAIT = bytes(state == _TIME_WAIT for state in range(256))
 
 
 def _pack(group: SocketGroup) -> bytes:

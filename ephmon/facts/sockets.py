@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.socket_groups import SocketGroups
+from ephmon.facts.timestamps import NOTHING_KNOWN, PeerTimestamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -142,8 +143,8 @@ class TcpSockets:
 
     bound: SocketTable
     """Listening sockets (state LISTEN) and bound-but-unconnected ones (state CLOSE); see `blind_to`."""
-    explicit_ports: frozenset[int]
-    """Ports on which a full socket sits that named its port in bind() (SOCK_BINDPORT_LOCK); empty if not visible."""
+    named: SocketTable
+    """The full sockets of `connections` that named their port in bind() (SOCK_BINDPORT_LOCK); empty if not visible."""
     connections: SocketTable
     """All others, TIME_WAIT and SYN_RECV included. Sockets that a listener in `bound` accepted may be left out."""
     bound_to_any_port: frozenset[bytes] = frozenset()
@@ -158,13 +159,20 @@ class TcpSockets:
     next pair. None if cookies are not visible.
     """
     has_evidence: bool = True
-    """Whether `explicit_ports` and `fingerprints` were read. A reading without them is cheaper."""
+    """Whether `named` and `fingerprints` were read. A reading without them is cheaper."""
     ports_recover: bool = True
     """Whether connect() may use a port once the last socket that blocks it is gone, and not only once all are.
 
     True since Linux 6.18 (inet_bind_bucket_destroy() in net/ipv4/inet_hashtables.c).
     """
+    timestamps: PeerTimestamps = NOTHING_KNOWN
+    """Which connections are known to use TCP timestamps."""
     blind_to: frozenset[Blindness] = frozenset()
+
+    @property
+    def explicit_ports(self) -> frozenset[int]:
+        """The ports of `named`."""
+        return self.named.ports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,17 +17,19 @@ from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapsh
 from ephmon.facts.sockets import Backend, Protocol, TcpSockets, UdpSockets
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import dumps
+from ephmon.kernel.netlink import connection_timestamps, dumps
 from ephmon.kernel.netlink.sock_diag import InterruptedDumpError, NetlinkError, SockDiag
 from ephmon.kernel.proc import procnet, sysctl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from ephmon.facts.failed_calls import Destination
     from ephmon.facts.snapshot import PortRange, Sysctls
+    from ephmon.facts.socket_groups import ConnectKey
     from ephmon.facts.sockets import Capability
+    from ephmon.facts.timestamps import TimestampQuestion
 
 AUTO = "auto"
 """The mode in which a protocol is read by inet_diag, and by procfs while that is not available."""
@@ -165,6 +167,22 @@ class SocketSource:
             connections=connections,
         )
         return NarrowSnapshot(taken_at=self._wall_clock(), namespaces=(reading,))
+
+    def read_timestamps(
+        self, questions: Sequence[TimestampQuestion], deadline_seconds: float
+    ) -> dict[ConnectKey, list[bool]]:
+        """Return for each connect key whether those of its connections that still live use TCP timestamps.
+
+        Nothing if the last reading was not made by inet_diag, because nothing else tells.
+
+        Raises:
+            KernelError: They could not be read, or the deadline passed.
+        """
+        if self._tcp.backend is not Backend.INET_DIAG:
+            return {}
+        deadline = Deadline(deadline_seconds, self._clock, self._wanted)
+        with self._open_diag() as diag:
+            return connection_timestamps.read_timestamps(diag, questions, deadline)
 
     def _read_namespace(self, sysctls: Sysctls, question: _Question) -> NamespaceSnapshot:
         missing: dict[Protocol, str] = {}

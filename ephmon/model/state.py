@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ephmon.facts.timestamps import NOTHING_KNOWN, PeerTimestamps
 from ephmon.model.pace import Costs
 from ephmon.model.pools.listing import ListingMemory
 from ephmon.model.report import initial_report
@@ -30,6 +31,7 @@ class NamespaceMemory:
     evidence: Evidence
     listening_ports: frozenset[int] | None = None
     """As in `TcpSockets`, when they were last asked for."""
+    timestamps: PeerTimestamps = NOTHING_KNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,7 +187,11 @@ def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: State) -> dict
             if listening_ports is None and before is not None:
                 listening_ports = before.listening_ports
             remembered[namespace.inode] = NamespaceMemory(
-                sysctls=namespace.sysctls, ports=one.ports, evidence=one.evidence, listening_ports=listening_ports
+                sysctls=namespace.sysctls,
+                ports=one.ports,
+                evidence=one.evidence,
+                listening_ports=listening_ports,
+                timestamps=namespace.tcp.timestamps,
             )
         elif before is not None:
             remembered[namespace.inode] = before
@@ -209,7 +213,7 @@ def after_narrow_poll(narrow: NarrowSnapshot, previous: State, now: float) -> St
         memory = previous.namespaces.get(one.inode)
         if memory is None or memory.sysctls != one.sysctls:
             return None
-        tcp = TcpSockets(bound=NO_SOCKETS, explicit_ports=frozenset(), connections=one.connections)
+        tcp = TcpSockets(bound=NO_SOCKETS, named=NO_SOCKETS, connections=one.connections, timestamps=memory.timestamps)
         pools = ConnectPools(
             one.netns,
             narrow.taken_at,

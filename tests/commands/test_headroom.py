@@ -274,9 +274,15 @@ def test_json_is_the_pool_with_its_schema_and_method(ask: Ask) -> None:
         "remaining_ports_min": 750,
         "remaining_ports_max": 750,
         "exact": True,
+        "doubted": False,
         "failure_errno": "EADDRNOTAVAIL",
+        "connect_search_ports": pytest.approx(2.0, rel=0.01),
         "utilisation_ratio": 0.25,
         "states": {"established": 250},
+        "peer_timestamps": None,
+        "only_on_devices_ports": 0,
+        "named_sockets": 0,
+        "application_chooses_ports": False,
     }
 
 

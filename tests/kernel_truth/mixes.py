@@ -25,10 +25,10 @@ from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
 from ephmon.kernel.proc.sysctl import read_release
-from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.pools.survey import NamespaceSurvey, classify, survey
 from tests import sockets
+from tests.kernel_truth.prediction import read_snapshot
 from tests.namespaces import add_address, bring_loopback_up
 from tests.ordinary_user import as_thread_of_ordinary_user
 from tests.sockets import Recipe
@@ -66,8 +66,15 @@ class Outcome:
     errno: str
     ambiguous: int
     """Ports in doubt, without the probe."""
-    counts_unseen_reuse: bool
-    """TIME_WAITs toward another host than loopback count as reusable."""
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether something decides that the probe cannot answer.
+
+        TIME_WAITs count as reusable although no live connection has shown that the peer uses timestamps, or all sockets
+        of the pool named their ports, so that the next one may too.
+        """
+        return bool(self.pool.reusable_unproven) or self.pool.application_chooses_ports
 
 
 def fresh_namespace() -> None:
@@ -81,31 +88,27 @@ def fresh_namespace() -> None:
 
 def read() -> NamespaceSurvey:
     """Read the namespace once."""
-    (one,) = survey(_source().read(_DEADLINE_SECONDS))
+    (one,) = survey(read_snapshot())
     return one
 
 
 def count_after(one: NamespaceSurvey) -> NamespaceSurvey:
     """Read the namespace once more, without evidence, knowing what was remembered of a reading with it."""
     assert one.evidence is not None
-    snapshot = _source().read(_DEADLINE_SECONDS, evidence=False)
+    snapshot = read_snapshot(evidence=False)
     (counted,) = survey(snapshot, classify(snapshot, evidence={one.namespace.inode: one.evidence}))
     return counted
 
 
 def read_with_probe() -> NamespaceSurvey:
     """Read the namespace once, and ask the kernel about every port in doubt, as `ephmon headroom` does."""
-    snapshot = _source().read(_DEADLINE_SECONDS)
+    snapshot = read_snapshot()
     (one,) = survey(snapshot)
     assert one.ports is not None
     asked = one.ports.not_known_to_be_blocked() if one.ports.blind_to else one.ports.in_doubt()
     answers = probe(asked, Deadline(_DEADLINE_SECONDS, time.monotonic))
     (one,) = survey(snapshot, classify(snapshot, answers={one.namespace.inode: answers}))
     return one
-
-
-def _source() -> SocketSource:
-    return SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode="inet_diag")
 
 
 # --- the kinds of sockets -----------------------------------------------------------------------------------------
@@ -393,7 +396,6 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], asks: Asks |
     filled = sockets.open_sockets(recipe, tag="fill", limit=sockets.ALL_PORTS)
     pool = _pool(one, PoolKind.TCP_CONNECT, key)
     assert one.ports is not None
-    is_loopback = ip_address(destination).is_loopback or ip_address(from_).is_loopback
     return Outcome(
         seed=seed,
         pool=pool,
@@ -402,7 +404,6 @@ def _connect_outcome(seed: int, kinds: list[Callable[[Mix], None]], asks: Asks |
         count=filled.count,
         errno=errno.errorcode.get(filled.errno, ""),
         ambiguous=one.ports.ambiguous,
-        counts_unseen_reuse=bool(pool.reusable) and not is_loopback,
     )
 
 
@@ -444,7 +445,6 @@ def _address_outcome(seed: int, kind: PoolKind) -> Outcome:
         count=filled.count,
         errno=errno.errorcode.get(filled.errno, ""),
         ambiguous=0,
-        counts_unseen_reuse=False,
     )
 
 

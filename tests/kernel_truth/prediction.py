@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
+from ephmon.model.pools.peer_timestamps import with_timestamps
 from ephmon.model.pools.survey import NO_EVIDENCE, classify, survey
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from ephmon.facts.snapshot import Snapshot
+    from ephmon.facts.timestamps import TimestampQuestion
     from ephmon.model.pools.classify_ports import Evidence
     from ephmon.model.pools.kinds import Pool
     from ephmon.model.pools.ranking import PoolSet
@@ -25,10 +28,19 @@ DEADLINE_SECONDS = 20.0
 
 def look(mode: str = "inet_diag", evidence: Mapping[int, Evidence] = NO_EVIDENCE) -> NamespaceSurvey:
     """Read the namespace once, knowing what was remembered of earlier readings."""
-    source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode=mode)
-    snapshot = source.read(DEADLINE_SECONDS)
+    snapshot = read_snapshot(mode)
     (namespace,) = survey(snapshot, classify(snapshot, evidence=evidence))
     return namespace
+
+
+def read_snapshot(mode: str = "inet_diag", *, evidence: bool = True) -> Snapshot:
+    """Read the namespace once, and ask live connections whether they use TCP timestamps, as every command does."""
+    source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode=mode)
+
+    def ask(questions: Sequence[TimestampQuestion]) -> Mapping[ConnectKey, list[bool]]:
+        return source.read_timestamps(questions, DEADLINE_SECONDS)
+
+    return with_timestamps(source.read(DEADLINE_SECONDS, evidence=evidence), {}, time.monotonic(), ask)
 
 
 def pools_of(kind: PoolKind, mode: str = "inet_diag") -> PoolSet[Any]:

@@ -79,11 +79,11 @@ def test_tcp_connect_without_fast_open(ns: Namespace) -> None:
 
 
 def check_probed(outcomes: list[Outcome]) -> None:
-    """With the probe the prediction is what the kernel gives, and says so unless it counts on reuse it cannot see."""
+    """With the probe the prediction is what the kernel gives, and says so unless what else decides is not seen."""
     assert {outcome.errno for outcome in outcomes} == {"EADDRNOTAVAIL"}
     assert [one for one in outcomes if not one.probed or one.probed.remaining != one.count] == []
     unclaimed = [one for one in outcomes if one.probed and not one.probed.exact]
-    assert [one for one in unclaimed if not one.counts_unseen_reuse] == []
+    assert [one for one in unclaimed if not one.is_unsure] == []
 
 
 def check_counted(outcomes: list[Outcome], *, is_bounded: bool) -> None:
@@ -112,7 +112,7 @@ def test_tcp_connect_without_doubt(ns: Namespace) -> None:
         assert [one for one in outcomes if one.pool.remaining != one.count] == []
     if is_complete:
         assert {outcome.ambiguous for outcome in outcomes} == {0}
-        assert [one for one in outcomes if not one.pool.exact] == []
+        assert [one for one in outcomes if not one.pool.exact and not one.is_unsure] == []
 
 
 def test_tcp_bind(ns: Namespace) -> None:

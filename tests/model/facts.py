@@ -12,8 +12,8 @@ The port range has the 100 ports 40000 to 40099 unless a test says otherwise.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -89,10 +89,17 @@ def make_tcp(*rows: Sockets, explicit: Iterable[int] = (), blind_to: Iterable[Bl
     """Build the TCP sockets of a namespace; `explicit` are the ports that a connected socket named in bind()."""
     return TcpSockets(
         bound=make_table(row for row in rows if row.group.state in _BOUND_STATES),
-        explicit_ports=frozenset(explicit),
+        named=make_table(_named(rows, frozenset(explicit))),
         connections=make_table(row for row in rows if row.group.state not in _BOUND_STATES),
         blind_to=frozenset(blind_to),
     )
+
+
+def _named(rows: Iterable[Sockets], ports: frozenset[int]) -> Iterator[Sockets]:
+    """Yield the live sockets on some ports."""
+    for row in rows:
+        if not row.group.minisock and (on_these := tuple(port for port in row.ports if port in ports)):
+            yield replace(row, ports=on_these)
 
 
 def make_table(rows: Iterable[Sockets]) -> SocketTable:

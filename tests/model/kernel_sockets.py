@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import TcpState
-from tests.model.facts import Sockets, make_sysctls, make_tcp, packed
+from tests.model.facts import Sockets, make_sysctls, make_table, make_tcp, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.sockets import TcpSockets
@@ -85,9 +85,14 @@ class KernelSocket:
         return self.is_full and self.peer is not None and self.origin is Origin.NO_PORT_CONNECT
 
     @property
+    def named_its_port(self) -> bool:
+        """Whether inet_diag says that it named its port in bind()."""
+        return self.peer is not None and self.is_full and self.origin is Origin.BIND_NAMED
+
+    @property
     def shows_that_connect_did_not(self) -> bool:
         """Whether inet_diag proves the opposite."""
-        return self.peer is None or (self.is_full and self.origin is Origin.BIND_NAMED)
+        return self.peer is None or self.named_its_port
 
     @property
     def is_on_loopback(self) -> bool:
@@ -125,6 +130,9 @@ class Estimate:
     remaining_max: int
     states: dict[str, int]
     held: int
+    peer_timestamps: bool | None
+    only_on_devices: int
+    named: int
 
 
 def usable_ports(sysctls: Sysctls) -> set[int]:
@@ -163,13 +171,18 @@ def ambiguous_ports(sockets: Sequence[KernelSocket], sysctls: Sysctls) -> set[in
     return unclear - blocked_for_sure(sockets, sysctls)
 
 
-def estimate(sockets: Sequence[KernelSocket], sysctls: Sysctls, peer: Peer, suspects: set[int]) -> Estimate:
+def estimate(
+    sockets: Sequence[KernelSocket], sysctls: Sysctls, peer: Peer, suspects: set[int], known: Mapping[Peer, bool]
+) -> Estimate:
     """Return the quantities of a pool from what inet_diag shows.
 
     Of the ambiguous ports, the suspects are estimated to be blocked and the others to be shared. Timestamps are in use
-    where the namespace has them on.
+    if live connections of the peer, which are in `known`, show them. Else they likely are if the namespace has them on.
     """
-    shown = [replace(one, has_timestamps=sysctls.tcp_timestamps != 0) for one in sockets]
+    seen = known.get(peer)
+    is_on = sysctls.tcp_timestamps != 0
+    shown = [replace(one, has_timestamps=is_on and seen is not False) for one in sockets]
+    generous = [replace(one, has_timestamps=not is_on or seen is not False) for one in sockets]
     usable = usable_ports(sysctls)
     certainly_blocked, ambiguous = blocked_for_sure(sockets, sysctls), ambiguous_ports(sockets, sysctls)
     blocked = certainly_blocked | suspects
@@ -179,8 +192,15 @@ def estimate(sockets: Sequence[KernelSocket], sysctls: Sysctls, peer: Peer, susp
     in_use = at.keys() & capacity
     time_wait = {port for port in in_use if all(one.state == TcpState.TIME_WAIT for one in at[port])}
     reusable = {port for port in in_use if all(one.is_reusable(sysctls) for one in at[port])}
-    stops_unbound = {port for port in at if any(one.device == 0 and not one.is_reusable(sysctls) for one in at[port])}
-    reusable_for_sure = {port for port in reusable if all(one.is_on_loopback for one in at[port])}
+    stops_unbound, stops_likely = (
+        {
+            one.port
+            for one in those
+            if (one.port in at and one.peer == peer and one.device == 0 and not one.is_reusable(sysctls))
+        }
+        for those in (generous, shown)
+    )
+    reusable_for_sure = reusable if seen else set()
     remaining = len(capacity - in_use) + len(reusable)
     least = len(capacity - ambiguous - (in_use - reusable_for_sure)) - may_lose_a_port(sysctls)
     return Estimate(
@@ -195,6 +215,12 @@ def estimate(sockets: Sequence[KernelSocket], sysctls: Sysctls, peer: Peer, susp
         remaining_max=len(usable - certainly_blocked - stops_unbound),
         states=dict(Counter(STATE_NAMES[one.state] for one in own)),
         held=len(at),
+        peer_timestamps=seen,
+        only_on_devices=len(in_use - reusable - stops_likely),
+        named=min(
+            sum(one.named_its_port for one in sockets if one.peer == peer),
+            sum(one.state != TcpState.TIME_WAIT for one in own),
+        ),
     )
 
 
@@ -214,8 +240,8 @@ STATE_NAMES = {
 
 def shown_by_inet_diag(sockets: Sequence[KernelSocket]) -> TcpSockets:
     """Return what ephmon reads of the sockets."""
-    explicit = {one.port for one in sockets if one.peer and one.is_full and one.origin is Origin.BIND_NAMED}
-    return make_tcp(*map(_row, sockets), explicit=explicit)
+    named = make_table(_row(one) for one in sockets if one.named_its_port)
+    return replace(make_tcp(*map(_row, sockets)), named=named)
 
 
 def _row(one: KernelSocket) -> Sockets:
@@ -265,13 +291,13 @@ def sockets(facts: Sysctls) -> st.SearchStrategy[list[KernelSocket]]:
 
 def _sockets(facts: Sysctls) -> st.SearchStrategy[KernelSocket]:
     ports = st.integers(facts.port_range.low, facts.port_range.high)
-    return st.one_of(_connections(ports, facts), _connections(ports, facts), _without_peer(ports))
+    return st.one_of(_connections(ports), _connections(ports), _without_peer(ports))
 
 
 @st.composite
-def _connections(draw: st.DrawFn, ports: st.SearchStrategy[int], facts: Sysctls) -> KernelSocket:
+def _connections(draw: st.DrawFn, ports: st.SearchStrategy[int]) -> KernelSocket:
     peer = draw(st.sampled_from(PEERS))
-    one = KernelSocket(
+    return KernelSocket(
         port=draw(ports),
         source=peer.source,
         state=draw(st.sampled_from([*STATE_NAMES, *[TcpState.TIME_WAIT] * 5])),
@@ -279,10 +305,9 @@ def _connections(draw: st.DrawFn, ports: st.SearchStrategy[int], facts: Sysctls)
         peer=peer,
         device=draw(st.sampled_from([0, 0, LOOPBACK_DEVICE, 2])),
         left_ms=draw(st.sampled_from([0, 1, 58_999, 59_000, 59_998, 59_999, 60_000])),
+        # Whatever the sysctl says: it may have changed since, the peer may not use them, and TCP-MD5 leaves them out.
+        has_timestamps=draw(st.booleans()),
     )
-    # Both ends of a connection on loopback are this host's, so they agree on what its sysctl says.
-    agreed = facts.tcp_timestamps != 0 and (one.is_on_loopback or draw(st.booleans()))
-    return replace(one, has_timestamps=agreed)
 
 
 @st.composite

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import ANY_V6, PORTS, is_wildcard
-from ephmon.facts.sockets import Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.facts.sockets import NO_SOCKETS, Blindness, Protocol, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.netlink import inet_diag
 
 if TYPE_CHECKING:
@@ -51,14 +51,13 @@ def read_tcp(
     states = inet_diag.BOUND_STATES if evidence else 1 << TcpState.LISTEN
     bound = _table(diag, [inet_diag.tcp_request(states, inside)], deadline, fingerprints=fingerprints)
     named = inet_diag.tcp_request(inet_diag.FULL_SOCKET_STATES, [*inside, inet_diag.port_named_in_bind()])
-    explicit_ports = frozenset(_table(diag, [named], deadline).port_of) if evidence else frozenset[int]()
     everywhere = inet_diag.tcp_request(1 << TcpState.LISTEN, [])
     listening_ports = _table(diag, [everywhere], deadline).ports if evidence else None
     not_accepted = islice(_not_accepted(bound), MOST_LISTENERS_LEFT_OUT)
     connections = inet_diag.tcp_request(inet_diag.CONNECTION_STATES, [*inside, *not_accepted])
     return TcpSockets(
         bound=bound,
-        explicit_ports=explicit_ports,
+        named=_table(diag, [named], deadline, with_options=False) if evidence else NO_SOCKETS,
         connections=_table(diag, [connections], deadline, with_options=evidence, fingerprints=fingerprints),
         bound_to_any_port=_tcp_bound_to_any_port(diag, bound, inside, deadline),
         listening_ports=listening_ports,

@@ -114,20 +114,40 @@ class SockDiag:
             MalformedReplyError: The reply breaks the protocol or was truncated.
             KernelError: The deadline passed.
         """
-        sequence = secrets.randbits(32) or 1
-        header = HEADER.pack(
-            HEADER.size + len(request.payload), request.message_type, NLM_F_REQUEST | NLM_F_DUMP, sequence, self._port
-        )
-        try:
-            self._socket.sendto(header + request.payload, (0, 0))
-        except OSError as error:
-            raise _refusal(error.errno or 0, "The kernel does not take the inet_diag request") from error
+        sequence = self._send(request, NLM_F_REQUEST | NLM_F_DUMP)
         done = False
         while not done:
             size = self._receive(deadline)
             done, blocks = split(self._buffer, size, request.message_type, sequence, self._port)
             for length, block in blocks:
                 consume(length, block)
+
+    def look_up(self, request: Request, deadline: Deadline) -> bytearray | None:
+        """Ask for one object and return its message, header included; None if there is no such object.
+
+        Raises:
+            NetlinkError, MalformedReplyError, KernelError: as for `dump`.
+        """
+        sequence = self._send(request, NLM_F_REQUEST)
+        size = self._receive(deadline)
+        try:
+            _, blocks = split(self._buffer, size, request.message_type, sequence, self._port)
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return blocks[0][1] if blocks else None
+
+    def _send(self, request: Request, flags: int) -> int:
+        """Send a request and return its sequence number."""
+        sequence = secrets.randbits(32) or 1
+        length = HEADER.size + len(request.payload)
+        header = HEADER.pack(length, request.message_type, flags, sequence, self._port)
+        try:
+            self._socket.sendto(header + request.payload, (0, 0))
+        except OSError as error:
+            raise _refusal(error.errno or 0, "The kernel does not take the inet_diag request") from error
+        return sequence
 
     def _receive(self, deadline: Deadline) -> int:
         """Receive one datagram of the kernel into the buffer and return its length in bytes."""

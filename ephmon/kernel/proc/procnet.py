@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 from ephmon.errors import KernelError, Reason
 from ephmon.facts.addresses import V6_BYTES, is_wildcard, unmapped
 from ephmon.facts.socket_groups import SocketGroup, SocketGroups
-from ephmon.facts.sockets import Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
+from ephmon.facts.sockets import NO_SOCKETS, Blindness, SocketTable, TcpSockets, TcpState, UdpSockets
 from ephmon.kernel.proc.file import quoted, unreadable
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Row(NamedTuple):
 def read_tcp(proc: Path, port_range: PortRange, deadline: Deadline) -> TcpSockets:
     """Read the TCP sockets of both families whose local port is in the range, from net/tcp and net/tcp6 below `proc`.
 
-    `explicit_ports` stays empty: the tables do not tell who named a port.
+    `named` stays empty: the tables do not tell who named a port.
 
     Raises:
         KernelError: With reason `procfs`, a table cannot be read or is malformed; or the deadline passed.
@@ -93,7 +93,7 @@ def read_tcp(proc: Path, port_range: PortRange, deadline: Deadline) -> TcpSocket
     _read_tables(proc, "tcp", port_range, deadline, collect)
     return TcpSockets(
         bound=bound.table(),
-        explicit_ports=frozenset(),
+        named=NO_SOCKETS,
         connections=connections.table(),
         blind_to=_BLIND | {Blindness.BOUND_UNCONNECTED},
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ephmon.facts.addresses import host_and_port, is_wildcard, packed_address
-from ephmon.model.pools.time_wait import on_loopback
+from ephmon.facts.addresses import host_and_port, is_wildcard, on_loopback, packed_address
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -100,7 +100,11 @@ def reuse_time_wait(facts: PoolFacts) -> str | None:
     # The kernel needs timestamps to tell an old segment from a new one (`ephmon.model.pools.time_wait`).
     if not facts.sysctls.tcp_timestamps or now in (REUSE_ALL, wanted):
         return None
-    where = "on loopback" if facts.is_loopback else "toward other hosts too, if they speak TCP timestamps"
+    where = (
+        "on loopback"
+        if facts.is_loopback
+        else "toward other hosts too, if they use TCP timestamps (`ss -tin` prints `ts`)"
+    )
     age = f"{facts.sysctls.tcp_tw_reuse_delay_ms / 1000:g} s"
     return f"Let connect() take over TIME_WAITs older than {age} {where}: `sysctl -w net.ipv4.tcp_tw_reuse={wanted}`."
 

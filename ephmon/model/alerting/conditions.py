@@ -203,7 +203,7 @@ class _Namespace(NamedTuple):
         covered = []
         for pool in pools:
             key = AlertKey(AlertName.POOL_NEAR_EXHAUSTION, self.netns, pool.key)
-            judgements = _judge_utilisation(pool.utilisation, self.thresholds.of(pool.key))
+            judgements = _judge_utilisation(pool.utilisation, self.thresholds.of(pool.key), pool.proven_utilisation)
             if self._is_covered(pool):
                 fires_by_itself = self.previous.is_firing(key) and not self.previous.is_firing(self._blocked_key)
                 # Below the threshold, an alert that fires already is no reason to start another: a blocked share that
@@ -399,15 +399,22 @@ def _seconds_to_exhaustion(forecasts: Mapping[PoolKey, Forecast], netns: str) ->
     return {key: seconds for key, seconds in known if seconds is not None and seconds < FORECAST_CLEAR_SECONDS}
 
 
-def _judge_utilisation(value: float, thresholds: Mapping[Severity, Threshold]) -> dict[Severity, Judgement]:
-    return {severity: _judge_ratio(value, threshold) for severity, threshold in thresholds.items()}
+def _judge_utilisation(
+    value: float, thresholds: Mapping[Severity, Threshold], lasting: float = 0.0
+) -> dict[Severity, Judgement]:
+    return {severity: _judge_ratio(value, threshold, lasting) for severity, threshold in thresholds.items()}
 
 
-def _judge_ratio(value: float, threshold: Threshold) -> Judgement:
+def _judge_ratio(value: float, threshold: Threshold, lasting: float = 0.0) -> Judgement:
+    """Return the judgement of a ratio; while `lasting` is not clear of the threshold, an alert that fires goes on.
+
+    A pool does not recover by TIME_WAITs that the kernel gives back only if the peer uses timestamps, which nobody has
+    seen.
+    """
     if value >= threshold.utilisation:
         signal = Signal.REACHED
     else:
-        signal = Signal.BETWEEN if value >= threshold.clear else Signal.BELOW
+        signal = Signal.BETWEEN if max(value, lasting) >= threshold.clear else Signal.BELOW
     return Judgement(signal, threshold.for_seconds)
 
 

@@ -66,7 +66,8 @@ def _samples(survey: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iter
     for pool in pools:
         schedule, reusable_after = EMPTY_SCHEDULE, None
         if own := connect_keys.get(pool.key):
-            schedule, reusable_after = toward.get(own, EMPTY_SCHEDULE), _reusable_after(own, survey.namespace.sysctls)
+            schedule = toward.get(own, EMPTY_SCHEDULE)
+            reusable_after = _reusable_after(own, survey.namespace.sysctls, uses_timestamps=pool.peer_timestamps)
         elif source := sources.get(pool.key):
             schedule = _scaled(bound.get(source, EMPTY_SCHEDULE), pool.time_wait)
         yield pool.key, _sample(pool, now, schedule, reusable_after, survey.namespace.sysctls)
@@ -86,9 +87,10 @@ def _sample(pool: Pool, now: float, schedule: Schedule, reusable_after: float | 
     )
 
 
-def _reusable_after(key: ConnectKey, sysctls: Sysctls) -> float | None:
+def _reusable_after(key: ConnectKey, sysctls: Sysctls, *, uses_timestamps: bool | None) -> float | None:
     """Return the age in seconds from which the kernel hands out a TIME_WAIT of the key again, None if it never does."""
-    age_ms = reusable_after_ms(SocketGroup(TcpState.TIME_WAIT, *key), sysctls)
+    group = SocketGroup(TcpState.TIME_WAIT, *key)
+    age_ms = reusable_after_ms(group, sysctls, uses_timestamps=uses_timestamps)
     return None if age_ms is None else age_ms / 1000
 
 

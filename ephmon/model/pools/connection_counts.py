@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, compress, count, takewhile
 from operator import and_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.sockets import Rows, TcpState
 from ephmon.model.pools.port_classes import OPEN_CLASSES, Listeners, PortClass, mark_ports
-from ephmon.model.pools.time_wait import is_group_on_loopback, may_be_reused, reusable_below_ms
+from ephmon.model.pools.time_wait import Reuse, groups_open_to_reuse, reusable_below_ms, reuse_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +47,11 @@ class KeyCounts:
     in_use_certain: int = 0
     """Those of `in_use` that are certainly shared."""
     reusable_certain: int = 0
-    """Those of `reusable` that are certainly shared and on loopback, where both ends' timestamps are known."""
+    """Those of `reusable` that are certainly shared, and whose peer is known to use timestamps."""
+    only_on_devices: int = 0
+    """Those of `in_use` that stop only a socket that is bound to the same device as one of theirs."""
+    uses_timestamps: bool | None = None
+    """What live connections show; None if that is not known."""
 
 
 class ConnectionCounts:
@@ -56,6 +60,8 @@ class ConnectionCounts:
     def __init__(self, sysctls: Sysctls, tcp: TcpSockets, ports: TcpPorts) -> None:
         table = tcp.connections
         self._groups = table.groups
+        self._sysctls = sysctls
+        self._timestamps = tcp.timestamps
         self._numbers = _count_by_class(table.pieces(), table.ports, ports.classes)
         accepted = _Accepted(tcp.bound, ports.left_by_listeners)
         _leave_out_accepted(self._numbers, table, accepted, ports.classes)
@@ -71,7 +77,7 @@ class ConnectionCounts:
         # sockets need their rows looked at; for all others the number of sockets is the number of ports.
         on_devices = {key_of[group] for group in table.groups.on_devices if self.number_of[key_of[group]]}
         self._of_key = {
-            key_index: _recounted(self._sum_of_groups(key_index), rows, sysctls, ports.classes)
+            key_index: self._recounted(self._sum_of_groups(key_index), rows, ports.classes)
             for key_index, rows in _rows_of(on_devices, table, accepted).items()
         }
         # Then each socket takes one port of the capacity, so the number of sockets answers `lost_and_held`.
@@ -96,13 +102,32 @@ class ConnectionCounts:
         return counts
 
     def _sum_of_groups(self, key_index: int) -> KeyCounts:
-        counts = KeyCounts()
+        # There may be as many keys as sockets, so nothing is looked up that nobody knows.
+        known = self._timestamps.of(self.keys[key_index]) if self._timestamps.seen else None
+        counts = KeyCounts(uses_timestamps=known)
         for index in self._groups_of(key_index):
             group = self._groups[index]
+            reuse = reuse_of(group, self._sysctls, uses_timestamps=known) if self._reusable else Reuse.NEVER
             for port_class, numbers in self._numbers.items():
                 if number := numbers.get(index):
-                    _add_sockets(counts, group, port_class, number, self._reusable[port_class].get(index, 0))
+                    old = self._reusable[port_class].get(index, 0) if reuse else 0
+                    _add_sockets(counts, port_class, _Alike(group.state, number, old, reuse))
         return counts
+
+    def _recounted(self, counts: KeyCounts, rows: Iterable[_Row], classes: bytes) -> KeyCounts:
+        """Return the counts of a key that has sockets on devices, its ports counted anew.
+
+        Several sockets may share a port. The sockets by state are right already.
+        """
+        limit = reusable_below_ms(self._sysctls)
+        sockets_on: defaultdict[int, list[tuple[SocketGroup, Reuse]]] = defaultdict(list)
+        for group, port, left in rows:
+            reuse = reuse_of(group, self._sysctls, uses_timestamps=counts.uses_timestamps)
+            sockets_on[port].append((group, reuse if left < limit else Reuse.NEVER))
+        after = KeyCounts(states=counts.states, held=len(sockets_on), uses_timestamps=counts.uses_timestamps)
+        for port, sockets in sockets_on.items():
+            _add_port(after, PortClass(classes[port]), sockets)
+        return after
 
     def _groups_of(self, key_index: int) -> Iterator[int]:
         """Yield the indices of the groups of a key."""
@@ -124,33 +149,57 @@ class ConnectionCounts:
         return sorted(compress(count(), self.number_of), key=self.number_of.__getitem__, reverse=True)
 
 
-def _add_sockets(counts: KeyCounts, group: SocketGroup, port_class: int, number: int, reusable: int) -> None:
-    """Add sockets of one group on ports of one class.
-
-    Args:
-        counts: What to add to.
-        group: The group of the sockets.
-        port_class: The class of their ports.
-        number: How many sockets there are. No two of them have the same port.
-        reusable: How many of them are TIME_WAITs that the kernel hands out again now.
-    """
-    counts.states[group.state] = counts.states.get(group.state, 0) + number
-    counts.held += number
-    # Sockets on blocked ports take nothing of the capacity. They still belong to the pool, so they are counted above.
+def _add_port(counts: KeyCounts, port_class: PortClass, sockets: Sequence[tuple[SocketGroup, Reuse]]) -> None:
+    """Add a port of a key that may have several sockets, each bound to another device."""
     if port_class in _NEVER_OPEN:
         return
-    counts.stopping_unbound += number - reusable
+    # connect() on an unbound socket conflicts with sockets that are bound to no device (inet_bound_dev_eq()).
+    unbound = [reuse for group, reuse in sockets if not group.device]
+    counts.stopping_unbound += Reuse.NEVER in unbound
+    if port_class not in OPEN_CLASSES:
+        return
+    # A port is handed out again only if each socket on it is a TIME_WAIT that may be reused.
+    reuse = min(reuse for _, reuse in sockets)
+    counts.in_use += 1
+    counts.time_wait += all(group.state == TcpState.TIME_WAIT for group, _ in sockets)
+    counts.reusable += reuse >= Reuse.LIKELY
+    counts.only_on_devices += reuse < Reuse.LIKELY and all(one >= Reuse.LIKELY for one in unbound)
+    if port_class == PortClass.SHARED:
+        counts.in_use_certain += 1
+        counts.reusable_certain += reuse == Reuse.CERTAIN
+
+
+class _Alike(NamedTuple):
+    """Sockets of one group on ports of one class. No two of them have the same port."""
+
+    state: int
+    number: int
+    old_time_waits: int
+    """How many of them are TIME_WAITs that are old enough to be handed out again."""
+    reuse: Reuse
+    """Whether those are."""
+
+
+def _add_sockets(counts: KeyCounts, port_class: int, sockets: _Alike) -> None:
+    """Add sockets of one group on ports of one class."""
+    state, number, old_time_waits, reuse = sockets
+    counts.states[state] = counts.states.get(state, 0) + number
+    counts.held += number
+    if port_class in _NEVER_OPEN:
+        return
+    counts.stopping_unbound += number - old_time_waits
     # A suspect port is blocked by the best estimate, so it is no part of the capacity, but remaining_max counts it.
     if port_class == PortClass.SUSPECT:
         return
     counts.in_use += number
-    counts.reusable += reusable
-    if group.state == TcpState.TIME_WAIT:
+    if state == TcpState.TIME_WAIT:
         counts.time_wait += number
+    if reuse >= Reuse.LIKELY:
+        counts.reusable += old_time_waits
     if port_class == PortClass.SHARED:
         counts.in_use_certain += number
-        if reusable and is_group_on_loopback(group):
-            counts.reusable_certain += reusable
+        if reuse == Reuse.CERTAIN:
+            counts.reusable_certain += old_time_waits
 
 
 _ByClass = Mapping[int, Counter[int]]
@@ -202,14 +251,14 @@ class _Accepted:
 
 
 def _count_reusable(table: SocketTable, sysctls: Sysctls, classes: bytes) -> _ByClass:
-    """Count the rows whose TIME_WAIT the kernel hands out again right now, by group and by class of port."""
+    """Count the rows whose TIME_WAIT is handed out again if it had timestamps, by group and by class of port."""
     reusable: defaultdict[int, Counter[int]] = defaultdict(Counter)
-    states = table.groups.states
-    eligible = bytearray(len(states))
-    for index in compress(count(), map(TcpState.TIME_WAIT.__eq__, states)) if TcpState.TIME_WAIT in states else ():
-        eligible[index] = may_be_reused(table.groups[index], sysctls)
-    if not any(eligible):
+    open_to_reuse = groups_open_to_reuse(table.groups, sysctls)
+    if not open_to_reuse:
         return reusable
+    eligible = bytearray(len(table.groups))
+    for index in open_to_reuse:
+        eligible[index] = 1
     pieces = [_old_enough(rows, eligible, reusable_below_ms(sysctls)) for rows in table.pieces()]
     reusable.update(_count_by_class(pieces, chain.from_iterable(rows.port_of for rows in pieces), classes))
     return reusable
@@ -240,37 +289,3 @@ def _rows_of(key_indices: set[int], table: SocketTable, accepted: _Accepted) -> 
         if not accepted.is_accepted(port, group.source):
             rows.setdefault(key_of[index], []).append((group, port, left))
     return rows
-
-
-def _recounted(counts: KeyCounts, rows: Iterable[_Row], sysctls: Sysctls, classes: bytes) -> KeyCounts:
-    """Return the counts of a key that has sockets on devices, its ports counted anew: several sockets may share one.
-
-    The sockets by state are right already.
-    """
-    limit = reusable_below_ms(sysctls)
-    sockets_on: defaultdict[int, list[tuple[SocketGroup, bool]]] = defaultdict(list)
-    for group, port, left in rows:
-        sockets_on[port].append((group, may_be_reused(group, sysctls) and left < limit))
-    ports = [(PortClass(classes[port]), sockets) for port, sockets in sockets_on.items()]
-    # connect() on an unbound socket conflicts with sockets that are bound to no device (inet_bound_dev_eq()).
-    stopping = [
-        any(not group.device and not reusable for group, reusable in sockets)
-        for port_class, sockets in ports
-        if port_class not in _NEVER_OPEN
-    ]
-    in_use = [(port_class, sockets) for port_class, sockets in ports if port_class in OPEN_CLASSES]
-    # A port is handed out again only if each socket on it is a TIME_WAIT that may be reused.
-    reusable_ports = [(kind, sockets) for kind, sockets in in_use if all(reusable for _, reusable in sockets)]
-    return KeyCounts(
-        states=counts.states,
-        held=len(ports),
-        in_use=len(in_use),
-        time_wait=sum(all(group.state == TcpState.TIME_WAIT for group, _ in sockets) for _, sockets in in_use),
-        reusable=len(reusable_ports),
-        stopping_unbound=sum(stopping),
-        in_use_certain=sum(kind == PortClass.SHARED for kind, _ in in_use),
-        reusable_certain=sum(
-            kind == PortClass.SHARED and all(is_group_on_loopback(group) for group, _ in sockets)
-            for kind, sockets in reusable_ports
-        ),
-    )

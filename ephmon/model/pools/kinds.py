@@ -32,7 +32,8 @@ reusable
     The part of time_wait that the kernel hands out again right now. See `ephmon.model.pools.time_wait`.
 remaining
     capacity - in use + reusable: how many more allocations succeed. `remaining` is the best estimate, and the true
-    number lies between `remaining_min` and `remaining_max`. `exact` says that these are equal and nothing is invisible.
+    number lies between `remaining_min` and `remaining_max`. `exact` says that these are equal, that nothing is
+    invisible, and that the kernel chooses the ports of the pool: not if its sockets named all of theirs in bind().
 utilisation
     1 - remaining / usable; 1.0 if usable is 0. It is 1.0 exactly when the next allocation fails.
 """
@@ -48,6 +49,10 @@ from ephmon.facts.sockets import Protocol, TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+MOSTLY = 0.9
+"""This share of the live sockets of a pool counts as all of them."""
 
 
 class PoolKind(StrEnum):
@@ -108,6 +113,31 @@ class Pool:
 
     See `ephmon.model.failures.doubt`.
     """
+    peer_timestamps: bool | None = None
+    """tcp_connect: whether the peer uses TCP timestamps, as live connections show; None if that is not known."""
+    only_on_devices: int = 0
+    """tcp_connect: ports in use that stop only sockets bound to the same device (SO_BINDTODEVICE)."""
+    named: int = 0
+    """tcp_connect: live sockets whose port the application named in bind()."""
+
+    @property
+    def proven_utilisation(self) -> float:
+        """The utilisation if the peer does not use TCP timestamps, where that is not known."""
+        is_counted = 0 if self.is_doubted else self.reusable_unproven
+        return share_of_usable(self.usable - self.remaining + is_counted, self.usable)
+
+    @property
+    def application_chooses_ports(self) -> bool:
+        """Whether the live sockets named their ports, so that a list of the application decides how many more it gets.
+
+        A few may not have been seen to: sockets come and go between the two dumps that are compared.
+        """
+        return self.named > 0 and self.named >= MOSTLY * self.live
+
+    @property
+    def live(self) -> int:
+        """Sockets that are not in TIME_WAIT."""
+        return sum(self.states.values()) - self.states.get(_STATE_NAMES[TcpState.TIME_WAIT], 0)
 
     @property
     def utilisation(self) -> float:

@@ -13,23 +13,30 @@ remaining_max
     Every ambiguous port counts as shared. Sockets bound to a device do not count: they stop only a socket that is bound
     to the same device (inet_bound_dev_eq(), include/net/inet_sock.h).
 remaining_min
-    Every ambiguous port counts as blocked. A TIME_WAIT counts as reusable only on loopback, where both ends' timestamps
-    are known. A range of odd size loses one port, unless it has only one: the search walks the ports by parity and
-    rounds their number down (`remaining &= ~1` in __inet_hash_connect()).
+    Every ambiguous port counts as blocked. A TIME_WAIT counts as reusable only if live connections show that the peer
+    uses TCP timestamps. A range of odd size loses one port, unless it has only one: the search walks the ports by
+    parity and rounds their number down (`remaining &= ~1` in __inet_hash_connect()).
+
+Where all live sockets of a pool named their port in bind(), the application has a list of its own, as HAProxy has with
+`source ADDRESS:LOW-HIGH`. Then the numbers are those of a socket that leaves the port to the kernel, and not exact for
+the application.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from functools import cached_property
 from itertools import chain, takewhile
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import address_text, packed_address
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.connect_search import ConnectSearch
 from ephmon.model.pools.connection_counts import ConnectionCounts
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
-from ephmon.model.pools.time_wait import on_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -91,6 +98,7 @@ class ConnectPools:
         self._search = ConnectSearch(sysctls, tcp, ports)
         self._doubted = frozenset(doubted)
         self._doubted_alone = [key for key in self._doubted if not self._has_sockets(key)]
+        self._named = tcp.named
 
     def __len__(self) -> int:
         return sum(map(bool, self._counts.number_of)) + len(self._doubted_alone)
@@ -155,9 +163,7 @@ class ConnectPools:
         is_exact = least == most and self._ports_are_current and not ports.blind_to
         # Ports of an earlier reading allow for no bound, but the one that they had is the best that is known.
         lowered = min(remaining, self._least(counts)) if key in self._doubted else remaining
-        # On loopback both ends are this host, whose timestamps are known.
-        unproven = 0 if on_loopback(key.source, key.destination) else counts.reusable - counts.reusable_certain
-        return Pool(
+        pool = Pool(
             key=PoolKey(
                 netns=self.netns,
                 kind=self.kind,
@@ -180,10 +186,30 @@ class ConnectPools:
             states=by_state_name(counts.states),
             held=counts.held,
             in_doubt=ports.ambiguous,
-            reusable_unproven=unproven,
             search_ports=self._search.expected_ports(key, free=remaining, reusable=counts.reusable),
+            reusable_unproven=0 if counts.uses_timestamps else counts.reusable,
             is_doubted=lowered < remaining,
+            peer_timestamps=counts.uses_timestamps,
+            only_on_devices=counts.only_on_devices,
+            named=self._named_among(key, counts),
         )
+        return replace(pool, exact=False) if pool.application_chooses_ports else pool
+
+    def _named_among(self, key: ConnectKey, counts: KeyCounts) -> int:
+        """Return how many of the sockets counted named their port; what a listener covers may not have been counted."""
+        if not self._named:
+            return 0
+        live = sum(counts.states.values()) - counts.states.get(TcpState.TIME_WAIT, 0)
+        return min(live, self._named_by_key[key])
+
+    @cached_property
+    def _named_by_key(self) -> Counter[ConnectKey]:
+        """How many sockets of each key named their port."""
+        groups = self._named.groups
+        numbers: Counter[ConnectKey] = Counter()
+        for index, number in Counter(self._named.group_of).items():
+            numbers[groups.connect_keys[groups.connect_key_of[index]]] += number
+        return numbers
 
     def _bounds(self, counts: KeyCounts, remaining: int) -> tuple[int, int]:
         """Return the least and the most ports that may remain."""

@@ -84,6 +84,10 @@ def pool_object(pool: Pool) -> dict[str, Any]:
         "failure_errno": pool.failure_errno,
         "utilisation_ratio": round(pool.utilisation, _DECIMALS),
         "states": dict(pool.states),
+        "peer_timestamps": pool.peer_timestamps,
+        "only_on_devices_ports": pool.only_on_devices,
+        "named_sockets": pool.named,
+        "application_chooses_ports": pool.application_chooses_ports,
     }
 
 

@@ -1,10 +1,11 @@
-"""One pool as three lines of text: the number, how it is calculated, and what fails when it reaches 0."""
+"""One pool as lines of text: the number, how it is calculated, what fails when it reaches 0, and what else decides."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ephmon.model.pools.kinds import PoolKind
+from ephmon.outputs.text.pool_remarks import pool_remarks
 from ephmon.outputs.text.wording import endpoint
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ _DUAL_STACK = "::"
 
 
 def render(pool: Pool) -> str:
-    """Return the three lines, each with a newline at its end."""
-    return "\n".join([_number(pool), _sum(pool), _WHAT_FAILS[pool.key.kind].format(errno=pool.failure_errno)]) + "\n"
+    """Return three lines, and one for each remark, each with a newline at its end."""
+    what_fails = _WHAT_FAILS[pool.key.kind].format(errno=pool.failure_errno)
+    return "\n".join([_number(pool), _sum(pool), what_fails, *pool_remarks(pool)]) + "\n"
 
 
 def _number(pool: Pool) -> str:
@@ -45,6 +47,8 @@ def _number(pool: Pool) -> str:
 def _certainty(pool: Pool) -> str:
     if pool.exact:
         return ""
+    if pool.remaining_min == pool.remaining_max and pool.application_chooses_ports:
+        return " (for sockets that leave the port to the kernel)"
     if pool.remaining_min == pool.remaining_max:
         return " (an estimate, because this kernel or backend does not show every socket)"
     return f" (an estimate: at least {pool.remaining_min}, at most {pool.remaining_max})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.outputs.text.advice import advice_lines
+from ephmon.outputs.text.pool_remarks import pool_remarks
 from ephmon.outputs.text.wording import (
     exhaustion,
     existing_pools,
@@ -72,8 +73,19 @@ def render(
     """
     chosen_from = selection or Selection(matching=existing_pools(report))
     table = _table_lines(report, pools, colour=colour, width=width) if pools else [_no_pools(report)]
-    foot = [*explanations(pools), *_hidden(existing_pools(report), len(pools), chosen_from)]
+    foot = [
+        *explanations(pools),
+        *_remarks(pools, chosen_from),
+        *_hidden(existing_pools(report), len(pools), chosen_from),
+    ]
     return "\n".join([*_head_lines(report, colour=colour), "", *table, *foot, *owners, *_advice(pools, advice)]) + "\n"
+
+
+def _remarks(pools: Sequence[Pool], chosen_from: Selection) -> Iterator[str]:
+    """Yield what else decides about the pools toward one destination; of all pools that would be too much."""
+    for pool in pools if chosen_from.toward else ():
+        for sentences in pool_remarks(pool):
+            yield f"{pool_name(pool.key)}: {sentences}"
 
 
 def _advice(pools: Sequence[Pool], advice: Mapping[PoolKey, Advice]) -> Iterator[str]:

@@ -257,8 +257,8 @@ def test_time_wait_is_taken_over_as_the_kernel_does_it() -> None:
     delayed = make_sysctls(1_024, 65_535, tw_reuse=0, delay_ms=2_500)
 
     assert advise(BRIEF, delayed).steps[1] == (
-        "Let connect() take over TIME_WAITs older than 2.5 s toward other hosts too, if they speak TCP timestamps: "
-        "`sysctl -w net.ipv4.tcp_tw_reuse=1`."
+        "Let connect() take over TIME_WAITs older than 2.5 s toward other hosts too, if they use TCP timestamps "
+        "(`ss -tin` prints `ts`): `sysctl -w net.ipv4.tcp_tw_reuse=1`."
     )
     assert advise(BRIEF_HERE, delayed).steps[2] == (
         "Let connect() take over TIME_WAITs older than 2.5 s on loopback: `sysctl -w net.ipv4.tcp_tw_reuse=2`."

@@ -11,6 +11,7 @@ import pytest
 from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import TcpState, UdpSockets
+from ephmon.facts.timestamps import PeerTimestamps
 from ephmon.model.alerting.conditions import MOST_ALONE, MOST_FAILING, is_covered, judge_full_poll
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase, UserFailures
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
@@ -36,13 +37,16 @@ from tests.model.facts import (
     make_sysctls,
     make_table,
     make_tcp,
+    own,
     packed,
     snapshot_of,
 )
+from tests.model.kernel_sockets import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ephmon.facts.snapshot import Snapshot
     from ephmon.model.state import State
 
 
@@ -104,6 +108,38 @@ def test_a_pool_is_held_against_the_default_thresholds() -> None:
     for now, number, alerts in expected:
         state = polled(state, now, clients(number))
         assert (now, active(state)) == (now, alerts)
+
+
+def left_by_clients(number: int, *, reuse: int, seen: Iterable[bool] = ()) -> Snapshot:
+    """Build a reading of so many old TIME_WAITs, and of what live connections have shown of timestamps."""
+    rows = connected("10.0.0.1", range(LOW, LOW + number), "10.0.0.9", 443, state=TcpState.TIME_WAIT, left_ms=9)
+    known = PeerTimestamps().at(7.0, is_on=True).with_answers({own(Peer("10.0.0.1", "10.0.0.9", 443)): list(seen)})
+    tcp = replace(make_tcp(rows), timestamps=known)
+    return make_snapshot(make_namespace(tcp, make_sysctls(tw_reuse=reuse)))
+
+
+@pytest.mark.parametrize(
+    ("seen", "after"),
+    [
+        ((), {near(): (FIRING, CRITICAL)}),
+        ((False,), {near(): (FIRING, CRITICAL)}),
+        ((True,), {near(): (RESOLVED, CRITICAL)}),
+    ],
+    ids=["unknown", "without timestamps", "with timestamps"],
+)
+def test_time_wait_that_the_kernel_may_not_give_back_ends_no_alert(
+    seen: tuple[bool, ...], after: dict[AlertKey, tuple[Phase, Severity]]
+) -> None:
+    full = conclude(left_by_clients(95, reuse=2, seen=seen), blank_state(), 0.0)
+    advice_followed = conclude(left_by_clients(95, reuse=1, seen=seen), full, 5.0)
+
+    assert active(full) == {near(): (FIRING, CRITICAL)}
+    assert active(advice_followed) == after
+
+
+def test_time_wait_that_the_kernel_may_not_give_back_starts_no_alert() -> None:
+    assert active(conclude(left_by_clients(95, reuse=1), blank_state(), 0.0)) == {}
+    assert active(conclude(left_by_clients(95, reuse=1, seen=[False]), blank_state(), 0.0)) != {}
 
 
 def test_an_alert_of_a_pool_carries_its_utilisation_and_itself() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import Blindness, TcpState
+from ephmon.facts.timestamps import PeerTimestamps
 from ephmon.model.pools.kinds import Pool, PoolKind
 from ephmon.model.pools.tcp_connect import ConnectPools
 from tests.model.facts import (
@@ -309,12 +310,54 @@ def test_the_size_of_the_range_is_what_is_odd_not_the_number_of_usable_ports() -
     assert bounds(far(make_tcp(), make_sysctls(40000, 40100, reserved=[40000]))) == (99, 100, 100, False)
 
 
-def test_reusable_time_wait_toward_another_host_is_an_estimate() -> None:
-    """Whether the peer spoke timestamps is not shown."""
+@pytest.mark.parametrize(
+    ("seen", "expected", "unproven"),
+    [
+        ([], (50, 100, 100, False), 50),
+        ([True], (100, 100, 100, True), 0),
+        ([False], (50, 50, 50, True), 0),
+        ([True, False], (50, 100, 100, False), 50),
+    ],
+    ids=["nothing", "timestamps", "none", "both"],
+)
+def test_live_connections_tell_whether_time_wait_is_reusable(
+    seen: list[bool], expected: tuple[int, int, int, bool], unproven: int
+) -> None:
+    """The kernel does not show of a TIME_WAIT whether it had timestamps, neither toward a host nor on loopback."""
+    tcp = make_tcp(connected(HERE, HALF, THERE, PORT, state=TcpState.TIME_WAIT, left_ms=1), left_near(HALF))
+    here, loopback = own(Peer(HERE, THERE, PORT)), own(Peer("127.0.0.1", "127.0.0.1", 80))
+    known = PeerTimestamps().at(7.0, is_on=True).with_answers({here: seen, loopback: seen})
+    pools = [far(replace(tcp, timestamps=known), make_sysctls(tw_reuse=1)), near(replace(tcp, timestamps=known))]
+
+    assert [bounds(pool) for pool in pools] == [expected] * 2
+    assert [pool.reusable_unproven for pool in pools] == [unproven] * 2
+    assert [pool.proven_utilisation for pool in pools] == [1 - expected[0] / 100] * 2
+
+
+def test_time_wait_may_be_reusable_while_timestamps_are_off() -> None:
+    """It is if it is older than the setting."""
     tcp = make_tcp(connected(HERE, HALF, THERE, PORT, state=TcpState.TIME_WAIT, left_ms=1))
 
-    assert bounds(far(tcp, make_sysctls(tw_reuse=1))) == (50, 100, 100, False)
-    assert bounds(near(make_tcp(left_near(HALF)))) == (100, 100, 100, True)
+    assert bounds(far(tcp, make_sysctls(tw_reuse=1, timestamps=0))) == (50, 50, 100, False)
+
+
+def test_a_pool_whose_sockets_named_their_ports_is_not_exact_because_the_application_chooses() -> None:
+    ports = make_ports(make_sysctls(), blocked=HALF)
+    rows = [connected(HERE, HALF, THERE, PORT), connected(HERE, range(LOW + 50, LOW + 60), THERE, 80)]
+    tcp = make_tcp(*rows, explicit=HALF)
+    pool, other = (make_pools(tcp, ports=ports).pool(own(Peer(HERE, THERE, port))) for port in (PORT, 80))
+
+    assert (pool.named, pool.application_chooses_ports, bounds(pool)) == (50, True, (50, 50, 50, False))
+    assert (other.named, other.application_chooses_ports, bounds(other)) == (0, False, (40, 40, 40, True))
+
+
+@pytest.mark.parametrize(("named", "chooses"), [(44, False), (45, True)])
+def test_a_few_sockets_that_came_between_two_dumps_make_no_difference(named: int, chooses: bool) -> None:
+    ports = make_ports(make_sysctls(), blocked=HALF)
+    time_wait = connected(HERE, range(LOW + 50, LOW + 99), THERE, PORT, state=TcpState.TIME_WAIT)
+    tcp = make_tcp(connected(HERE, HALF, THERE, PORT), time_wait, explicit=HALF[:named])
+
+    assert far(tcp, ports=ports).application_chooses_ports is chooses
 
 
 def test_sockets_on_devices_are_one_pool_whose_maximum_counts_what_stops_an_unbound_one() -> None:
@@ -326,6 +369,7 @@ def test_sockets_on_devices_are_one_pool_whose_maximum_counts_what_stops_an_unbo
     pool = far(tcp)
 
     assert (pool.in_use, pool.held, pool.states) == (50, 50, {"established": 70})
+    assert pool.only_on_devices == 30
     assert bounds(pool) == (50, 50, 80, False)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.socket_groups import ConnectKey, SocketGroups
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.tcp_connect import ConnectPools
-from ephmon.model.pools.time_wait import is_group_on_loopback, may_be_reused, reusable_below_ms
+from ephmon.model.pools.time_wait import Reuse, groups_open_to_reuse, is_group_on_loopback, reusable_below_ms, reuse_of
 from tests.model.facts import TAKEN_AT, connected, make_ports, make_sysctls, make_tcp, packed
 
 NEAR = ("127.0.0.1", "127.0.0.1")
@@ -46,18 +46,37 @@ def test_loopback_is_127_or_1_at_either_end_or_a_socket_bound_to_the_first_devic
 )
 def test_tcp_tw_reuse_says_where(tw_reuse: int, near: bool, far: bool) -> None:
     sysctls = make_sysctls(tw_reuse=tw_reuse)
-    left_near, left_far = (
-        connected(source, 40000, destination, 80, state=TcpState.TIME_WAIT).group for source, destination in (NEAR, FAR)
-    )
+    left = [
+        connected(*ends, 80, state=TcpState.TIME_WAIT).group
+        for ends in ((NEAR[0], 40000, NEAR[1]), (FAR[0], 40000, FAR[1]))
+    ]
+    may_be = [reuse_of(group, sysctls, uses_timestamps=True) is Reuse.CERTAIN for group in left]
 
-    assert (may_be_reused(left_near, sysctls), may_be_reused(left_far, sysctls)) == (near, far)
+    assert may_be == [near, far]
+    assert list(groups_open_to_reuse(SocketGroups.of(left), sysctls)) == [
+        i for i, reused in enumerate(may_be) if reused
+    ]
 
 
-@pytest.mark.parametrize(("timestamps", "reused"), [(0, False), (1, True), (2, True)])
-def test_without_timestamps_nothing_is_reused(timestamps: int, reused: bool) -> None:
+@pytest.mark.parametrize("timestamps", [1, 2])
+@pytest.mark.parametrize(
+    ("seen", "reuse"),
+    [(True, Reuse.CERTAIN), (False, Reuse.NEVER), (None, Reuse.LIKELY)],
+    ids=["used", "not", "unknown"],
+)
+def test_what_live_connections_show_decides_on_loopback_too(timestamps: int, seen: bool | None, reuse: Reuse) -> None:
     sysctls = make_sysctls(tw_reuse=1, timestamps=timestamps)
 
-    assert may_be_reused(connected(*_left(NEAR), state=TcpState.TIME_WAIT).group, sysctls) is reused
+    for ends in (NEAR, FAR):
+        group = connected(*_left(ends), state=TcpState.TIME_WAIT).group
+        assert reuse_of(group, sysctls, uses_timestamps=seen) is reuse
+
+
+@pytest.mark.parametrize("seen", [True, False, None])
+def test_while_timestamps_are_off_a_time_wait_may_be_older_than_that(seen: bool | None) -> None:
+    group = connected(*_left(NEAR), state=TcpState.TIME_WAIT).group
+
+    assert reuse_of(group, make_sysctls(tw_reuse=1, timestamps=0), uses_timestamps=seen) is Reuse.POSSIBLE
 
 
 @pytest.mark.parametrize("state", [state for state in TcpState if state != TcpState.TIME_WAIT])
@@ -65,8 +84,9 @@ def test_only_the_state_time_wait_is_reused(state: TcpState) -> None:
     """A FIN_WAIT2 that the process has let go of is a structure of TIME_WAIT too, and is not."""
     group = connected(*_left(NEAR), state=state).group
 
-    assert not may_be_reused(group, make_sysctls(tw_reuse=1))
-    assert not may_be_reused(group._replace(minisock=True), make_sysctls(tw_reuse=1))
+    for one in (group, group._replace(minisock=True)):
+        assert reuse_of(one, make_sysctls(tw_reuse=1), uses_timestamps=True) is Reuse.NEVER
+    assert not groups_open_to_reuse(SocketGroups.of([group]), make_sysctls(tw_reuse=1))
 
 
 @pytest.mark.parametrize(("delay_ms", "below"), [(1, 59_999), (1000, 59_000), (60_000, 0), (90_000, 0)])

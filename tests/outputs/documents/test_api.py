@@ -38,6 +38,8 @@ CONTRACT = """
             "remaining_ports": 28109, "remaining_ports_min": 28100, "remaining_ports_max": 28109, "exact": false,
             "doubted": false, "connect_search_ports": 1.5, "failure_errno": "EADDRNOTAVAIL",
             "utilisation_ratio": 0.004357, "states": {"established": 90, "time_wait": 30},
+            "peer_timestamps": null, "only_on_devices_ports": 0, "named_sockets": 0,
+            "application_chooses_ports": false,
             "opens_per_second": 120.5, "growth_per_second": 2.333333, "sustainable_opens_per_second": 470.5,
             "seconds_to_exhaustion": null,
             "owners": [{"owner": "haproxy.service", "kind": "unit", "ports": 90, "estimated_ports": 0,
