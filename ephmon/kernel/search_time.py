@@ -2,10 +2,10 @@
 
 Sockets that are limited to a window of PORTS ports take all of these toward a dummy destination, with the SYN deferred
 as the probe does it (`ephmon.kernel.probe`): no packet is sent and no counter moves. Then one more connect() toward the
-dummy walks the whole window and fails. Its processor time, less that of a window of one port, is what PORTS - 1 more
-ports cost. The ports stay free for connect() to all other destinations, and for listeners that set SO_REUSEADDR.
+dummy walks the whole window and fails. Its time, less that of a window of one port, is what PORTS - 1 more ports cost.
+The ports stay free for connect() to all other destinations, and for listeners that set SO_REUSEADDR.
 
-The walk is short, so what it reads stays in the caches of the processor. A walk of 14,000 ports costs two to four times
+The walk is short, so what it reads stays in the caches of the processor. A walk of 14,000 ports costs two to five times
 as much for each: the result is a lower bound.
 """
 
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 PORTS = 256
 """In the window. A longer one would be a truer walk; this one is filled within some milliseconds."""
 _TRIES = 9
-"""The shortest of so many walks counts, because an interrupt may come in between."""
+"""The shortest of so many walks counts: it is the one in which nothing else took the processor.
+
+So the elapsed time is that of the processor. The clocks of that are too coarse in some virtual machines."""
 _FROM_NANOSECONDS = 1e-9
 _IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
 _TCP_FASTOPEN_CONNECT, _TCP_FASTOPEN_NO_COOKIE = 30, 34  # include/uapi/linux/tcp.h
 
 
 def measure_search_time(sysctls: Sysctls) -> float:
-    """Return the seconds of processor time for each port that a search walks, at least.
+    """Return the seconds for each port that a search walks, at least.
 
     Raises:
         KernelError: The port range is too small, the kernel lacks what it takes, or no descriptor is left.
@@ -62,11 +64,11 @@ def _take_every_port(held: ExitStack, low: int, high: int, destination: tuple[st
 
 
 def _walk_time(low: int, high: int, destination: tuple[str, int]) -> int:
-    """Return the nanoseconds of processor time that one search takes that finds no port."""
+    """Return the nanoseconds that one search takes that finds no port."""
     with _limited_socket(low, high) as ours:
-        started = time.thread_time_ns()
+        started = time.perf_counter_ns()
         number = _connect(ours, destination)
-        took = time.thread_time_ns() - started
+        took = time.perf_counter_ns() - started
     if number != errno.EADDRNOTAVAIL:
         raise KernelError("A port was free that was taken a moment ago.", reason=Reason.PROBE)
     return took
