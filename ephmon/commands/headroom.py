@@ -13,6 +13,7 @@ from ephmon.commands.terminal import print_answer, print_error
 from ephmon.config.settings import ProbeChoice
 from ephmon.errors import KernelError, Reason, UsageError
 from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import Blindness
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe, require_probe
 from ephmon.model.pools.kinds import PoolKind
@@ -69,7 +70,8 @@ def _probed(
     snapshot: Snapshot, unprobed: NamespaceSurvey, ports: TcpPorts, seconds: float
 ) -> tuple[NamespaceSurvey, KernelError | None]:
     """Return the survey with the answers of the probe, and why answers are missing, None if none are."""
-    asked = ports.not_known_to_be_blocked() if ports.blind_to else ports.in_doubt()
+    is_blind = Blindness.BOUND_UNCONNECTED in ports.blind_to
+    asked = ports.not_known_to_be_blocked() if is_blind else ports.in_doubt()
     try:
         require_probe()
         answers = probe(asked, Deadline(seconds, time.monotonic))

@@ -11,7 +11,7 @@ from ephmon.config.settings import Config, load
 from ephmon.errors import KernelError, Reason, quote
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.kernel.source import SocketSource
-from ephmon.model.pools.peer_timestamps import with_timestamps
+from ephmon.model.pools.peer_timestamps import AT_ONCE, with_timestamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ephmon.facts.timestamps import TimestampQuestion
     from ephmon.model.pools.survey import NamespaceSurvey
 
-MOST_KEYS_AT_ONCE = 1_000
-"""About so many connect keys a command asks whether their peers use TCP timestamps: it does not come back for more."""
 DEFAULT_CONFIG = Path("/etc/ephmon/config.yaml")
 
 
@@ -50,7 +48,7 @@ def read_snapshot(config: Config, proc: Path, asked: ConnectKey | None = None) -
     def ask(questions: Sequence[TimestampQuestion]) -> Mapping[ConnectKey, list[bool]]:
         return source.read_timestamps(questions, seconds)
 
-    return with_timestamps(snapshot, {}, time.monotonic(), ask, most_keys=MOST_KEYS_AT_ONCE, first=asked)
+    return with_timestamps(snapshot, {}, time.monotonic(), ask, most=AT_ONCE, first=asked)
 
 
 def survey_of(surveys: Iterable[NamespaceSurvey], netns: str = OWN_NETNS) -> NamespaceSurvey:

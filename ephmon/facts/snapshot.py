@@ -29,9 +29,13 @@ class PortRange(NamedTuple):
         return self.high - self.low + 1
 
     @property
-    def may_lose_one(self) -> bool:
-        """Whether a TCP search may pass over one port: it walks the ports by parity and rounds their number down."""
-        return self.size > 1 and self.size % 2 == 1
+    def may_be_passed_over(self) -> tuple[int, ...]:
+        """The ports of which a TCP search may pass over one, none in a range of even size.
+
+        It walks the ports by parity and rounds their number down. So it leaves out the first or the last one, by where
+        it starts (__inet_hash_connect() in net/ipv4/inet_hashtables.c, inet_csk_find_open_port()).
+        """
+        return (self.low, self.high) if self.size > 1 and self.size % 2 == 1 else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,8 +143,16 @@ class SocketGroups(Sequence[SocketGroup]):
     @cached_property
     def on_devices(self) -> Sequence[int]:
         """The indices of the groups whose sockets are bound to a device."""
-        devices = memoryview(self._packed).cast("I")[10 :: self.PACKED.size // 4].tolist()
-        return [index for index, device in enumerate(devices) if device] if any(devices) else []
+        return [index for index, device in enumerate(self._devices) if device] if any(self._devices) else []
+
+    @property
+    def devices(self) -> frozenset[int]:
+        """The interface indices of the devices that sockets are bound to."""
+        return frozenset(self._devices) - {0}
+
+    @cached_property
+    def _devices(self) -> Sequence[int]:
+        return memoryview(self._packed).cast("I")[10 :: self.PACKED.size // 4].tolist()
 
     @cached_property
     def time_waits(self) -> Sequence[int]:

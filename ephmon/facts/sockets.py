@@ -77,6 +77,8 @@ class Blindness(StrEnum):
     """TCP sockets that are bound but neither connected nor listening (kernels before 6.8, and /proc/net/tcp)."""
     BOUND_DEVICE = "bound_device"
     """The device a socket is bound to (/proc/net/*)."""
+    VRF = "vrf"
+    """Which ports are blocked or taken in which VRF: sockets are bound to one, and all are counted together."""
     V6ONLY = "v6only"
     """Whether a wildcard IPv6 socket also takes IPv4 (/proc/net/*). It is assumed to, which is the kernel's default."""
 

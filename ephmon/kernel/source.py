@@ -14,10 +14,10 @@ from ephmon.errors import KernelError, Reason
 from ephmon.facts.addresses import Endpoint
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapshot, Snapshot
-from ephmon.facts.sockets import Backend, Protocol, TcpSockets, UdpSockets
+from ephmon.facts.sockets import Backend, Blindness, Protocol, TcpSockets, UdpSockets
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.netlink import connection_timestamps, dumps
+from ephmon.kernel.netlink import connection_timestamps, dumps, links
 from ephmon.kernel.netlink.sock_diag import InterruptedDumpError, NetlinkError, SockDiag
 from ephmon.kernel.proc import procnet, sysctl
 
@@ -216,7 +216,7 @@ class SocketSource:
                 self._shows_bound_unconnected = features.shows_bound_unconnected(
                     diag, question.port_range, question.deadline, release=release
                 )
-            return dumps.read_tcp(
+            sockets = dumps.read_tcp(
                 diag,
                 question.port_range,
                 question.deadline,
@@ -224,6 +224,11 @@ class SocketSource:
                 ports_recover=features.ports_recover(release),
                 evidence=question.evidence,
             )
+        # Sockets that are bound to no device are in no VRF, so VRFs matter only once others are there.
+        devices = sockets.bound.groups.devices | sockets.connections.groups.devices
+        if any(map(links.may_be_in_vrf, devices)):
+            return replace(sockets, blind_to=sockets.blind_to | {Blindness.VRF})
+        return sockets
 
     def _udp_by_diag(self, question: _Question) -> UdpSockets:
         with self._open_diag() as diag:

@@ -87,7 +87,7 @@ def _routes() -> Iterator[tuple[str, bytes]]:
 
 
 def _ask(text: str) -> bytes:
-    return route._ask(route._request(ip_address(text), 443))
+    return route.ask(route._request(ip_address(text), 443))
 
 
 def _sysctls() -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.peer_timestamps import with_timestamps
+from ephmon.model.pools.peer_timestamps import AT_ONCE, with_timestamps
 from ephmon.model.pools.survey import NO_EVIDENCE, classify, survey
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def read_snapshot(mode: str = "inet_diag", *, evidence: bool = True) -> Snapshot
     def ask(questions: Sequence[TimestampQuestion]) -> Mapping[ConnectKey, list[bool]]:
         return source.read_timestamps(questions, DEADLINE_SECONDS)
 
-    return with_timestamps(source.read(DEADLINE_SECONDS, evidence=evidence), {}, time.monotonic(), ask)
+    return with_timestamps(source.read(DEADLINE_SECONDS, evidence=evidence), {}, time.monotonic(), ask, most=AT_ONCE)
 
 
 def pools_of(kind: PoolKind, mode: str = "inet_diag") -> PoolSet[Any]:

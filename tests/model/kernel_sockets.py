@@ -141,22 +141,29 @@ def usable_ports(sysctls: Sysctls) -> set[int]:
     return {port for port in range(low, high + 1) if port not in sysctls.reserved_ports}
 
 
-def may_lose_a_port(sysctls: Sysctls) -> int:
-    """Return 1 for a range of odd size but 1: the search rounds the number of ports down (`remaining &= ~1`)."""
-    size = sysctls.port_range.high - sysctls.port_range.low + 1
-    return 1 if size % 2 == 1 and size > 1 else 0
+def may_lose_a_port(sysctls: Sysctls, can_be_taken: set[int]) -> int:
+    """Return 1 for a range of odd size but 1, if the first or the last port can be taken: the search leaves out one."""
+    low, high = sysctls.port_range
+    size = high - low + 1
+    return 1 if size % 2 == 1 and size > 1 and {low, high} & can_be_taken else 0
 
 
 def successes(sockets: Iterable[KernelSocket], sysctls: Sysctls, peer: Peer, device: int = 0) -> int:
     """Return for how many ports a connect() on a socket that is bound to `device` succeeds, all ports being tried."""
+    return len(takeable(sockets, sysctls, peer, device))
+
+
+def takeable(sockets: Iterable[KernelSocket], sysctls: Sysctls, peer: Peer, device: int = 0) -> set[int]:
+    """Return those ports."""
     everything = list(sockets)
-    free = 0
+    free = set()
     for port in usable_ports(sysctls):
         on_port = [one for one in everything if one.port == port]
         if not all(one.got_its_port_from_connect for one in on_port):
             continue
         conflicting = [one for one in on_port if one.peer == peer and one.device in (0, device)]
-        free += all(one.is_reusable(sysctls) for one in conflicting)
+        if all(one.is_reusable(sysctls) for one in conflicting):
+            free.add(port)
     return free
 
 
@@ -202,7 +209,10 @@ def estimate(
     )
     reusable_for_sure = reusable if seen else set()
     remaining = len(capacity - in_use) + len(reusable)
-    least = len(capacity - ambiguous - (in_use - reusable_for_sure)) - may_lose_a_port(sysctls)
+    open_for_sure = usable - certainly_blocked - ambiguous
+    # TIME_WAITs on the ends of a range of odd size count as reusable, whatever is known of them.
+    ends = open_for_sure - {port for port in at if any(one.state != TcpState.TIME_WAIT for one in at[port])}
+    least = len(open_for_sure - (in_use - reusable_for_sure)) - may_lose_a_port(sysctls, ends)
     return Estimate(
         usable=len(usable),
         blocked=len(blocked),

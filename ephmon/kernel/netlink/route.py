@@ -50,7 +50,7 @@ def source_toward(destination: Address, port: int) -> Address:
     Raises:
         KernelError: There is no route, or the routing table cannot be asked.
     """
-    return parse_reply(_ask(_request(destination, port)), destination)
+    return parse_reply(ask(_request(destination, port)), destination)
 
 
 def group_of(address: Address) -> str | None:
@@ -65,7 +65,7 @@ def group_of(address: Address) -> str | None:
     if address == _LIMITED_BROADCAST:
         return "broadcast"  # without a route the routing table would not say so
     try:
-        reply = _ask(_request(address))
+        reply = ask(_request(address))
     except KernelError:
         return None  # `ephmon headroom` with --from needs no routing table, so this must not fail
     return "broadcast" if route_type(reply) == _RTN_BROADCAST else None
@@ -109,7 +109,12 @@ def _request(destination: Address, port: int | None = None) -> bytes:
     return HEADER.pack(HEADER.size + len(payload), _RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + payload
 
 
-def _ask(request: bytes) -> bytes:
+def ask(request: bytes) -> bytes:
+    """Return the kernel's answer to one request of rtnetlink.
+
+    Raises:
+        KernelError: There is none.
+    """
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE) as ours:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)

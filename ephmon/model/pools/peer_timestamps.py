@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from itertools import compress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.sockets import TcpState
 from ephmon.facts.timestamps import NOTHING_KNOWN, PeerTimestamps, TimestampQuestion
@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 
     Ask = Callable[[Sequence[TimestampQuestion]], Mapping[ConnectKey, Collection[bool]]]
 
-MOST_KEYS = 50
-"""About so many keys one poll asks, those with the most TIME_WAITs first."""
-MOST_SOCKETS = 4
-"""So many connections of a key and state are asked: one would do, were it not for settings that were changed."""
+
+class Most(NamedTuple):
+    """How much is asked at once."""
+
+    keys: int
+    """Connect keys, those with the most TIME_WAITs first."""
+    sockets: int
+    """Live connections of one key and state: one would do, were it not for settings that were changed."""
+
+
+IN_A_POLL = Most(keys=50, sockets=4)
+"""The next poll may ask about others."""
+AT_ONCE = Most(keys=1_000, sockets=64)
+"""For a command, which does not come back."""
 _LIVE = frozenset(TcpState) - {
     TcpState.SYN_SENT,
     TcpState.SYN_RECV,
@@ -45,7 +55,7 @@ def with_timestamps(
     now: float,
     ask: Ask,
     *,
-    most_keys: int = MOST_KEYS,
+    most: Most = IN_A_POLL,
     first: ConnectKey | None = None,
 ) -> Snapshot:
     """Return the snapshot with what is known of TCP timestamps, after live connections were asked where that matters.
@@ -55,7 +65,7 @@ def with_timestamps(
         known: What was known before, by the inode of the namespace.
         now: Monotonic seconds.
         ask: Asks the kernel.
-        most_keys: How many connect keys of a namespace are asked about at most.
+        most: How much is asked at most, of each namespace.
         first: A key to ask about in any case.
     """
 
@@ -64,7 +74,7 @@ def with_timestamps(
             return namespace
         before = known.get(namespace.inode, NOTHING_KNOWN)
         timestamps = before.at(now, is_on=bool(namespace.sysctls.tcp_timestamps))
-        questions = list(_questions(namespace, namespace.tcp.connections, timestamps, most_keys, first))
+        questions = list(_questions(namespace, namespace.tcp.connections, timestamps, most, first))
         if questions:
             timestamps = timestamps.with_answers(ask(questions))
         return replace(namespace, tcp=replace(namespace.tcp, timestamps=timestamps))
@@ -76,7 +86,7 @@ def _questions(
     namespace: NamespaceSnapshot,
     table: SocketTable,
     timestamps: PeerTimestamps,
-    most_keys: int,
+    most: Most,
     first: ConnectKey | None,
 ) -> Iterator[TimestampQuestion]:
     """Yield what to ask: of keys with TIME_WAITs that may be reused, and that nobody was asked about lately."""
@@ -88,12 +98,12 @@ def _questions(
     keys, key_of = groups.connect_keys, groups.connect_key_of
     due = set(map(key_of.__getitem__, open_to_reuse)).difference(map(keys.find, timestamps.seen_lately()))
     due.intersection_update(compress(key_of, groups.states.translate(_IS_LIVE)))
-    if len(due) > most_keys:
+    if len(due) > most.keys:
         time_waits = Counter(map(key_of.__getitem__, _rows_of(table, open_to_reuse)))
-        wanted = sorted(due, key=time_waits.__getitem__, reverse=True)[:most_keys]
+        wanted = sorted(due, key=time_waits.__getitem__, reverse=True)[: most.keys]
         preferred = None if first is None else keys.find(first)
         due = {*wanted, preferred} & due if preferred is not None else set(wanted)
-    yield from _about(table, due)
+    yield from _about(table, due, most.sockets)
 
 
 def _rows_of(table: SocketTable, groups: Collection[int]) -> Iterator[int]:
@@ -104,7 +114,7 @@ def _rows_of(table: SocketTable, groups: Collection[int]) -> Iterator[int]:
     return compress(table.group_of, map(is_wanted.__getitem__, table.group_of))
 
 
-def _about(table: SocketTable, keys: Collection[int]) -> Iterator[TimestampQuestion]:
+def _about(table: SocketTable, keys: Collection[int], most: int) -> Iterator[TimestampQuestion]:
     """Yield a question for each group of live connections of the keys, given as indices."""
     if not keys:
         return
@@ -117,5 +127,5 @@ def _about(table: SocketTable, keys: Collection[int]) -> Iterator[TimestampQuest
         ports.setdefault(index, []).append(port)
     for index, found in ports.items():
         # From all over the dump, so that old and new connections are among them.
-        step = -(-len(found) // MOST_SOCKETS)
+        step = -(-len(found) // most)
         yield TimestampQuestion(groups.connect_keys[key_of[index]], groups[index].device, tuple(found[::step]))

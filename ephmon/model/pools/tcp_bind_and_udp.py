@@ -35,10 +35,11 @@ When they exist
     these pools would fill up although nobody allocates from them.
 
 remaining_min of tcp_bind is one less in a range of odd size, unless the range has only one port. The search walks the
-ports by parity from a random one and rounds their number down. UDP looks at every port.
+ports by parity from a random one and rounds their number down. So it passes over the first or the last port, and
+nothing is lost where neither can be had. UDP looks at every port.
 
-remaining_max for a newcomer at the IPv4 wildcard does not count connected IPv6 sockets. The kernel does not show
-whether they are IPV6_V6ONLY.
+remaining_max for a newcomer at the IPv4 wildcard, and for a UDP one at 127.0.0.6, does not count connected IPv6
+sockets. The kernel does not show whether they are IPV6_V6ONLY.
 """
 
 from __future__ import annotations
@@ -75,6 +76,13 @@ FAILURE_ERRNO = {
     PoolKind.UDP_CONNECT: "EAGAIN",
     PoolKind.UDP_BIND: "EADDRINUSE",
 }
+
+PLACEHOLDER = bytes([127, 0, 0, 6])
+"""What connect() writes into the IPv4 address of an IPv6 socket (LOOPBACK4_IPV6, include/net/ipv6.h).
+
+For UDP the kernel compares it with the address of an IPv4 socket (inet_rcv_saddr_equal()), so bind() to 127.0.0.6
+conflicts with IPv6 sockets. Istio's proxies bind to that address.
+"""
 
 # inet_diag shows IPV6_V6ONLY only in these states (inet_diag_msg_attrs_fill(), net/ipv4/inet_diag.c).
 _STATES_WITH_V6ONLY = (TcpState.LISTEN, TcpState.CLOSE)
@@ -123,7 +131,7 @@ class AddressPools:
         self.usable = count_usable(sysctls)
         self._tables = tables
         self._is_blind = is_blind
-        self._may_lose_one = kind == PoolKind.TCP_BIND and sysctls.port_range.may_lose_one
+        self._may_be_passed_over = sysctls.port_range.may_be_passed_over if kind == PoolKind.TCP_BIND else ()
         self._may_share = kind == PoolKind.TCP_BIND and bool(sysctls.ip_autobind_reuse)
         self._pools = frozenset(sources)
         self._own, self._wildcards = self._count(self._pools)
@@ -170,7 +178,11 @@ class AddressPools:
             )
         )
         remaining = self.usable - in_use
-        least = max(0, remaining - self._may_lose_one)
+        may_lose_one = any(
+            self._is_usable[port] and port not in own.taken and port not in wildcard.taken
+            for port in self._may_be_passed_over
+        )
+        least = max(0, remaining - may_lose_one)
         # With ip_autobind_reuse any port may be shared, which depends on options that the kernel does not show.
         most = self.usable - (0 if self._may_share else certain)
         return Pool(
@@ -203,13 +215,28 @@ class AddressPools:
         own = {source: _HeldPorts() for source in sources}
         wildcards = {V4_BYTES: _HeldPorts(), V6_BYTES: _HeldPorts()}
         for table in self._tables if own else ():
-            conflicts = [_conflicts_of(group, own, wildcards) for group in table.groups]
+            conflicts = [
+                [*_conflicts_of(group, own, wildcards), *self._conflicts_by_placeholder(group, own)]
+                for group in table.groups
+            ]
             rows = zip(table.group_of, table.port_of, strict=True)
             for index, port in compress(rows, map(conflicts.__getitem__, table.group_of)):
                 group = table.groups[index]
                 for held_ports, is_certain in conflicts[index]:
                     self._add(held_ports, group, port, is_certain=is_certain)
         return own, wildcards
+
+    def _conflicts_by_placeholder(
+        self, group: SocketGroup, own: dict[bytes, _HeldPorts]
+    ) -> Iterator[tuple[_HeldPorts, bool]]:
+        """Yield what the ports of IPv6 UDP sockets are to be added to because the kernel writes PLACEHOLDER for them.
+
+        Only connected ones without IPV6_V6ONLY have it, which the kernel does not show of them. bind() to an IPv6
+        address sets that option. TCP sockets are looked for by their IPv6 address.
+        """
+        is_native = len(group.source) == V6_BYTES and not is_wildcard(group.source)
+        if self.kind == PoolKind.UDP_BIND and PLACEHOLDER in own and is_native and group.dual_stack:
+            yield own[PLACEHOLDER], False
 
     def _add(self, held_ports: _HeldPorts, group: SocketGroup, port: int, *, is_certain: bool) -> None:
         held_ports.states[group.state] += 1

@@ -11,11 +11,13 @@ listener's.
 
 remaining_max
     Every ambiguous port counts as shared. Sockets bound to a device do not count: they stop only a socket that is bound
-    to the same device (inet_bound_dev_eq(), include/net/inet_sock.h).
+    to the same device (inet_bound_dev_eq(), include/net/inet_sock.h). Where sockets are bound to a VRF, every usable
+    port may remain.
 remaining_min
     Every ambiguous port counts as blocked. A TIME_WAIT counts as reusable only if live connections show that the peer
     uses TCP timestamps. A range of odd size loses one port, unless it has only one: the search walks the ports by
-    parity and rounds their number down (`remaining &= ~1` in __inet_hash_connect()).
+    parity and rounds their number down (`remaining &= ~1` in __inet_hash_connect()). It passes over the first or the
+    last port, so nothing is lost where connect() cannot take these.
 
 Where all live sockets of a pool named their port in bind(), the application has a list of its own, as HAProxy has with
 `source ADDRESS:LOW-HIGH`. Then the numbers are those of a socket that leaves the port to the kernel, and not exact for
@@ -24,22 +26,23 @@ the application.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, takewhile
+from itertools import chain, compress, takewhile
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import address_text, packed_address
 from ephmon.facts.failed_calls import Destination
 from ephmon.facts.socket_groups import ConnectKey
-from ephmon.facts.sockets import TcpState
+from ephmon.facts.sockets import Blindness, TcpState
 from ephmon.model.pools.connect_search import ConnectSearch
 from ephmon.model.pools.connection_counts import ConnectionCounts
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
+from ephmon.model.pools.port_classes import PortClass, mark_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.sockets import TcpSockets
@@ -93,7 +96,10 @@ class ConnectPools:
         self._taken_at = taken_at
         self._ports = ports
         self.usable = ports.usable
-        self._may_lose_one = sysctls.port_range.may_lose_one
+        self._may_be_passed_over = [
+            port for port in sysctls.port_range.may_be_passed_over if ports.classes[port] == PortClass.SHARED
+        ]
+        self._connections = tcp.connections
         self._counts = ConnectionCounts(sysctls, tcp, ports)
         self._search = ConnectSearch(sysctls, tcp, ports)
         self._doubted = frozenset(doubted)
@@ -158,11 +164,11 @@ class ConnectPools:
         ports = self._ports
         # More ports in use than the capacity has: the sockets changed while they were read, see `overfull`.
         remaining = max(0, self._capacity - counts.in_use + counts.reusable)
-        least, most = self._bounds(counts, remaining)
+        least, most = self._bounds(key, counts, remaining)
         # With something the backend is blind to, more ports may be blocked than any bound allows for.
         is_exact = least == most and self._ports_are_current and not ports.blind_to
         # Ports of an earlier reading allow for no bound, but the one that they had is the best that is known.
-        lowered = min(remaining, self._least(counts)) if key in self._doubted else remaining
+        lowered = min(remaining, self._least(key, counts)) if key in self._doubted else remaining
         pool = Pool(
             key=PoolKey(
                 netns=self.netns,
@@ -211,18 +217,36 @@ class ConnectPools:
             numbers[groups.connect_keys[groups.connect_key_of[index]]] += number
         return numbers
 
-    def _bounds(self, counts: KeyCounts, remaining: int) -> tuple[int, int]:
+    def _bounds(self, key: ConnectKey, counts: KeyCounts, remaining: int) -> tuple[int, int]:
         """Return the least and the most ports that may remain."""
         ports = self._ports
         # What blocks ports now may be anything between all of them and none.
         if not self._ports_are_current:
             return 0, max(remaining, ports.usable - counts.stopping_unbound)
+        # What sockets of other VRFs hold does not matter to the next one, and which those are is not known.
+        if Blindness.VRF in ports.blind_to:
+            return min(remaining, self._least(key, counts)), ports.usable
         open_at_most = ports.usable - ports.certainly_blocked
-        return min(remaining, self._least(counts)), max(remaining, open_at_most - counts.stopping_unbound)
+        return min(remaining, self._least(key, counts)), max(remaining, open_at_most - counts.stopping_unbound)
 
-    def _least(self, counts: KeyCounts) -> int:
+    def _least(self, key: ConnectKey, counts: KeyCounts) -> int:
         """Return the lower bound, with the ports as they were when they were read."""
         ports = self._ports
         # Every ambiguous port is blocked, which the pool's own sockets on such ports do not make worse.
         open_at_least = ports.usable - ports.certainly_blocked - ports.ambiguous
-        return max(0, open_at_least - counts.in_use_certain + counts.reusable_certain - self._may_lose_one)
+        held = self._held_anyway.get(key, ()) if self._may_be_passed_over else ()
+        may_lose_one = any(port not in held for port in self._may_be_passed_over)
+        return max(0, open_at_least - counts.in_use_certain + counts.reusable_certain - may_lose_one)
+
+    @cached_property
+    def _held_anyway(self) -> Mapping[ConnectKey, set[int]]:
+        """By key, which of the ports that a search may pass over have a socket of the key."""
+        found: defaultdict[ConnectKey, set[int]] = defaultdict(set)
+        groups, is_asked = self._connections.groups, mark_ports(self._may_be_passed_over)
+        for rows in self._connections.pieces():
+            pairs = zip(rows.group_of, rows.port_of, strict=True)
+            for index, port in compress(pairs, map(is_asked.__getitem__, rows.port_of)):
+                # A TIME_WAIT may be reused, so such a port counts as one that can be taken.
+                if groups.states[index] != TcpState.TIME_WAIT:
+                    found[groups.connect_keys[groups.connect_key_of[index]]].add(port)
+        return found

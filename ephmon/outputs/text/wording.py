@@ -27,6 +27,7 @@ _ESTIMATE = "~ marks an estimate: some socket properties are not visible."
 _BLINDNESS: dict[str, str] = {
     Blindness.BOUND_UNCONNECTED: "Bound TCP sockets without a connection are not visible: fewer ports may remain.",
     Blindness.BOUND_DEVICE: "The device of a socket is not visible: sockets of all devices are counted together.",
+    Blindness.VRF: "Sockets are bound to a VRF: the ports of all VRFs are counted together.",
     Blindness.V6ONLY: "It is not visible whether a wildcard IPv6 socket also takes IPv4: each one counts for both.",
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from ephmon.facts.sockets import TcpState
 from ephmon.facts.timestamps import ASK_AGAIN_SECONDS, PeerTimestamps
-from ephmon.model.pools.peer_timestamps import MOST_SOCKETS, with_timestamps
+from ephmon.model.pools.peer_timestamps import IN_A_POLL, Most, with_timestamps
 from tests.model.facts import LOW, connected, make_namespace, make_snapshot, make_sysctls, make_tcp, own
 from tests.model.kernel_sockets import Peer
 
@@ -50,7 +50,7 @@ class Kernel:
 
 def asked(snapshot: Snapshot, most_keys: int = 10, first: ConnectKey | None = None) -> set[ConnectKey]:
     kernel = Kernel()
-    with_timestamps(snapshot, {}, 7.0, kernel, most_keys=most_keys, first=first)
+    with_timestamps(snapshot, {}, 7.0, kernel, most=Most(most_keys, 4), first=first)
     return {one.key for one in kernel.asked}
 
 
@@ -76,7 +76,7 @@ def test_a_few_connections_are_asked_from_all_over_the_dump() -> None:
 
     assert (question.key, question.device) == (own(FAR), 0)
     assert question.ports == (LOW, LOW + 20, LOW + 40, LOW + 60)
-    assert len(question.ports) == MOST_SOCKETS
+    assert len(question.ports) == IN_A_POLL.sockets
 
 
 def test_the_keys_with_the_most_time_waits_come_first_and_the_one_that_is_asked_for_always() -> None:

@@ -290,6 +290,13 @@ def test_what_the_backend_cannot_see_is_never_exact(blindness: Blindness) -> Non
     assert bounds(far(make_tcp(), ports=ports)) == (100, 100, 100, False)
 
 
+def test_where_sockets_are_bound_to_a_vrf_each_port_may_be_free_in_another() -> None:
+    ports = make_ports(make_sysctls(), blocked=range(LOW, LOW + 10), blind_to=[Blindness.VRF])
+    tcp = make_tcp(connected(HERE, range(LOW + 20, LOW + 50), THERE, PORT, device=2))
+
+    assert bounds(far(tcp, ports=ports)) == (60, 60, 100, False)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
