@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HERE, PORT = "127.0.0.1", 80
 RANGE = (30_000, 38_191)
 HALF = 4_096
+OPENS = "ephmon_pool_opens_per_second"
 CONFIG = """\
 poll: {interval: 500ms, urgent_interval: 500ms, cpu_budget: 1, urgent_cpu_budget: 1}
 """
@@ -107,3 +108,22 @@ def test_the_daemon_measures_what_a_search_costs_and_exports_it(ns: Namespace, t
         page = daemon.get("/").body
         assert f"to {HERE}:{PORT} looks at about 409" in page
         daemon.stop()
+
+
+def test_without_a_measurement_the_ports_are_exported_alone_and_one_line_says_why(
+    ns: Namespace, tmp_path: Path
+) -> None:
+    fill(ns, 100)
+    ns.call(sockets.write_sysctl, "net.ipv4.tcp_fastopen", 0)
+    with Running(ns, ephmon("run", "--config", put(tmp_path / "config.yaml", CONFIG))) as daemon:
+        line = daemon.wait_for_line("The cost of connect() cannot be measured")
+        fill(ns, 5)
+        metrics = eventually(daemon.metrics, lambda found: any(OPENS in series for series in found))
+        daemon.stop()
+
+    assert "EphmonConnectSlow cannot fire" in line
+    assert "net.ipv4.tcp_fastopen" in line
+    assert sum("cannot be measured" in line for line in daemon.lines) == 1
+    names = {series.partition("{")[0] for series in metrics}
+    assert "ephmon_pool_connect_search_ports" in names
+    assert "ephmon_pool_connect_search_cpu_ratio" not in names
