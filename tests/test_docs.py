@@ -184,7 +184,7 @@ def test_prometheus_takes_the_queries_of_the_readme_and_of_the_page_of_metrics(t
     file.write_text(yaml.safe_dump({"groups": [{"name": "readme", "rules": rules}]}), encoding="utf-8")
 
     assert len(of_the_readme) == 3
-    assert len(of_the_page) == 7
+    assert len(of_the_page) == 8
     assert _promtool("check", "rules", str(file)) == 0
 
 
