@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.kernel.proc.sysctl import read_release
-from tests.emulated.reading import HANDLERS, handlers_loaded, pools, prepare
+from tests.emulated.reading import HANDLERS, handlers_loaded, pools, pools_of_ordinary_user, prepare
 from tests.namespaces import Namespace
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 NOT_SHOWN = {(6, 1): ["bound_unconnected"], (6, 12): []}
 """What inet_diag does not show, by release of the kernel."""
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 
 
 @pytest.fixture(name="ns", scope="module")
@@ -31,7 +30,7 @@ def _ns() -> Iterator[Namespace]:
 
 def test_the_first_reading_loads_the_handlers_without_any_privilege(ns: Namespace) -> None:
     before = handlers_loaded()
-    answer = pools(ns, *NOBODY)
+    answer = pools_of_ordinary_user(ns)
 
     assert (before, handlers_loaded()) == (set(), HANDLERS)
     assert answer["backend"] == {"tcp": "inet_diag", "udp": "inet_diag"}

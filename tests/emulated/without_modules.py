@@ -24,6 +24,7 @@ from tests.emulated.reading import (
     pools,
     prepare,
     refusal,
+    said,
 )
 from tests.kernel_truth.prediction import predict
 from tests.namespaces import Namespace
@@ -89,9 +90,8 @@ def test_the_table_is_printed(ns: Namespace) -> None:
 def test_the_backend_inet_diag_fails_with_a_sentence(ns: Namespace, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("poll: {backend: inet_diag}\n", encoding="utf-8")
-    result = run(ns.command(*ephmon("pools", "--config", config)))
 
-    assert (result.returncode, result.stdout, result.stderr) == (1, "", NO_HANDLER)
+    assert ns.call(said, "pools", "--config", str(config)) == (1, "", NO_HANDLER)
 
 
 def test_what_is_read_from_proc_is_what_connect_finds(ns: Namespace) -> None:
