@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     thresholds = _limits(config.thresholds, options)
     asked = _asked_pool(options)
     snapshot = read_snapshot(config, options.proc, asked)
-    asked_kernel = classify_and_ask(snapshot, config, may_ask=options.probe, thresholds=thresholds)
+    asked_kernel = classify_and_ask(snapshot, config, thresholds, may_ask=options.probe)
     surveys = survey(snapshot, asked_kernel.classified)
     missing = [reason for one in surveys for reason in one.namespace.missing.values()]
     if asked is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ephmon.commands.probing import classify_and_ask
 from ephmon.commands.reading import load_config, ports_to_keep, read_snapshot, survey_of
 from ephmon.commands.terminal import print_answer, print_error
+from ephmon.facts.addresses import PORTS
 from ephmon.model.advice.causes import advise
 from ephmon.model.advice.proxies import known_program
 from ephmon.model.pools.connect_search import MANY_PORTS
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """
     config = load_config(options.config)
     snapshot = read_snapshot(config, options.proc)
-    asked = classify_and_ask(snapshot, config, may_ask=options.probe)
+    asked = classify_and_ask(snapshot, config, config.thresholds, may_ask=options.probe, most=PORTS)
     surveys = survey(snapshot, asked.classified)
     before = initial_state(config.rules, ReloadStatus(successful=True, succeeded_at=0.0))
     report = after_full_poll(surveys, snapshot, before, time.monotonic()).report

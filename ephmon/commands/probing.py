@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from ephmon.config.settings import ProbeChoice
 from ephmon.errors import KernelError
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.probe import probe
+from ephmon.kernel.probe import ask
 from ephmon.model.pools.survey import Classified, classify
-from ephmon.model.step import namespaces_where_doubt_matters
+from ephmon.model.step import questions_about
 
 if TYPE_CHECKING:
     from ephmon.config.settings import Config
@@ -26,29 +26,28 @@ class Asked(NamedTuple):
 
 
 def classify_and_ask(
-    snapshot: Snapshot, config: Config, *, may_ask: bool, thresholds: Thresholds | None = None
+    snapshot: Snapshot, config: Config, thresholds: Thresholds, *, may_ask: bool, most: int | None = None
 ) -> Asked:
     """Return the class of every port, having asked about those in doubt if that is allowed.
 
-    With `thresholds` only where an answer can make a difference to whether a pool reaches one.
+    As the daemon does in its first poll: first about those that can matter to the thresholds, and then about `most`.
     """
-    binder_ports = config.listing.min_in_use
-    classified = classify(snapshot, likely_binder_ports=binder_ports)
+    classified = classify(snapshot)
     if not may_ask or config.poll.probe == ProbeChoice.NEVER:
         return Asked(classified, None)
-    inodes = classified if thresholds is None else namespaces_where_doubt_matters(snapshot, thresholds, classified)
-    in_doubt = {inode: ports for inode in inodes if (ports := classified[inode].ports.in_doubt())}
     deadline = Deadline(config.poll.deadline_seconds, time.monotonic)
+    questions = questions_about(snapshot, classified, thresholds, most=most)
     try:
-        answers = {inode: probe(ports, deadline) for inode, ports in in_doubt.items()}
+        found = {inode: ask(one, deadline) for inode, one in questions.items()}
     except KernelError as error:
         return Asked(classified, error)
-    if not answers:
+    if not found:
         return Asked(classified, None)
-    number, answered = (sum(map(len, one.values())) for one in (in_doubt, answers))
+    in_doubt = sum(classified[inode].ports.ambiguous for inode in found)
+    answered = sum(len(one.by_port) for one in found.values())
     return Asked(
-        classify(snapshot, answers=answers, likely_binder_ports=binder_ports),
-        None if answered == number else too_late(answered, number),
+        classify(snapshot, answers={inode: one.by_port for inode, one in found.items()}),
+        too_late(answered, in_doubt) if any(one.is_cut for one in found.values()) else None,
     )
 
 

@@ -31,7 +31,6 @@ from ephmon.http.access import AccessRules
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
 from ephmon.http.tls import RenewedTls, TlsFiles
-from ephmon.kernel.probe import ProbeByTurns
 from ephmon.kernel.proc import sysctl
 from ephmon.kernel.source import SocketSource
 from ephmon.log import Line
@@ -95,7 +94,6 @@ class Daemon:
         self._source = self._open_source(config)
         self._poller = Poller(
             self._source,
-            ProbeByTurns(),
             OwnerWatch(proc, clock, signals.no_stop_requested),
             config.poll,
             clock=clock,

@@ -9,6 +9,7 @@ from ephmon.config.settings import ProbeChoice
 from ephmon.errors import KernelError, StopRequestedError, shortages_explained
 from ephmon.facts.sockets import Capability
 from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.probe import ask
 from ephmon.model.collectors import Collector, Health, unavailable
 from ephmon.model.pace import Poll
 from ephmon.model.pools.peer_timestamps import with_timestamps
@@ -18,9 +19,9 @@ from ephmon.model.step import (
     after_narrow_poll,
     classify_with_memory,
     conclude,
-    namespaces_where_doubt_matters,
     narrow_destinations,
     next_full_poll,
+    questions_about,
 )
 from ephmon.supervision.compartment import Compartment
 
@@ -32,20 +33,12 @@ if TYPE_CHECKING:
     from ephmon.facts.snapshot import Snapshot
     from ephmon.facts.socket_groups import ConnectKey
     from ephmon.facts.timestamps import TimestampQuestion
-    from ephmon.kernel.probe import ProbeByTurns
     from ephmon.kernel.source import SocketSource
     from ephmon.model.pools.survey import Classified
     from ephmon.model.report import Report
     from ephmon.model.state import State
 
-MOST_PROBED_PORTS = 3_000
-"""So many ports in doubt are probed in one poll while they cannot matter, 12 microseconds each, 22 if blocked.
-
-The rest has its turn later: ten polls are enough for the default range.
-"""
-PROBE_SECONDS = 1.0
-"""How long the probe may take of a poll."""
-PROBE_CUT = f"The probe was cut after {PROBE_SECONDS:g} s; its answers count, and the next polls ask about the rest."
+PROBE_CUT = "The probe was cut after poll.deadline; its answers count, and the next polls ask about the rest."
 
 
 class Poller:
@@ -53,7 +46,6 @@ class Poller:
 
     Args:
         source: Reads the sockets.
-        probe: Asks about ports in doubt, if the configuration wants it.
         owners: Adds who holds the ports that alerts are about.
         clock: The monotonic clock, in seconds.
         wanted: Says False as soon as nobody waits for a poll any more; the state then stays as it was.
@@ -62,7 +54,6 @@ class Poller:
     def __init__(
         self,
         source: SocketSource,
-        probe: ProbeByTurns,
         owners: OwnerWatch,
         config: PollConfig,
         *,
@@ -70,13 +61,14 @@ class Poller:
         wanted: Callable[[], bool],
     ) -> None:
         self._source = source
-        self._probe = probe
         self._owners = owners
         self._config = config
         self._clock = clock
         self._wanted = wanted
         self._probe_compartment = Compartment(Collector.PROBE, clock)
         self._owners_compartment = Compartment(Collector.OWNERS, clock)
+        self._last_asked: dict[int, int] = {}
+        """The port that the probe asked about last, by the inode of its namespace."""
 
     @property
     def can_poll_narrowly(self) -> bool:
@@ -157,15 +149,16 @@ class Poller:
 
     def _settle(self, snapshot: Snapshot, previous: State, classified: Classified) -> tuple[Classified, Health]:
         """Return the classes after the kernel was asked about ports in doubt, and how that went."""
-        deadline = Deadline(PROBE_SECONDS, self._clock, self._wanted)
-        in_doubt = {inode: one.ports.in_doubt() for inode, one in classified.items()}
-        urgent = namespaces_where_doubt_matters(snapshot, previous.rules.thresholds, classified)
-        most = {inode: len(ports) if inode in urgent else MOST_PROBED_PORTS for inode, ports in in_doubt.items()}
+        deadline = Deadline(self._config.deadline_seconds, self._clock, self._wanted)
+        thresholds = previous.rules.thresholds
+        asked = questions_about(snapshot, classified, thresholds, after=self._last_asked)
         try:
-            answers = {inode: self._probe.ask(ports, most[inode], deadline) for inode, ports in in_doubt.items()}
+            found = {inode: ask(questions, deadline) for inode, questions in asked.items()}
         except KernelError as error:
             return classified, unavailable(str(error))
-        is_cut = any(len(answers[inode]) < min(len(ports), most[inode]) for inode, ports in in_doubt.items())
-        if any(answers.values()):
+        answers = {inode: one.by_port for inode, one in found.items() if one.by_port}
+        self._last_asked |= {inode: next(reversed(ports)) for inode, ports in answers.items()}
+        if answers:
             classified = classify_with_memory(snapshot, previous, answers)
+        is_cut = any(one.is_cut for one in found.values())
         return classified, Health(available=True, reason=PROBE_CUT if is_cut else None)

@@ -30,16 +30,15 @@ import errno
 import os
 import socket
 import struct
-from bisect import bisect_right
 from secrets import randbelow
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.errors import KernelError, Reason, shortages_explained
 from ephmon.facts.addresses import PORTS
 from ephmon.kernel.loopback import unlikely_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from ephmon.kernel.deadline import Deadline
 
@@ -50,6 +49,15 @@ _LOWEST_OF_DUMMIES = 1_024
 _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})
 _GOT_THE_PORT = frozenset({0, errno.EINPROGRESS, errno.ECONNREFUSED})
 """What connect() says once it has the port; the last two where the SYN was not deferred."""
+
+
+class Answers(NamedTuple):
+    """What the kernel said of some ports, in the order in which it was asked."""
+
+    by_port: dict[int, bool]
+    """Whether connect() may share the port."""
+    is_cut: bool
+    """Whether the time was up before all were asked about."""
 
 
 class ProbeUnavailableError(KernelError):
@@ -80,22 +88,28 @@ def probe(
     for port in ports:
         if deadline.has_passed():
             break
-        answers[port] = _may_be_shared(port, destination) or _may_be_shared(port, dummy())
+        answers[port] = _may_be_shared(port, destination, dummy)
     return answers
 
 
-class ProbeByTurns:
-    """Asks about some ports at a time, each time those that come after the last one asked about."""
+def ask(questions: Generator[Sequence[int], Mapping[int, bool], None], deadline: Deadline) -> Answers:
+    """Ask about the ports that come from `questions`, which is sent the answers, until it ends or the deadline passes.
 
-    def __init__(self) -> None:
-        self._last = 0
-
-    def ask(self, ports: Sequence[int], most: int, deadline: Deadline) -> dict[int, bool]:
-        """Return what `probe` answers about at most so many ports, whose turn it is; they come in ascending order."""
-        turn = bisect_right(ports, self._last)
-        answers = probe([*ports[turn:], *ports[:turn]][:most], deadline)
-        self._last = next(reversed(answers), self._last)
-        return answers
+    Raises:
+        ProbeUnavailableError: As `probe`.
+        KernelError: As `probe`.
+    """
+    found: dict[int, bool] = {}
+    try:
+        ports = next(questions)
+        while True:
+            answers = probe(ports, deadline)
+            found |= answers
+            if len(answers) < len(ports):
+                return Answers(found, is_cut=True)
+            ports = questions.send(answers)
+    except StopIteration:
+        return Answers(found, is_cut=False)
 
 
 def require_probe() -> None:
@@ -104,11 +118,13 @@ def require_probe() -> None:
         _set_up(ours, 1)
 
 
-def _may_be_shared(port: int, destination: tuple[str, int]) -> bool:
-    """Tell whether connect() gets the port toward the destination."""
+def _may_be_shared(port: int, destination: tuple[str, int], dummy: Callable[[], tuple[str, int]]) -> bool:
+    """Tell whether connect() gets the port toward the destination, or else toward another dummy."""
     with _socket() as ours:
         _set_up(ours, port)
         number = ours.connect_ex(destination)
+        if number == errno.EADDRNOTAVAIL:
+            number = ours.connect_ex(dummy())  # a socket that got no port is as good as new
         if number == errno.EADDRNOTAVAIL:
             return False
         if number not in _GOT_THE_PORT:

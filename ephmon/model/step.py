@@ -6,6 +6,7 @@ from dataclasses import replace
 from heapq import nsmallest
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ephmon.errors import Reason
@@ -19,6 +20,7 @@ from ephmon.model.failures.recent import recent_failures
 from ephmon.model.forecast.pool_forecasts import forecast_pools
 from ephmon.model.forecast.search_share import search_share
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
+from ephmon.model.pools.doubt import Questions, questions
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import choose, remember
 from ephmon.model.pools.ranking import worst_first, worst_utilisation
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.rules import DestinationPattern, ListingRules
 
+NOT_YET_ASKED: Mapping[int, int] = MappingProxyType({})
 JUST_NOW_SECONDS = 5.0
 """A destination that connect() failed toward so lately is looked at by a narrow poll."""
 
@@ -52,25 +55,32 @@ def classify_with_memory(
         snapshot,
         evidence={inode: memory.evidence for inode, memory in state.namespaces.items()},
         answers=answers,
-        likely_binder_ports=state.rules.listing.min_in_use,
     )
 
 
-def namespaces_where_doubt_matters(
-    snapshot: Snapshot, thresholds: Thresholds, classified: Classified
-) -> frozenset[int]:
-    """Return the inodes of the namespaces where a port in doubt can make a difference to an alert.
+def questions_about(
+    snapshot: Snapshot,
+    classified: Classified,
+    thresholds: Thresholds,
+    *,
+    after: Mapping[int, int] = NOT_YET_ASKED,
+    most: int | None = None,
+) -> dict[int, Questions]:
+    """Return what to ask of the kernel in each namespace, by its inode; see `ephmon.model.pools.doubt.questions`.
 
-    It cannot while so few ports have a socket that no alert would go on if all of them were lost to a pool.
+    Args:
+        snapshot: What was read.
+        classified: The class of every port, without answers.
+        thresholds: What pools and blocked ports are held against.
+        after: The port of each namespace that was asked about last, by its inode.
+        most: How many ports to ask about that cannot matter.
     """
-    limit = thresholds.lowest_clear()
-    return frozenset(
-        namespace.inode
+    ratios = thresholds.ratios()
+    return {
+        namespace.inode: questions(namespace.tcp, one.ports, ratios, after=after.get(namespace.inode, 0), most=most)
         for namespace in snapshot.namespaces
-        if namespace.tcp is not None and (one := classified.get(namespace.inode)) is not None
-        # At most: a port may be counted twice.
-        if len(namespace.tcp.connections.ports) + one.ports.certainly_blocked >= limit * one.ports.usable
-    )
+        if namespace.tcp is not None and (one := classified.get(namespace.inode)) is not None and one.ports.ambiguous
+    }
 
 
 def conclude(snapshot: Snapshot, previous: State, now: float, classified: Classified | None = None) -> State:

@@ -480,8 +480,8 @@ def test_a_probe_that_is_cut_is_reported_and_does_not_fail_the_poll(
     assert cut[AMBIGUOUS] >= 30
     (said,) = [line.partition(" level=")[2] for line in daemon.lines if "Ambiguous ports are" in line]
     assert said == (
-        'warning msg="Ambiguous ports are not all probed: The probe was cut after 1 s; its answers count, and the next '
-        'polls ask about the rest."'
+        'warning msg="Ambiguous ports are not all probed: The probe was cut after poll.deadline; its answers count, '
+        'and the next polls ask about the rest."'
     )
     assert answered[pool("in_use_ports")] == 30
 

@@ -65,7 +65,7 @@ def read() -> Holders:
     (surveyed,) = survey(snapshot)
     assert surveyed.ports is not None
     classes = surveyed.ports.classes
-    blocked = [port for port, kind in enumerate(classes) if kind in (PortClass.BLOCKED, PortClass.SUSPECT)]
+    blocked = [port for port, kind in enumerate(classes) if kind == PortClass.BLOCKED]
     with SockDiag() as diag:
         toward = owner_dump.read_owners_toward(diag, INSIDE, [(ip_address(UPSTREAM).packed, 80)], deadline)
         blocking = owner_dump.read_owners_of_ports(diag, Protocol.TCP, blocked, deadline)

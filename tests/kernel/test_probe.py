@@ -19,7 +19,8 @@ import pytest
 
 from ephmon.errors import KernelError, StopRequestedError
 from ephmon.kernel.deadline import Deadline
-from ephmon.kernel.probe import ProbeByTurns, ProbeUnavailableError, probe, require_probe, unlikely_destination
+from ephmon.kernel.probe import Answers, ProbeUnavailableError, probe, require_probe, unlikely_destination
+from ephmon.kernel.probe import ask as ask_in_turn
 from tests import sockets
 from tests.kernel.seccomp import refuse_to_connect
 from tests.namespaces import Namespace, ip
@@ -28,6 +29,8 @@ from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from ephmon.model.pools.doubt import Questions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -345,40 +348,29 @@ def ask_unwanted() -> None:
     probe([PORT], Deadline(10.0, time.monotonic, lambda: False))
 
 
-# --- by turns -----------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------------------------
 
 
-def ask_by_turns(most: int, *turns: tuple[Sequence[int], int]) -> list[list[int]]:
-    """Ask about each of these lists of ports, with so many seconds, a port a second; return which were answered."""
-    by_turns = ProbeByTurns()
-    return [
-        list(by_turns.ask(ports, most, Deadline(seconds + 1, itertools.count().__next__))) for ports, seconds in turns
-    ]
+def ask_in_parts(seconds: int) -> tuple[Answers, list[dict[int, bool]]]:
+    """Ask about two ports and then two more, a port a second; return the answers, and what the asker was told."""
+    told: list[dict[int, bool]] = []
+
+    def questions() -> Questions:
+        told.append(dict((yield [PORT, PORT + 1])))
+        told.append(dict((yield [PORT + 2, PORT + 3])))
+
+    return ask_in_turn(questions(), Deadline(seconds + 1, itertools.count().__next__)), told
 
 
-def test_every_port_has_its_turn(ns: Namespace) -> None:
-    five = [LOW + 1, LOW + 3, LOW + 5, LOW + 7, LOW + 9]
+def test_who_asks_is_told_each_answer_before_the_next_question(ns: Namespace) -> None:
+    ns.call(sockets.listen, HERE, PORT, tag="blocking")
+    first, second = {PORT: False, PORT + 1: True}, {PORT + 2: True, PORT + 3: True}
 
-    assert ns.call(ask_by_turns, 2, *[(five, 9)] * 4) == [
-        [LOW + 1, LOW + 3],
-        [LOW + 5, LOW + 7],
-        [LOW + 9, LOW + 1],
-        [LOW + 3, LOW + 5],
-    ]
-    assert ns.call(ask_by_turns, 9, *[(five, 9)] * 2) == [five, five]
-    assert ns.call(ask_by_turns, 2, (five, 9), ([LOW + 2], 9), ([LOW + 1, LOW + 2, LOW + 4], 9)) == [
-        [LOW + 1, LOW + 3],
-        [LOW + 2],
-        [LOW + 4, LOW + 1],
-    ]
+    assert ns.call(ask_in_parts, 9) == (Answers(first | second, is_cut=False), [first, second])
 
 
-def test_a_turn_that_was_cut_goes_on_where_it_ended(ns: Namespace) -> None:
-    ports = range(LOW, LOW + 10)
-
-    assert ns.call(ask_by_turns, 5, (ports, 2), (ports, 0), ([], 2), (ports, 2)) == [
-        [LOW, LOW + 1],
-        [],
-        [],
-        [LOW + 2, LOW + 3],
-    ]
+def test_questions_end_when_the_time_is_up(ns: Namespace) -> None:
+    assert ns.call(ask_in_parts, 3) == (
+        Answers({PORT: True, PORT + 1: True, PORT + 2: True}, is_cut=True),
+        [{PORT: True, PORT + 1: True}],
+    )

@@ -35,7 +35,6 @@ from tests.kernel_truth.experiment import (
     opened_on_ports_of,
     opened_side_by_side,
     same_ports_drawn,
-    watched,
     write,
 )
 from tests.sockets import Recipe
@@ -105,35 +104,30 @@ def bound_sockets() -> Iterator[Experiment]:
     named_connected = Recipe(bind=(HERE, FIRST_NAMED), connect=TO_OTHER_PORT)
     yield experiment("12", "a named port and connected", opened_side_by_side(10, named_connected), connect(PORTS - 10))
     any_connected = Recipe(bind=(HERE, 0), connect=TO_OTHER_PORT)
-    yield experiment("12", "any port and connected", opened(10, any_connected), connect(PORTS - 10))
+    yield experiment("12", "any port and connected", opened(10, any_connected), in_doubt(connect(PORTS - 10)))
 
 
 def accepted_sockets() -> Iterator[Experiment]:
     """Yield accepted sockets: they block their port when the listener is gone, and in TIME_WAIT too.
 
-    That they were accepted cannot be seen then, but whoever saw the listener knows.
+    That they were accepted cannot be seen then.
     """
     only_accepted = (accepted_side_by_side(10), closed("listeners"))
-    seen = (accepted_side_by_side(10), watched(), closed("listeners"))
     only_time_wait = (closed("accepted"), closed("clients"))
-    draw = connect(PORTS - 10)
-    yield experiment("13", "accepted", *seen, draw)
-    yield experiment("13", "accepted and in doubt", *only_accepted, in_doubt(draw))
-    yield experiment("13", "TIME_WAIT of accepted", *seen, *only_time_wait, draw)
-    yield experiment("13", "TIME_WAIT of accepted and in doubt", *only_accepted, *only_time_wait, in_doubt(draw))
+    draw = in_doubt(connect(PORTS - 10))
+    yield experiment("13", "accepted", *only_accepted, draw)
+    yield experiment("13", "TIME_WAIT of accepted", *only_accepted, *only_time_wait, draw)
 
 
 def past_binders() -> Iterator[Experiment]:
     """Yield ports shared with a socket that was bound to them: it blocks them as long as it lives.
 
-    Before Linux 6.18 they stay blocked, which cannot be seen, but whoever saw the socket knows.
+    Before Linux 6.18 they stay blocked, which cannot be seen.
     """
     named = Recipe(bind=(ELSEWHERE, FIRST_NAMED), connect=TO_OTHER_PORT)
     shared = (opened(10, Recipe(connect=TO_OTHER_PORT), "clients"), opened_on_ports_of("clients", named, "binders"))
-    later = connect(10 if PORTS_RECOVER else 0)
-    yield experiment("15", "a binder", *shared, watched(), connect(PORTS - 10), aborted("binders"), later)
-    unseen = later if PORTS_RECOVER else in_doubt(later)
-    yield experiment("15", "a binder that nobody saw", *shared, connect(PORTS - 10), aborted("binders"), unseen)
+    later = connect(10) if PORTS_RECOVER else in_doubt(connect(0))
+    yield experiment("15", "a binder", *shared, connect(PORTS - 10), aborted("binders"), later)
 
 
 def ranges_of_their_own() -> Iterator[Experiment]:

@@ -24,7 +24,6 @@ from tests.ordinary_user import as_thread_of_ordinary_user
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
-    from ephmon.model.pools.classify_ports import Evidence
     from ephmon.model.pools.survey import NamespaceSurvey
 
 LOW, HIGH = 40_000, 40_999
@@ -228,14 +227,6 @@ def same_ports_drawn(times: int) -> Action:
     return partial(check_that_each_port_was_drawn, times)
 
 
-def watched() -> Action:
-    """Read the namespace as the daemon would: what is seen here is remembered by the readings that follow."""
-    return _watch
-
-
-_remembered: dict[int, Evidence] = {}
-
-
 def _open(number: int, recipe: Recipe, tag: str) -> None:
     result = sockets.open_sockets(recipe, tag=tag, limit=number)
     if result.count != number:
@@ -285,12 +276,6 @@ def _take_when_said_to_be_reusable(number: int) -> None:
     _open(1, Recipe(connect=(HERE, PORT)), "drawn")
 
 
-def _watch() -> None:
-    one = look(evidence=_remembered)
-    assert one.evidence is not None
-    _remembered[one.namespace.inode] = one.evidence
-
-
 # --- the way through ----------------------------------------------------------------------------------------------
 
 
@@ -314,7 +299,6 @@ def prepare() -> None:
     There a TIME_WAIT ends only by its time (tcp_rfc1337).
     """
     fresh_namespace()
-    _remembered.clear()
     sockets.write_sysctl("net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
     sockets.write_sysctl("net.ipv4.tcp_rfc1337", 1)
     for address, port in SERVERS:
@@ -323,10 +307,10 @@ def prepare() -> None:
 
 def carry_out_draw(draw: Draw) -> Outcome:
     """Predict a draw, with and without the probe, do it, and predict once more."""
-    one, probed = look(evidence=_remembered), _with_probe(draw)
+    one, probed = look(), _with_probe(draw)
     had_hidden = hides_sockets(one)
     filled = sockets.open_sockets(draw.recipe, tag="drawn", limit=draw.most)
-    then, probed_then = look(evidence=_remembered), _with_probe(draw)
+    then, probed_then = look(), _with_probe(draw)
     return Outcome(
         draw=draw,
         before=_pool(one, draw),

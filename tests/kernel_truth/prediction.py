@@ -11,14 +11,13 @@ from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.peer_timestamps import AT_ONCE, with_timestamps
-from ephmon.model.pools.survey import NO_EVIDENCE, classify, survey
+from ephmon.model.pools.survey import survey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ephmon.facts.snapshot import Snapshot
     from ephmon.facts.timestamps import TimestampQuestion
-    from ephmon.model.pools.classify_ports import Evidence
     from ephmon.model.pools.kinds import Pool
     from ephmon.model.pools.ranking import PoolSet
     from ephmon.model.pools.survey import NamespaceSurvey
@@ -26,10 +25,9 @@ if TYPE_CHECKING:
 DEADLINE_SECONDS = 20.0
 
 
-def look(mode: str = "inet_diag", evidence: Mapping[int, Evidence] = NO_EVIDENCE) -> NamespaceSurvey:
-    """Read the namespace once, knowing what was remembered of earlier readings."""
-    snapshot = read_snapshot(mode)
-    (namespace,) = survey(snapshot, classify(snapshot, evidence=evidence))
+def look(mode: str = "inet_diag") -> NamespaceSurvey:
+    """Read the namespace once."""
+    (namespace,) = survey(read_snapshot(mode))
     return namespace
 
 

@@ -165,13 +165,12 @@ def make_ports(
     sysctls: Sysctls,
     *,
     blocked: Iterable[int] = (),
-    suspect: Iterable[int] = (),
     ambiguous: Iterable[int] = (),
     blind_to: Iterable[Blindness] = (),
 ) -> TcpPorts:
     """Build the classes of all ports: UNUSABLE if reserved or outside the range, else the worst given, else SHARED."""
     classes = usable_ports(sysctls)
-    given = {PortClass.AMBIGUOUS: ambiguous, PortClass.SUSPECT: suspect, PortClass.BLOCKED: blocked}
+    given = {PortClass.AMBIGUOUS: ambiguous, PortClass.BLOCKED: blocked}
     for port_class, ports in given.items():
         for port in ports:
             classes[port] = port_class if classes[port] else PortClass.UNUSABLE

@@ -179,20 +179,21 @@ def ambiguous_ports(sockets: Sequence[KernelSocket], sysctls: Sysctls) -> set[in
 
 
 def estimate(
-    sockets: Sequence[KernelSocket], sysctls: Sysctls, peer: Peer, suspects: set[int], known: Mapping[Peer, bool]
+    sockets: Sequence[KernelSocket], sysctls: Sysctls, peer: Peer, answered: set[int], known: Mapping[Peer, bool]
 ) -> Estimate:
     """Return the quantities of a pool from what inet_diag shows.
 
-    Of the ambiguous ports, the suspects are estimated to be blocked and the others to be shared. Timestamps are in use
-    if live connections of the peer, which are in `known`, show them. Else they likely are if the namespace has them on.
+    The kernel was asked about some ambiguous ports and answered that they are blocked; the others are estimated to be
+    shared. Timestamps are in use if live connections of the peer, which are in `known`, show them. Else they likely are
+    if the namespace has them on.
     """
     seen = known.get(peer)
     is_on = sysctls.tcp_timestamps != 0
     shown = [replace(one, has_timestamps=is_on and seen is not False) for one in sockets]
     generous = [replace(one, has_timestamps=not is_on or seen is not False) for one in sockets]
     usable = usable_ports(sysctls)
-    certainly_blocked, ambiguous = blocked_for_sure(sockets, sysctls), ambiguous_ports(sockets, sysctls)
-    blocked = certainly_blocked | suspects
+    blocked = blocked_for_sure(sockets, sysctls) | answered
+    ambiguous = ambiguous_ports(sockets, sysctls) - answered
     own = [one for one in shown if one.peer == peer and not any(one.was_accepted_from(other) for other in shown)]
     at = {port: [one for one in own if one.port == port] for port in {one.port for one in own}}
     capacity = usable - blocked
@@ -209,7 +210,7 @@ def estimate(
     )
     reusable_for_sure = reusable if seen else set()
     remaining = len(capacity - in_use) + len(reusable)
-    open_for_sure = usable - certainly_blocked - ambiguous
+    open_for_sure = usable - blocked - ambiguous
     # TIME_WAITs on the ends of a range of odd size count as reusable, whatever is known of them.
     ends = open_for_sure - {port for port in at if any(one.state != TcpState.TIME_WAIT for one in at[port])}
     least = len(open_for_sure - (in_use - reusable_for_sure)) - may_lose_a_port(sysctls, ends)
@@ -222,7 +223,7 @@ def estimate(
         reusable=len(reusable),
         remaining=remaining,
         remaining_min=min(remaining, max(0, least)),
-        remaining_max=len(usable - certainly_blocked - stops_unbound),
+        remaining_max=len(usable - blocked - stops_unbound),
         states=dict(Counter(STATE_NAMES[one.state] for one in own)),
         held=len(at),
         peer_timestamps=seen,

@@ -96,6 +96,10 @@ class Thresholds:
         """Return the ratio below which no alert of any pool goes on."""
         return min(threshold.clear for threshold in self._every())
 
+    def ratios(self) -> frozenset[float]:
+        """Return the utilisation ratios at which an alert of some pool starts or ends."""
+        return frozenset(ratio for one in self._every() for ratio in (one.utilisation, one.clear))
+
     def _every(self) -> Iterator[Threshold]:
         yield from (self.warning, self.critical)
         for override in self.overrides:

@@ -60,7 +60,7 @@ class PortState(NamedTuple):
 
     def blocked(self) -> list[int]:
         """Return the ports that no TCP connect() can take."""
-        return _of_classes(self.tcp.classes, (PortClass.BLOCKED, PortClass.SUSPECT)) if self.tcp else []
+        return _of_classes(self.tcp.classes, (PortClass.BLOCKED,)) if self.tcp else []
 
 
 def _of_classes(classes: bytes, wanted: Collection[PortClass]) -> list[int]:

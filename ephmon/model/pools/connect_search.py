@@ -88,7 +88,8 @@ class ConnectSearch:
         (first, open_first), (second, open_second) = self._open
         if self._ports.usable - free <= LITTLE_LOST * self._ports.usable:
             return expected_ports(Parity(first, max(0, free - open_second)), Parity(second, open_second))
-        free_second = min(free, open_second - self._taken_of_second_parity(key, reusable))
+        # Sockets on devices may share a port, so they may be more than ports.
+        free_second = max(0, min(free, open_second - self._taken_of_second_parity(key, reusable)))
         return expected_ports(Parity(first, min(open_first, free - free_second)), Parity(second, free_second))
 
     @cached_property

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _IS_CLASS = [bytes(value == one for value in range(256)) for one in PortClass]
 """For each class, the translation table that turns a byte of classes into 1 where it is that class."""
-_NEVER_OPEN = (PortClass.UNUSABLE, PortClass.BLOCKED)
 
 
 @dataclass(slots=True)
@@ -151,13 +150,11 @@ class ConnectionCounts:
 
 def _add_port(counts: KeyCounts, port_class: PortClass, sockets: Sequence[tuple[SocketGroup, Reuse]]) -> None:
     """Add a port of a key that may have several sockets, each bound to another device."""
-    if port_class in _NEVER_OPEN:
+    if port_class not in OPEN_CLASSES:
         return
     # connect() on an unbound socket conflicts with sockets that are bound to no device (inet_bound_dev_eq()).
     unbound = [reuse for group, reuse in sockets if not group.device]
     counts.stopping_unbound += Reuse.NEVER in unbound
-    if port_class not in OPEN_CLASSES:
-        return
     # A port is handed out again only if each socket on it is a TIME_WAIT that may be reused.
     reuse = min(reuse for _, reuse in sockets)
     counts.in_use += 1
@@ -185,12 +182,10 @@ def _add_sockets(counts: KeyCounts, port_class: int, sockets: _Alike) -> None:
     state, number, old_time_waits, reuse = sockets
     counts.states[state] = counts.states.get(state, 0) + number
     counts.held += number
-    if port_class in _NEVER_OPEN:
+    # Sockets on blocked ports take nothing of the capacity. They still belong to the pool, so they are counted above.
+    if port_class not in OPEN_CLASSES:
         return
     counts.stopping_unbound += number - old_time_waits
-    # A suspect port is blocked by the best estimate, so it is no part of the capacity, but remaining_max counts it.
-    if port_class == PortClass.SUSPECT:
-        return
     counts.in_use += number
     if state == TcpState.TIME_WAIT:
         counts.time_wait += number

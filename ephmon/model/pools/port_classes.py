@@ -22,7 +22,7 @@ sockets block nothing.
 inet_diag shows listening and bound sockets, and which sockets named their port in bind(). It does not show whether a
 connected socket got its port from connect() or from bind(address, 0), with one exception: a connected socket that has
 IP_BIND_ADDRESS_NO_PORT and did not name its port got it from connect(). Ports with any other connected socket are
-*ambiguous*, unless earlier readings of the same sockets decide: `ephmon.model.pools.classify_ports`.
+*ambiguous*, or in doubt, until the kernel is asked: `ephmon.model.pools.classify_ports`.
 """
 
 from __future__ import annotations
@@ -50,11 +50,9 @@ class PortClass(IntEnum):
     SHARED = 1
     """Free, or held only by sockets that certainly got it from connect()."""
     AMBIGUOUS = 2
-    """Held by a socket that may have got it in another way, and by none that certainly did. Likely to be shared."""
-    SUSPECT = 3
-    """As AMBIGUOUS, but likely to be blocked."""
-    BLOCKED = 4
-    """Held by a socket that certainly did not get it from connect()."""
+    """Held by a socket that may have got it in another way, and nobody knows. Estimates take it as shared."""
+    BLOCKED = 3
+    """Held by a socket that certainly did not get it from connect(), or the kernel says so."""
 
 
 OPEN_CLASSES = (PortClass.SHARED, PortClass.AMBIGUOUS)
@@ -66,8 +64,8 @@ def _table(*classes: PortClass) -> bytes:
     return bytes(value in classes for value in range(256))
 
 
-_IN_DOUBT = _table(PortClass.AMBIGUOUS, PortClass.SUSPECT)
-_NOT_KNOWN_TO_BE_BLOCKED = _table(PortClass.SHARED, PortClass.AMBIGUOUS, PortClass.SUSPECT)
+_IN_DOUBT = _table(PortClass.AMBIGUOUS)
+_NOT_KNOWN_TO_BE_BLOCKED = _table(*OPEN_CLASSES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +76,22 @@ class TcpPorts:
     """65,536 values of `PortClass`, indexed by port."""
     usable: int
     blocked: int
-    """By the best estimate: BLOCKED and SUSPECT."""
     ambiguous: int
-    """AMBIGUOUS and SUSPECT."""
-    certainly_blocked: int
     blind_to: frozenset[Blindness]
     """What may make a port blocked without being seen."""
     left_by_listeners: frozenset[int] = frozenset()
-    """Ports that had a listener earlier and have held sockets ever since: those sockets were accepted."""
+    """Blocked ports that had a listener earlier and have held sockets ever since: those sockets were accepted."""
 
     @classmethod
     def of(
         cls, classes: bytes, blind_to: frozenset[Blindness], left_by_listeners: frozenset[int] = frozenset()
     ) -> TcpPorts:
         """Count the classes."""
-        suspect, blocked = classes.count(PortClass.SUSPECT), classes.count(PortClass.BLOCKED)
         return cls(
             classes=classes,
             usable=PORTS - classes.count(PortClass.UNUSABLE),
-            blocked=blocked + suspect,
-            ambiguous=classes.count(PortClass.AMBIGUOUS) + suspect,
-            certainly_blocked=blocked,
+            blocked=classes.count(PortClass.BLOCKED),
+            ambiguous=classes.count(PortClass.AMBIGUOUS),
             blind_to=blind_to,
             left_by_listeners=left_by_listeners,
         )

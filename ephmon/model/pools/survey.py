@@ -83,7 +83,6 @@ def classify(
     *,
     evidence: Mapping[int, Evidence] = NO_EVIDENCE,
     answers: Mapping[int, Mapping[int, bool]] = NO_ANSWERS_AT_ALL,
-    likely_binder_ports: int = 1,
 ) -> Classified:
     """Return the class of every TCP port of each namespace.
 
@@ -91,7 +90,6 @@ def classify(
         snapshot: What was read.
         evidence: What is remembered of each namespace, by its inode.
         answers: What the probe found in each namespace, by its inode; see `classify_ports`.
-        likely_binder_ports: See `classify_ports`.
     """
     return {
         namespace.inode: ClassifiedPorts(
@@ -100,7 +98,6 @@ def classify(
                 namespace.tcp,
                 evidence.get(namespace.inode) or Evidence(),
                 answers=answers.get(namespace.inode, NO_ANSWERS),
-                likely_binder_ports=likely_binder_ports,
             )
         )
         for namespace in snapshot.namespaces

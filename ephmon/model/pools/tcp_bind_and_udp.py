@@ -29,10 +29,9 @@ sockets, and no tcp_bind number is exact.
 
 When they exist
     udp_connect: per family, once a UDP socket of the family is inside the range. tcp_bind and udp_bind: once a socket
-    inside the range certainly came from bind(source, 0), because it is bound, unconnected and did not name its port.
-    tcp_bind also once at least `pools.min_in_use` ports of the source are likely to have come from bind(source, 0)
-    (`ephmon.model.pools.classify_ports`; for UDP sockets there is no such evidence). On a host that only connects,
-    these pools would fill up although nobody allocates from them.
+    inside the range is proven to come from bind(source, 0). For UDP the proof is that it is bound, unconnected and did
+    not name its port; for TCP `ephmon.model.pools.classify_ports` has one more. On a host that only connects, these
+    pools would fill up although nobody allocates from them.
 
 remaining_min of tcp_bind is one less in a range of odd size, unless the range has only one port. The search walks the
 ports by parity from a random one and rounds their number down. So it passes over the first or the last port, and

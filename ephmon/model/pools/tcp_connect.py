@@ -226,14 +226,12 @@ class ConnectPools:
         # What sockets of other VRFs hold does not matter to the next one, and which those are is not known.
         if Blindness.VRF in ports.blind_to:
             return min(remaining, self._least(key, counts)), ports.usable
-        open_at_most = ports.usable - ports.certainly_blocked
-        return min(remaining, self._least(key, counts)), max(remaining, open_at_most - counts.stopping_unbound)
+        return min(remaining, self._least(key, counts)), max(remaining, self._capacity - counts.stopping_unbound)
 
     def _least(self, key: ConnectKey, counts: KeyCounts) -> int:
         """Return the lower bound, with the ports as they were when they were read."""
-        ports = self._ports
         # Every ambiguous port is blocked, which the pool's own sockets on such ports do not make worse.
-        open_at_least = ports.usable - ports.certainly_blocked - ports.ambiguous
+        open_at_least = self._capacity - self._ports.ambiguous
         held = self._held_anyway.get(key, ()) if self._may_be_passed_over else ()
         may_lose_one = any(port not in held for port in self._may_be_passed_over)
         return max(0, open_at_least - counts.in_use_certain + counts.reusable_certain - may_lose_one)

@@ -15,7 +15,7 @@ from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.pools.kinds import PoolKind
-from ephmon.model.pools.survey import classify, survey
+from ephmon.model.pools.survey import survey
 from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import DestinationPattern, ListingRules, Rules
 from ephmon.model.state import initial_state
@@ -64,7 +64,7 @@ def by_daemon(snapshot: Snapshot, rules: Rules) -> set[Judged]:
 
 def by_check(snapshot: Snapshot, rules: Rules) -> set[Judged]:
     """Return what reached a threshold."""
-    surveys = survey(snapshot, classify(snapshot, likely_binder_ports=rules.listing.min_in_use))
+    surveys = survey(snapshot)
     urgent = assess_host(surveys, rules.thresholds, rules.listing.ignore_destinations).urgent
     return {
         Judged(finding.subject.netns, None, finding.severity, _keys(finding.covered))

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 CONNECT, BIND = make_pool().key, make_bind_pool().key
 OTHER = make_pool(destination="10.0.0.8").key
 UDP = BIND._replace(kind=PoolKind.UDP_BIND)
-SHARED, SUSPECT_PORT, BLOCKED_PORT, RESERVED = LOW, LOW + 1, LOW + 2, LOW + 3
+SHARED, BLOCKED_TOO, BLOCKED_PORT, RESERVED = LOW, LOW + 1, LOW + 2, LOW + 3
 USABLE = [port for port in range(LOW, HIGH + 1) if port != RESERVED]
 SYSCTLS = make_sysctls(reserved=[RESERVED])
-PORT_STATE = PortState(SYSCTLS, make_ports(SYSCTLS, blocked=[BLOCKED_PORT], suspect=[SUSPECT_PORT]))
+PORT_STATE = PortState(SYSCTLS, make_ports(SYSCTLS, blocked=[BLOCKED_TOO, BLOCKED_PORT]))
 HERE, THERE = packed("10.0.0.1"), packed("10.0.0.9")
 PATHS = {7: "/system.slice/haproxy.service", 8: "/system.slice/nginx.service"}
 
@@ -84,7 +84,7 @@ def test_blocked_ports_are_read_alone_unless_all_ports_are_read_anyway() -> None
     blocked = socket_query(OwnerQuestions(blocked=True), PORT_STATE)
     both = socket_query(OwnerQuestions((BIND, UDP), blocked=True), PORT_STATE)
 
-    assert blocked == SocketQuery(frozenset(), {Protocol.TCP: [SUSPECT_PORT, BLOCKED_PORT]})
+    assert blocked == SocketQuery(frozenset(), {Protocol.TCP: [BLOCKED_TOO, BLOCKED_PORT]})
     assert both == SocketQuery(frozenset(), {Protocol.TCP: USABLE, Protocol.UDP: USABLE})
 
 
@@ -98,7 +98,7 @@ def test_while_tcp_could_never_be_read_udp_is() -> None:
 
 
 def test_of_a_pool_the_ports_of_its_capacity_count() -> None:
-    ports = [SHARED, SUSPECT_PORT, BLOCKED_PORT, RESERVED]
+    ports = [SHARED, BLOCKED_TOO, BLOCKED_PORT, RESERVED]
     sockets = OwnedSockets(
         toward=make_owner_table(row(ports, [1, 2, 3, 4])),
         on_ports={Protocol.TCP: make_owner_table(row(ports, [1, 2, 3, 4], to=bytes(4)))},
@@ -173,7 +173,7 @@ def test_of_too_many_sockets_on_blocked_ports_those_that_block_come_first(monkey
     monkeypatch.setattr(answers_module, "MOST_INODES", 3)
     accepted = row([BLOCKED_PORT] * 4, [21, 22, 23, 24])
     sockets = OwnedSockets(
-        on_ports={Protocol.TCP: make_owner_table(accepted, listening([BLOCKED_PORT, SUSPECT_PORT], [31, 32]))},
+        on_ports={Protocol.TCP: make_owner_table(accepted, listening([BLOCKED_PORT, BLOCKED_TOO], [31, 32]))},
         paths=PATHS,
     )
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HERE, THERE = "10.0.0.1", "10.0.0.9"
 FIRST, SECOND = LOW, LOW + 1
-"""Ports of the parity that connect() and that bind(address, 0) take first."""
+"""Ports of the parity that connect() tries first, and of the other."""
 
 
 def classes(

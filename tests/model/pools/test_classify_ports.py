@@ -1,10 +1,12 @@
-"""Whether a port in doubt is shared or blocked: certain, remembered, probed or likely."""
+"""Whether a port is shared, blocked or in doubt: certain, answered, remembered."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import pytest
 
 from ephmon.facts.addresses import PORTS
 from ephmon.facts.sockets import Blindness, TcpSockets, TcpState
@@ -22,6 +24,14 @@ def with_cookies(tcp: TcpSockets, fingerprints: Mapping[int, int]) -> TcpSockets
     for port, fingerprint in fingerprints.items():
         table[port] = fingerprint
     return replace(tcp, fingerprints=table)
+
+
+def seen(tcp: TcpSockets, times: int, answers: Mapping[int, bool] | None = None) -> Evidence:
+    """Return what is remembered after so many readings that show the same."""
+    evidence = Evidence()
+    for _ in range(times):
+        evidence = remembered(tcp, evidence, answers)
+    return evidence
 
 
 def waiting(port: int) -> Sockets:
@@ -61,6 +71,21 @@ def test_before_6_18_a_flag_makes_nothing_certain() -> None:
     assert classes(tcp) == {FIRST: PortClass.AMBIGUOUS}
 
 
+def test_a_socket_that_named_its_port_is_no_proof_beside_another_at_its_address() -> None:
+    """It may have bound the wildcard; then a socket that leaves makes the port shared. Before 6.18 none does."""
+    beside = make_tcp(plain([FIRST, SECOND]), plain(FIRST, "10.0.0.8"), explicit=[FIRST, SECOND])
+    elsewhere = make_tcp(plain(FIRST), plain(FIRST, source="10.0.0.2"), explicit=[FIRST])
+
+    assert classes(beside) == {FIRST: PortClass.AMBIGUOUS, SECOND: PortClass.BLOCKED}
+    assert classes(beside, answers={FIRST: True}) == {SECOND: PortClass.BLOCKED}
+    assert classes(elsewhere) == {FIRST: PortClass.BLOCKED}
+    assert classes(replace(beside, ports_recover=False))[FIRST] == PortClass.BLOCKED
+
+
+def test_the_parity_of_a_port_says_nothing() -> None:
+    assert classes(make_tcp(plain([FIRST, SECOND]))) == dict.fromkeys([FIRST, SECOND], PortClass.AMBIGUOUS)
+
+
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
@@ -71,25 +96,19 @@ def test_a_verdict_outlives_the_flag_while_the_same_sockets_are_there() -> None:
     assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 8}), before) == {FIRST: PortClass.AMBIGUOUS}
 
 
-def test_a_time_wait_of_a_socket_that_named_its_port_blocks_on() -> None:
-    before = remembered(with_cookies(make_tcp(plain(FIRST), explicit=[FIRST]), {FIRST: 7}))
+@pytest.mark.parametrize(
+    "tcp", [make_tcp(plain(FIRST), explicit=[FIRST]), make_tcp(bound(HERE, FIRST))], ids=["named its port", "bound"]
+)
+def test_what_blocks_is_remembered_once_it_was_seen_twice(tcp: TcpSockets) -> None:
+    """At one reading it may have come after the sockets were read, and it may be gone before the next."""
+    left = with_cookies(make_tcp(waiting(FIRST)), {FIRST: 7})
+    others = with_cookies(make_tcp(waiting(FIRST)), {FIRST: 8})
+    once, twice = (seen(with_cookies(tcp, {FIRST: 7}), times) for times in (1, 2))
 
-    assert classes(with_cookies(make_tcp(waiting(FIRST)), {FIRST: 7}), before) == {FIRST: PortClass.BLOCKED}
-
-
-def test_a_socket_that_was_seen_bound_blocks_on_when_it_connects() -> None:
-    before = remembered(with_cookies(make_tcp(bound(HERE, FIRST)), {FIRST: 7}))
-
-    assert classes(with_cookies(make_tcp(plain(FIRST)), {FIRST: 7}), before) == {FIRST: PortClass.BLOCKED}
-
-
-def test_a_suspect_stays_one_when_the_signs_fade() -> None:
-    """Its parity says nothing any more once the ports of the first are used up, but its sockets are the same."""
-    before = remembered(with_cookies(make_tcp(plain(SECOND)), {SECOND: 7}))
-    crowded = make_tcp(plain(range(LOW, LOW + 100, 2)), plain(SECOND))
-
-    assert classes(with_cookies(crowded, {SECOND: 7}), before)[SECOND] == PortClass.SUSPECT
-    assert classes(with_cookies(crowded, {SECOND: 8}), before)[SECOND] == PortClass.AMBIGUOUS
+    assert classes(left, once) == {FIRST: PortClass.AMBIGUOUS}
+    assert classes(left, twice) == {FIRST: PortClass.BLOCKED}
+    assert classes(left, remembered(left, twice)) == {FIRST: PortClass.BLOCKED}
+    assert classes(others, twice) == {FIRST: PortClass.AMBIGUOUS}
 
 
 def test_without_cookies_nothing_is_remembered_as_certain() -> None:
@@ -98,26 +117,26 @@ def test_without_cookies_nothing_is_remembered_as_certain() -> None:
     assert classes(make_tcp(waiting(FIRST)), before) == {FIRST: PortClass.AMBIGUOUS}
 
 
-def test_what_is_left_on_a_port_after_its_listener_was_accepted() -> None:
+def test_what_is_left_on_a_port_after_its_listener_is_in_doubt_whatever_its_options() -> None:
+    """An accepted socket has the options of its listener."""
     listened = remembered(make_tcp(listening(HERE, FIRST)))
     left = make_tcp(connected(HERE, FIRST, "10.0.0.7", 50_000, no_port=True))
 
-    assert classes(left, listened) == {FIRST: PortClass.SUSPECT}
-    assert classes(left, remembered(left, listened)) == {FIRST: PortClass.SUSPECT}
+    assert classes(left, listened) == {FIRST: PortClass.AMBIGUOUS}
+    assert classes(left, remembered(left, listened)) == {FIRST: PortClass.AMBIGUOUS}
+    assert classes(left, remembered(make_tcp(), listened)) == {}
 
 
-def test_the_past_of_a_port_ends_when_it_is_seen_empty() -> None:
-    empty = remembered(make_tcp(), remembered(make_tcp(listening(HERE, FIRST))))
+def test_sockets_left_by_a_listener_were_accepted_if_they_block_the_port() -> None:
+    listened = remembered(make_tcp(listening(HERE, FIRST)))
+    tcp = make_tcp(plain([FIRST, SECOND]))
 
-    assert classes(make_tcp(plain(FIRST)), empty) == {FIRST: PortClass.AMBIGUOUS}
+    def accepted(previous: Evidence, answers: Mapping[int, bool]) -> frozenset[int]:
+        return classify_ports(make_sysctls(), tcp, previous, answers=answers)[0].left_by_listeners
 
-
-def test_before_6_18_a_port_that_was_bound_is_suspect_until_it_is_empty() -> None:
-    was_bound = remembered(make_tcp(bound(HERE, FIRST)))
-    now = make_tcp(plain(FIRST))
-
-    assert classes(now, was_bound) == {FIRST: PortClass.AMBIGUOUS}
-    assert classes(replace(now, ports_recover=False), was_bound) == {FIRST: PortClass.SUSPECT}
+    assert accepted(listened, {FIRST: False, SECOND: False}) == {FIRST}
+    assert accepted(listened, {}) == accepted(listened, {FIRST: True}) == frozenset()
+    assert accepted(remembered(tcp, listened, {FIRST: True}), {FIRST: False}) == frozenset()
 
 
 # --- the probe ----------------------------------------------------------------------------------------------------
@@ -129,35 +148,29 @@ def test_the_probe_decides() -> None:
     assert classes(tcp, answers={FIRST: True, LOW + 2: False}) == {LOW + 2: PortClass.BLOCKED}
 
 
-def test_an_answer_holds_while_the_same_sockets_are_there() -> None:
+def test_an_answer_holds_while_the_same_sockets_are_there_and_one_that_blocks_is_asked_for_twice() -> None:
     tcp = with_cookies(make_tcp(plain(FIRST), plain(LOW + 2)), {FIRST: 7, LOW + 2: 8})
-    before = remembered(tcp, answers={FIRST: True, LOW + 2: False})
+    once = remembered(tcp, answers={FIRST: True, LOW + 2: False})
+    twice = remembered(tcp, once, answers={LOW + 2: False})
 
-    assert classes(tcp, before) == {LOW + 2: PortClass.BLOCKED}
+    assert classes(tcp, once) == {LOW + 2: PortClass.AMBIGUOUS}
+    assert classes(tcp, twice) == classes(tcp, remembered(tcp, twice)) == {LOW + 2: PortClass.BLOCKED}
 
 
-def test_before_6_18_an_answer_that_a_port_is_shared_says_nothing_certain_of_the_next_reading() -> None:
+def test_before_6_18_an_answer_that_a_port_is_shared_holds_for_one_reading() -> None:
     """A bind() that came and went in between blocks the port until it is empty, and changes no socket that stays."""
-    tcp = with_cookies(make_tcp(plain(SECOND), plain(LOW + 2)), {SECOND: 7, LOW + 2: 8})
-    old = replace(tcp, ports_recover=False)
-    before = remembered(old, answers={SECOND: True, LOW + 2: False})
+    tcp = replace(with_cookies(make_tcp(plain(FIRST), plain(LOW + 2)), {FIRST: 7, LOW + 2: 8}), ports_recover=False)
+    answers = {FIRST: True, LOW + 2: False}
+    before = seen(tcp, 2, answers)
 
-    # Its parity would make it suspect, but it was shared a moment ago.
-    assert classes(old, before) == {SECOND: PortClass.AMBIGUOUS, LOW + 2: PortClass.BLOCKED}
-    assert classes(old, remembered(old, before)) == {SECOND: PortClass.AMBIGUOUS, LOW + 2: PortClass.BLOCKED}
+    assert classes(tcp, before, answers) == {LOW + 2: PortClass.BLOCKED}
+    assert classes(tcp, before) == {FIRST: PortClass.AMBIGUOUS, LOW + 2: PortClass.BLOCKED}
 
 
-def test_a_port_that_the_probe_calls_shared_has_nothing_left_of_a_listener() -> None:
-    """Its listener went between two readings, and connect() took the port before the second."""
-    tcp = with_cookies(make_tcp(plain(FIRST)), {FIRST: 7})
-    listened = remembered(make_tcp(listening(HERE, FIRST)))
-    ports, evidence = classify_ports(make_sysctls(), tcp, listened, answers={FIRST: True})
-    later, _ = classify_ports(make_sysctls(), tcp, evidence)
-    unasked, _ = classify_ports(make_sysctls(), tcp, listened)
+def test_a_blocked_port_is_asked_about_again_while_a_leaving_socket_may_make_it_shared() -> None:
+    tcp = with_cookies(make_tcp(plain(FIRST), plain(FIRST, "10.0.0.8")), {FIRST: 7})
 
-    assert unasked.left_by_listeners == {FIRST}
-    assert ports.left_by_listeners == later.left_by_listeners == frozenset()
-    assert (ports.ambiguous, later.ambiguous) == (0, 0)
+    assert classes(tcp, seen(tcp, 3, {FIRST: False})) == {FIRST: PortClass.AMBIGUOUS}
 
 
 def test_the_probe_finds_bound_sockets_that_are_not_shown() -> None:
@@ -168,47 +181,55 @@ def test_the_probe_finds_bound_sockets_that_are_not_shown() -> None:
     every, _ = classify_ports(make_sysctls(), tcp, Evidence(), answers=everywhere)
 
     assert some.blind_to == {Blindness.BOUND_UNCONNECTED}
-    assert (every.blind_to, every.blocked, every.certainly_blocked) == (frozenset(), 1, 1)
+    assert (every.blind_to, every.blocked, every.ambiguous) == (frozenset(), 1, 0)
 
 
 # --- binders ------------------------------------------------------------------------------------------------------
 
 
-def binders(tcp: TcpSockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None) -> set[bytes]:
-    _, evidence = classify_ports(
-        make_sysctls(), tcp, previous or Evidence(), answers=answers or {}, likely_binder_ports=3
-    )
-    return set(evidence.binders)
+def binders(*rows: Sockets, previous: Evidence | None = None, answers: Mapping[int, bool] | None = None) -> set[bytes]:
+    tcp = with_cookies(make_tcp(*rows), {})
+    return set(classify_ports(make_sysctls(), tcp, previous or Evidence(), answers=answers or {})[1].binders)
 
 
-def test_an_address_is_a_binder_if_a_bound_socket_says_so_or_enough_are_likely_to() -> None:
-    seconds = [SECOND, SECOND + 2, SECOND + 4]
+def test_a_bound_socket_that_did_not_name_its_port_makes_its_address_a_binder() -> None:
+    tcp = replace(make_tcp(), bound_to_any_port=frozenset([packed(HERE)]))
 
-    assert binders(replace(make_tcp(), bound_to_any_port=frozenset([packed(HERE)]))) == {packed(HERE)}
-    assert binders(make_tcp(plain(seconds))) == {packed(HERE)}
-    assert binders(make_tcp(plain(seconds[:2]))) == set()
+    assert remembered(tcp).binders == {packed(HERE)}
 
 
-def test_a_host_that_only_connects_has_no_binder() -> None:
-    assert binders(make_tcp(plain(range(LOW, LOW + 100)))) == set()
+def test_a_connection_alone_on_a_port_that_the_probe_found_blocked_makes_a_binder() -> None:
+    blocked = {FIRST: False}
+
+    assert binders(plain(FIRST), answers=blocked) == {packed(HERE)}
+    assert binders(plain(FIRST)) == binders(plain(FIRST), answers={FIRST: True}) == set()
 
 
-def test_one_port_that_the_probe_found_blocked_makes_a_binder() -> None:
-    assert binders(make_tcp(plain(FIRST)), answers={FIRST: False}) == {packed(HERE)}
+@pytest.mark.parametrize(
+    "rows",
+    [(waiting(FIRST),), (plain(FIRST), plain(FIRST, "10.0.0.8"))],
+    ids=["a TIME_WAIT may have named its port", "two have the port, so it was shared or listened on"],
+)
+def test_what_may_have_had_another_reason_makes_no_binder(rows: tuple[Sockets, ...]) -> None:
+    assert binders(*rows, answers={FIRST: False}) == set()
 
 
-def test_a_known_binder_is_one_while_a_port_of_it_is_likely() -> None:
-    known = Evidence(binders=frozenset([packed(HERE)]))
-
-    assert binders(make_tcp(plain(SECOND)), known) == {packed(HERE)}
-    assert binders(make_tcp(plain(FIRST)), known) == set()
+def test_where_the_kernel_does_not_show_who_named_a_port_nobody_is_proven_to_bind() -> None:
+    """/proc/net shows no cookies either."""
+    assert remembered(make_tcp(plain(FIRST)), answers={FIRST: False}).binders == set()
 
 
 def test_what_a_listener_accepted_makes_no_binder() -> None:
-    listened = remembered(make_tcp(listening(HERE, [SECOND, SECOND + 2, SECOND + 4])))
-    left = make_tcp(connected(HERE, [SECOND, SECOND + 2, SECOND + 4], "10.0.0.7", 50_000))
+    listened = remembered(make_tcp(listening(HERE, FIRST)))
 
-    assert binders(left, listened) == set()
+    assert binders(plain(FIRST), previous=listened, answers={FIRST: False}) == set()
+
+
+def test_a_known_binder_is_one_down_to_its_last_blocked_port() -> None:
+    known = Evidence(binders=frozenset([packed(HERE)]))
+
+    assert binders(waiting(FIRST), previous=known, answers={FIRST: False}) == {packed(HERE)}
+    assert binders(waiting(FIRST), previous=known) == set()
 
 
 # --- readings that only count -------------------------------------------------------------------------------------
@@ -219,34 +240,28 @@ def counted(*rows: Sockets) -> TcpSockets:
     return replace(make_tcp(*rows), has_evidence=False)
 
 
-def test_without_evidence_every_port_in_use_is_in_doubt() -> None:
+def test_without_evidence_every_port_in_use_is_in_doubt_but_for_listeners() -> None:
     """Also one that was certain: other sockets may be on it by now."""
-    certain = connected(HERE, FIRST, THERE, 443, no_port=True)
+    certain = make_tcp(connected(HERE, FIRST, THERE, 443, no_port=True), plain(SECOND), explicit=[SECOND])
+    now = counted(connected(HERE, FIRST, THERE, 443, no_port=True), plain(SECOND), listening(HERE, LOW + 6))
 
-    assert classes(counted(certain), remembered(make_tcp(certain))) == {FIRST: PortClass.AMBIGUOUS}
-
-
-def test_without_evidence_what_was_judged_blocked_is_suspect() -> None:
-    before = remembered(make_tcp(plain([FIRST, FIRST + 2]), explicit=[FIRST]))
-
-    assert classes(counted(plain([FIRST, FIRST + 2])), before) == {
-        FIRST: PortClass.SUSPECT,
-        FIRST + 2: PortClass.AMBIGUOUS,
-    }
-    assert classes(counted(), before) == {}
-
-
-def test_without_evidence_bound_ports_are_taken_to_be_bound_still_and_listeners_are_seen() -> None:
-    before = remembered(make_tcp(bound(HERE, LOW + 2), listening(HERE, LOW + 4), listening(HERE, LOW + 6)))
-    now = counted(listening(HERE, LOW + 6), listening(HERE, LOW + 8))
-
-    assert classes(now, before) == {
-        LOW + 2: PortClass.SUSPECT,
+    assert classes(now, remembered(certain)) == {
+        FIRST: PortClass.AMBIGUOUS,
+        SECOND: PortClass.AMBIGUOUS,
         LOW + 6: PortClass.BLOCKED,
-        LOW + 8: PortClass.BLOCKED,
     }
-    assert classes(counted(), remembered(now, before)) == {LOW + 2: PortClass.SUSPECT}
-    assert classes(make_tcp(), remembered(now, before)) == {}
+
+
+def test_without_evidence_ports_that_were_bound_are_in_doubt_until_that_is_looked_for_again() -> None:
+    before = remembered(make_tcp(bound(HERE, LOW + 2), listening(HERE, LOW + 4)))
+    now = remembered(counted(), before)
+
+    assert classes(counted(listening(HERE, LOW + 4)), before) == {
+        LOW + 2: PortClass.AMBIGUOUS,
+        LOW + 4: PortClass.BLOCKED,
+    }
+    assert classes(counted(), now) == dict.fromkeys([LOW + 2, LOW + 4], PortClass.AMBIGUOUS)
+    assert classes(make_tcp(), now) == {}
 
 
 def test_verdicts_wait_for_the_next_reading_with_evidence() -> None:
@@ -264,11 +279,14 @@ def test_a_reading_that_only_counts_never_claims_that_nothing_is_hidden() -> Non
     assert ports.blind_to == {Blindness.BOUND_UNCONNECTED}
 
 
-def test_a_reading_that_only_counts_forgets_no_binder() -> None:
-    """Its sockets are bound and not connected yet, which is not seen."""
+def test_a_reading_that_only_counts_forgets_no_binder_and_sees_listeners_come_and_go() -> None:
+    """The binder's sockets are bound and not connected yet, which is not seen."""
     before = remembered(replace(make_tcp(bound(HERE, LOW)), bound_to_any_port=frozenset({packed(HERE)})))
+    listened = remembered(counted(listening(HERE, FIRST)), before)
 
-    assert remembered(counted(), before).binders == {packed(HERE)}
+    assert listened.binders == {packed(HERE)}
+    assert remembered(counted(plain(FIRST)), listened).listened_on == {FIRST}
+    assert remembered(counted(), listened).listened_on == set()
 
 
 def test_counting_would_miss_much_where_many_ports_are_blocked_by_others_than_listeners() -> None:
@@ -277,5 +295,12 @@ def test_counting_would_miss_much_where_many_ports_are_blocked_by_others_than_li
 
     assert not remembered(make_tcp(in_doubt, bound(HERE, LOW))).settles_much
     assert remembered(make_tcp(in_doubt, bound(HERE, [LOW, LOW + 2]))).settles_much
-    assert remembered(make_tcp(in_doubt, plain([SECOND, SECOND + 2], "10.0.0.7"))).settles_much
+    assert remembered(make_tcp(in_doubt), answers=dict.fromkeys([FIRST + 20, FIRST + 22], False)).settles_much
     assert not remembered(make_tcp(in_doubt, listening(HERE, [LOW, LOW + 2, LOW + 4]))).settles_much
+
+
+def test_counting_would_miss_much_where_most_ports_are_known_to_be_shared() -> None:
+    tcp = make_tcp(plain(range(FIRST, FIRST + 10)))
+
+    assert not remembered(tcp, answers=dict.fromkeys(range(FIRST, FIRST + 4), True)).settles_much
+    assert remembered(tcp, answers=dict.fromkeys(range(FIRST, FIRST + 5), True)).settles_much

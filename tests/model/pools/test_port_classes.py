@@ -40,9 +40,9 @@ def look(tcp: TcpSockets, sysctls: Sysctls | None = None) -> TcpPorts:
 
 
 def counts(*rows: Sockets, explicit: tuple[int, ...] = ()) -> tuple[int, int, int]:
-    """Return the usable, certainly blocked and ambiguous ports of a namespace with these sockets."""
+    """Return the usable, blocked and ambiguous ports of a namespace with these sockets."""
     ports = look(make_tcp(*rows, explicit=explicit))
-    return ports.usable, ports.certainly_blocked, ports.ambiguous
+    return ports.usable, ports.blocked, ports.ambiguous
 
 
 @pytest.mark.parametrize(
@@ -123,18 +123,17 @@ def test_sockets_outside_the_range_change_nothing() -> None:
     assert counts(listening("0.0.0.0", outside), bound("::", outside), explicit=tuple(outside)) == FREE
 
 
-def test_the_best_estimate_takes_suspect_ports_as_blocked_and_ambiguous_ones_as_shared() -> None:
+def test_every_usable_port_is_counted_by_its_class() -> None:
     classes = bytearray(ALL_PORTS)
     for port_class, number in {
         PortClass.SHARED: 1,
         PortClass.AMBIGUOUS: 20,
-        PortClass.SUSPECT: 300,
-        PortClass.BLOCKED: 4000,
+        PortClass.BLOCKED: 300,
     }.items():
         classes[number : 2 * number] = bytes([port_class]) * number
     ports = TcpPorts.of(bytes(classes), frozenset())
 
-    assert (ports.usable, ports.blocked, ports.ambiguous, ports.certainly_blocked) == (4321, 4300, 320, 4000)
+    assert (ports.usable, ports.blocked, ports.ambiguous) == (321, 300, 20)
 
 
 def test_a_range_may_be_blocked_as_a_whole() -> None:

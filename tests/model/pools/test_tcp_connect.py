@@ -258,21 +258,6 @@ def test_an_ambiguous_port_counts_as_shared_but_not_toward_the_minimum() -> None
     assert bounds(far(tcp, ports=ports)) == (40, 80, 80, False)
 
 
-def test_a_suspect_port_counts_as_blocked_but_not_toward_the_maximum() -> None:
-    tcp = make_tcp(connected(HERE, range(LOW + 40, LOW + 60), THERE, PORT))
-    pool = far(tcp, ports=make_ports(make_sysctls(), blocked=range(LOW, LOW + 5), suspect=range(LOW + 30, LOW + 50)))
-
-    assert (pool.blocked, pool.in_use, pool.held) == (25, 10, 20)
-    assert bounds(pool) == (65, 65, 75, False)
-
-
-def test_the_maximum_counts_reusable_time_wait_on_suspect_ports() -> None:
-    pool = near(make_tcp(left_near(HALF)), make_ports(make_sysctls(), suspect=HALF))
-
-    assert (pool.time_wait, pool.reusable) == (0, 0)
-    assert bounds(pool) == (50, 50, 100, False)
-
-
 def test_an_exhausted_pool_leaves_nothing_to_doubt() -> None:
     ports = make_ports(make_sysctls(), ambiguous=EVERY_PORT)
 

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Sockets of a namespace, and those of its ambiguous ports that are estimated to be blocked."""
+    """Sockets of a namespace, and those of its ambiguous ports of which the kernel said that they are blocked."""
 
     facts: Sysctls
     sockets: list[KernelSocket]
-    suspects: set[int]
+    answered: set[int]
     asked: set[Peer]
 
     @property
@@ -54,9 +54,8 @@ class Mix:
         ambiguous = ambiguous_ports(self.sockets, self.facts)
         ports = make_ports(
             self.facts,
-            blocked=blocked_for_sure(self.sockets, self.facts),
+            blocked=blocked_for_sure(self.sockets, self.facts) | ambiguous & self.answered,
             ambiguous=ambiguous,
-            suspect=ambiguous & self.suspects,
         )
         timestamps = PeerTimestamps().with_answers({own(peer): [answer] for peer, answer in self.known.items()})
         tcp = replace(shown_by_inet_diag(self.sockets), timestamps=timestamps)
@@ -67,11 +66,12 @@ class Mix:
 def mixes(draw: st.DrawFn) -> Mix:
     facts = draw(sysctls())
     mixed = draw(sockets(facts))
-    ambiguous = sorted(ambiguous_ports(mixed, facts))
-    suspects = draw(st.sets(st.sampled_from(ambiguous))) if ambiguous else set()
+    blockers = {one.port for one in mixed if not one.got_its_port_from_connect}
+    ambiguous = sorted(ambiguous_ports(mixed, facts) & blockers)
+    answered = draw(st.sets(st.sampled_from(ambiguous))) if ambiguous else set()
     if draw(st.booleans()):
         mixed = [replace(one, has_timestamps=True) for one in mixed]
-    return Mix(facts, mixed, suspects, draw(st.sets(st.sampled_from(PEERS))))
+    return Mix(facts, mixed, answered, draw(st.sets(st.sampled_from(PEERS))))
 
 
 law = settings(max_examples=300, deadline=None)
@@ -84,7 +84,7 @@ def test_the_quantities_of_every_pool_are_what_their_definitions_say(mix: Mix) -
 
     for peer in PEERS:
         said = asdict(pools.pool(own(peer)))
-        expected = asdict(estimate(mix.sockets, mix.facts, peer, mix.suspects, mix.known))
+        expected = asdict(estimate(mix.sockets, mix.facts, peer, mix.answered, mix.known))
         assert {name: said[name] for name in expected} == expected
         assert (own(peer) in set(pools)) is (expected["held"] > 0)
 
@@ -106,12 +106,12 @@ def test_the_number_of_calls_that_succeed_lies_within_the_bounds(mix: Mix, devic
 @law
 @given(mixes())
 def test_the_estimate_is_right_where_what_it_rests_on_is(mix: Mix) -> None:
-    """It rests on the suspects, on peers that speak timestamps, and on callers and sockets that are on no device."""
+    """It rests on the answers, on peers that speak timestamps, and on callers and sockets that are on no device."""
     plain = [replace(one, device=0, has_timestamps=mix.facts.tcp_timestamps != 0) for one in mix.sockets]
     # Without devices there is one socket for each 4-tuple.
     distinct = list({(one.port, one.source, one.peer): one for one in plain}.values())
     blockers = {one.port for one in distinct if not one.got_its_port_from_connect}
-    pools = replace(mix, sockets=distinct, suspects=blockers).pools
+    pools = replace(mix, sockets=distinct, answered=blockers).pools
 
     for peer in PEERS:
         assert pools.pool(own(peer)).remaining == successes(distinct, mix.facts, peer)
