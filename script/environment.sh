@@ -81,9 +81,10 @@ pip_install() {
         die "pip could not install into $directory, see above; without PyPI, name a mirror in PIP_INDEX_URL"
 }
 
-# Two scripts that start at once must not both make the environment. The lock goes with the shell's descriptor 9.
+# Two scripts that start at once must not both make the environment, or what else FILE stands for: lock [FILE]
+# The lock goes with the shell's descriptor 9.
 lock() {
-    exec 9<"$root/pyproject.toml"
+    exec 9<"${1:-$root/pyproject.toml}"
     if have flock; then
         flock 9
     fi
