@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import compress, count
+from operator import or_
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from ephmon.facts.addresses import Endpoint, on_loopback
+from ephmon.facts.addresses import V6_BYTES, Endpoint, on_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -163,7 +164,13 @@ class SocketGroups(Sequence[SocketGroup]):
     @cached_property
     def time_waits_on_loopback(self) -> Sequence[int]:
         """Those of `time_waits` that the kernel takes for connections on loopback."""
-        found = ((index, self[index]) for index in self.time_waits)
+        # There may be as many groups as sockets. So only those are unpacked that may be on loopback: with 127 as the
+        # first byte of an address, of IPv6, or on a device.
+        size, packed = self.PACKED.size, self._packed
+        may_be = map(or_, packed[8::size].translate(_IS_127), packed[24::size].translate(_IS_127))
+        may_be = map(or_, may_be, packed[4::size].translate(_IS_V6))
+        candidates = compress(count(), map(or_, may_be, map(bool, self._devices)))
+        found = ((index, self[index]) for index in sorted(set(self.time_waits).intersection(candidates)))
         return [index for index, one in found if on_loopback(one.source, one.destination, device=one.device)]
 
     @property
@@ -188,6 +195,8 @@ class SocketGroups(Sequence[SocketGroup]):
 _CONNECT_KEY = struct.Struct(">BxH16s16s")
 """The length of the addresses, a zero, the destination port, source and destination; zeros after 4-byte addresses."""
 _IS_ODD = bytes([0, 1] * 128)
+_IS_127 = bytes(value == 127 for value in range(256))
+_IS_V6 = bytes(value == V6_BYTES for value in range(256))
 _TIME_WAIT = 6  # as in `TcpState`, which this module is below of
 _IS_TIME_WAIT = bytes(state == _TIME_WAIT for state in range(256))
 

@@ -22,7 +22,8 @@ A port is in use for a newcomer if any socket of the protocol on it has a local 
 - either is the wildcard of a family that the other is of. The IPv6 wildcard without IPV6_V6ONLY is of both; so is, for
   an IPv4 newcomer at the wildcard, every IPv6 socket without IPV6_V6ONLY (`ephmon.facts.addresses.overlap`).
 
-State, peer and TIME_WAIT do not matter. Devices do not matter either, as the newcomer is taken to be bound to none.
+State, peer and TIME_WAIT do not matter. Devices do not matter either, as the newcomer is taken to be bound to none,
+unless they are in a VRF: then remaining_max does not count their sockets.
 SO_REUSEADDR and SO_REUSEPORT on both sides let UDP sockets share ports. The kernel does not show these options, so
 sockets that use them have more ports left than the numbers say. With ip_autobind_reuse=1 the same holds for TCP
 sockets, and no tcp_bind number is exact.
@@ -221,8 +222,10 @@ class AddressPools:
             rows = zip(table.group_of, table.port_of, strict=True)
             for index, port in compress(rows, map(conflicts.__getitem__, table.group_of)):
                 group = table.groups[index]
+                # A socket on a device may be in a VRF, and then it keeps no port from a newcomer outside.
+                is_here = not (self._is_blind and group.device)
                 for held_ports, is_certain in conflicts[index]:
-                    self._add(held_ports, group, port, is_certain=is_certain)
+                    self._add(held_ports, group, port, is_certain=is_certain and is_here)
         return own, wildcards
 
     def _conflicts_by_placeholder(

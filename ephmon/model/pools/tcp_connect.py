@@ -205,17 +205,14 @@ class ConnectPools:
         """Return how many of the sockets counted named their port; what a listener covers may not have been counted."""
         if not self._named:
             return 0
+        key_index = self._named.groups.connect_keys.find(key)
         live = sum(counts.states.values()) - counts.states.get(TcpState.TIME_WAIT, 0)
-        return min(live, self._named_by_key[key])
+        return 0 if key_index is None else min(live, self._named_by_key[key_index])
 
     @cached_property
-    def _named_by_key(self) -> Counter[ConnectKey]:
-        """How many sockets of each key named their port."""
-        groups = self._named.groups
-        numbers: Counter[ConnectKey] = Counter()
-        for index, number in Counter(self._named.group_of).items():
-            numbers[groups.connect_keys[groups.connect_key_of[index]]] += number
-        return numbers
+    def _named_by_key(self) -> Counter[int]:
+        """How many sockets of each key named their port, by its index among the keys of `_named`."""
+        return Counter(map(self._named.groups.connect_key_of.__getitem__, self._named.group_of))
 
     def _bounds(self, key: ConnectKey, counts: KeyCounts, remaining: int) -> tuple[int, int]:
         """Return the least and the most ports that may remain."""
