@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from tests.namespaces import Namespace
 
-with_and_without_the_probe = pytest.mark.parametrize("probe", [True, False], ids=["probe", "no probe"])
 A_DAEMON, COMMANDS = "a daemon that starts now", "commands"
 BLOCKED = frozenset({"EphmonPortsBlocked critical"})
 
@@ -23,6 +22,14 @@ def in_every_shape(*situations: Callable[[Scene], None]) -> pytest.MarkDecorator
     pairs = [(situation, shape) for situation in situations for shape in SHAPES]
     names = [f"{situation.__name__}: {shape.name}" for situation, shape in pairs]
     return pytest.mark.parametrize(("situation", "shape"), pairs, ids=names)
+
+
+def with_and_without_the_probe(*situations: Callable[[Scene], None]) -> pytest.MarkDecorator:
+    """With the probe in every shape, and without it in one of them, by turns."""
+    cases = [(situation, shape, True) for situation in situations for shape in SHAPES]
+    cases += [(situation, SHAPES[index % len(SHAPES)], False) for index, situation in enumerate(situations)]
+    names = [f"{one.__name__}: {shape.name}, {'' if probe else 'no '}probe" for one, shape, probe in cases]
+    return pytest.mark.parametrize(("situation", "shape", "probe"), cases, ids=names)
 
 
 def check_numbers(outcome: Outcome, *, probe: bool) -> None:
@@ -43,8 +50,7 @@ def numbers(said: Said) -> Said:
     return replace(said, urgent=frozenset())
 
 
-@with_and_without_the_probe
-@in_every_shape(*ONLY_CONNECT)
+@with_and_without_the_probe(*ONLY_CONNECT)
 def test_where_nobody_binds_nothing_is_blocked_and_nobody_is_alarmed(
     agent: Namespace, situation: Callable[[Scene], None], shape: Shape, probe: bool
 ) -> None:
@@ -83,8 +89,7 @@ def test_without_the_probe_ports_that_bind_took_are_in_doubt(
         assert not any(alert.startswith("EphmonPortsBlocked") for alert in said.urgent), who
 
 
-@with_and_without_the_probe
-@in_every_shape(*PASSING)
+@with_and_without_the_probe(*PASSING)
 def test_what_a_daemon_remembers_does_not_deceive_it(
     agent: Namespace, situation: Callable[[Scene], None], shape: Shape, probe: bool
 ) -> None:
