@@ -94,7 +94,9 @@ def _rest(pool: Pool) -> str:
         return f"connect() failed, so the lower bound counts: {_room(pool)} ports are left"
     if not pool.remaining:
         return f"none of {pool.usable} ports is left, the next allocation fails with {pool.failure_errno}"
-    return f"{remaining(pool)} of {pool.usable} ports are left"
+    unproven = pool.reusable_unproven
+    unless = f", {unproven} of them only if the peer uses TCP timestamps" if unproven else ""
+    return f"{remaining(pool)} of {pool.usable} ports are left{unless}"
 
 
 def _near_exhaustion(alert: Alert) -> str:

@@ -42,6 +42,15 @@ MANY_USERS = (UserFailures(1, 8), UserFailures(2, 7), UserFailures(None, 1), *[U
                 "allocation fails with EADDRNOTAVAIL."
             ),
         ),
+        (
+            make_alert(
+                make_pool(usable=200, blocked=0, in_use=195, time_wait=195, reusable=195, reusable_unproven=195)
+            ),
+            (
+                "tcp_connect from 10.0.0.1 to 10.0.0.9:443 is at 0.0%: 200 of 200 ports are left, "
+                "195 of them only if the peer uses TCP timestamps."
+            ),
+        ),
         (make_alert(BOUND), "tcp_bind at 10.0.0.1 is at 70.8%: 8232 of 28232 ports are left."),
         (
             make_alert(ELSEWHERE),
