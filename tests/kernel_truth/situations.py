@@ -96,6 +96,8 @@ class Outcome:
 
     truth: int
     """How many ports the pool toward `other` had."""
+    hides_sockets: bool
+    """Whether this kernel does not show all sockets that hold a port; then a daemon calls no number exact."""
     said: dict[str, Said] = field(default_factory=dict)
 
 
@@ -144,12 +146,13 @@ class Scene:
         assert sockets.open_sockets(self._drawing(), tag="one", limit=1).count == 1
         said = {"a daemon from the start": self._of_report(self.daemon.poll())}
         late = Polls(probe=self._probe)
-        said["a daemon that starts now"] = self._of_report(late.poll())
+        report = late.poll()
+        said["a daemon that starts now"] = self._of_report(report)
         said["that daemon, two polls later"] = self._of_report([late.poll() for _ in range(2)][-1])
         said["commands"] = self._of_commands()
         filled = sockets.open_sockets(self._drawing(), tag="drawn", limit=sockets.ALL_PORTS)
         assert filled.errno == errno.EADDRNOTAVAIL
-        return Outcome(truth=filled.count, said=said)
+        return Outcome(truth=filled.count, hides_sockets=bool(report.namespaces[0].blind_to), said=said)
 
     def _drawing(self) -> Recipe:
         return Recipe(bind=(self.shape.here, 0), no_port=True, connect=self.shape.other)
