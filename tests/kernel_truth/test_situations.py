@@ -48,7 +48,7 @@ def check_numbers(outcome: Outcome, *, probe: bool) -> None:
 
 
 def numbers(said: Said) -> Said:
-    """Return what can be compared: `headroom` asks about more ports where sockets are hidden, so more of it is exact."""
+    """Return what can be compared: `headroom` asks about more ports where sockets are hidden, so it is exact there."""
     return replace(said, urgent=frozenset(), exact=False)
 
 
