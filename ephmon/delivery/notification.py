@@ -36,6 +36,7 @@ SUMMARIES: Mapping[AlertName, str] = MappingProxyType(
         AlertName.POOL_EXHAUSTION_FORECAST: "A pool of local ports will soon be used up.",
         AlertName.PORTS_BLOCKED: "Many local ports are blocked for every connect().",
         AlertName.CONNECT_EXHAUSTIONS: "connect() fails because no local port is left.",
+        AlertName.CONNECT_SLOW: "connect() takes long to find a local port.",
         AlertName.TOO_MANY_ALERTS: "More alerts are active than may be shown one by one.",
     }
 )
