@@ -11,7 +11,7 @@ from ephmon import log
 from ephmon.config.settings import ProbeChoice
 from ephmon.errors import KernelError, shortages_explained
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.kernel.search_time import measure_search_time
+from ephmon.kernel.search_time import PORTS, measure_search_time
 from ephmon.log import Line
 from ephmon.model.pools.connect_search import MANY_PORTS
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ephmon.model.state import State
 
 RETRY_SECONDS = 600.0
+LEAST_REMAINING = 2 * PORTS
+"""The measurement holds ports for some milliseconds. It waits while a pool has so few left that they may be missed."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,4 +57,6 @@ class SearchTimer:
 
 
 def _matters(state: State) -> bool:
-    return any((one.pool.search_ports or 0) >= MANY_PORTS for one in state.report.listed)
+    pools = [one.pool for one in state.report.listed]
+    is_long = any((pool.search_ports or 0) >= MANY_PORTS for pool in pools)
+    return is_long and all(pool.remaining >= LEAST_REMAINING for pool in pools)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ephmon.daemon.search_timer import LEAST_REMAINING
 from tests import sockets
 from tests.namespaces import Namespace
 from tests.processes import Running, ephmon, eventually, put, run
 from tests.sockets import FillResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 HERE, PORT = "127.0.0.1", 80
@@ -108,6 +109,28 @@ def test_the_daemon_measures_what_a_search_costs_and_exports_it(ns: Namespace, t
         page = daemon.get("/").body
         assert f"to {HERE}:{PORT} looks at about 409" in page
         daemon.stop()
+
+
+def test_no_port_is_taken_for_the_measurement_where_few_are_left(ns: Namespace, tmp_path: Path) -> None:
+    few = LEAST_REMAINING // 2
+    fill(ns, RANGE[1] - RANGE[0] + 1 - few - (HALF - 16))
+    with Running(ns, ephmon("run", "--config", put(tmp_path / "config.yaml", CONFIG))) as daemon:
+
+        def observe() -> dict[str, float]:
+            fill(ns, 1)
+            return dict(daemon.metrics())
+
+        metrics = eventually(observe, lambda found: sum_of(OPENS, found) > 0)
+        daemon.stop()
+
+    assert sum_of("ephmon_pool_connect_search_ports", metrics) > HALF
+    assert sum_of("ephmon_pool_connect_search_cpu_ratio", metrics) == 0
+    assert not [line for line in daemon.lines if "cannot be measured" in line]
+
+
+def sum_of(name: str, metrics: Mapping[str, float]) -> float:
+    """Add up the series of a metric, 0 if there are none."""
+    return sum(value for series, value in metrics.items() if series.startswith(f"{name}{{"))
 
 
 def test_without_a_measurement_the_ports_are_exported_alone_and_one_line_says_why(
