@@ -51,13 +51,14 @@ def read_tcp(
     states = inet_diag.BOUND_STATES if evidence else 1 << TcpState.LISTEN
     bound = _table(diag, [inet_diag.tcp_request(states, inside)], deadline, fingerprints=fingerprints)
     named = inet_diag.tcp_request(inet_diag.FULL_SOCKET_STATES, [*inside, inet_diag.port_named_in_bind()])
+    named_sockets = _table(diag, [named], deadline, with_options=False) if evidence else NO_SOCKETS
     everywhere = inet_diag.tcp_request(1 << TcpState.LISTEN, [])
     listening_ports = _table(diag, [everywhere], deadline).ports if evidence else None
     not_accepted = islice(_not_accepted(bound), MOST_LISTENERS_LEFT_OUT)
     connections = inet_diag.tcp_request(inet_diag.CONNECTION_STATES, [*inside, *not_accepted])
     return TcpSockets(
         bound=bound,
-        named=_table(diag, [named], deadline, with_options=False) if evidence else NO_SOCKETS,
+        named=named_sockets,
         connections=_table(diag, [connections], deadline, with_options=evidence, fingerprints=fingerprints),
         bound_to_any_port=_tcp_bound_to_any_port(diag, bound, inside, deadline),
         listening_ports=listening_ports,

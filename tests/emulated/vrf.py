@@ -1,6 +1,6 @@
 """TCP sockets of a VRF have their ports apart: the bounds allow for that, and nothing is called exact.
 
-Many kernels are built without VRFs. Those that `script/emulate` boots have them.
+Many kernels are built without VRFs. Those that `script/emulate` boots have them: tests/emulated/init.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from tests import sockets
 from tests.kernel_truth.experiment import HERE, LOW
 from tests.kernel_truth.mixes import fresh_namespace, read_with_probe
 from tests.kernel_truth.prediction import pool_in
-from tests.namespaces import ip
+from tests.namespaces import Namespace, ip
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ephmon.model.pools.kinds import Pool
-    from tests.namespaces import Namespace
 
 SIZE, HELD, PORT = 40, 10, 80
 VRF, INSIDE = "red", "10.66.0.1"
@@ -49,21 +50,23 @@ CASES = {
 }
 
 
-def has_vrfs() -> bool:
-    """Make a VRF in a namespace of its own, if the kernel can."""
+@pytest.fixture(name="agent", scope="module")
+def _agent() -> Iterator[Namespace]:
+    with Namespace() as agent:
+        yield agent
+
+
+def make_vrf() -> None:
+    """Make a VRF in a namespace of its own."""
     fresh_namespace()
-    try:
-        ip("link", "add", VRF, "type", "vrf", "table", "10")
-    except OSError:
-        return False
+    ip("link", "add", VRF, "type", "vrf", "table", "10")
     ip("link", "set", VRF, "up")
     ip("address", "add", f"{INSIDE}/32", "dev", VRF)
-    return True
 
 
 def draw(case: Case) -> tuple[Pool, bool, int]:
     """Return what is said beside the sockets of the VRF, whether VRFs are named, and what the kernel gives."""
-    assert has_vrfs()
+    make_vrf()
     sockets.write_sysctl("net.ipv4.ip_local_port_range", f"{LOW} {LOW + SIZE - 1}")
     for server in (Recipe(bind=(HERE, PORT), listen=SIZE), Recipe(device=VRF, bind=(INSIDE, PORT), listen=SIZE)):
         assert sockets.open_sockets(server, tag="server", limit=1).count == 1
@@ -78,8 +81,6 @@ def draw(case: Case) -> tuple[Pool, bool, int]:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_bounds_allow_for_vrfs_and_nothing_is_exact(agent: Namespace, case: Case) -> None:
-    if not agent.call(has_vrfs):
-        pytest.skip("this kernel has no VRFs")
     pool, is_named, gives = agent.call(draw, case)
 
     assert gives == case.gives
