@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 600.0
 LEAST_REMAINING = 2 * PORTS
-"""The measurement holds ports for some milliseconds. It waits while a pool has so few left that they may be missed."""
+"""The measurement holds ports for some milliseconds. It waits while a pool has so few left that they may be missed.
+
+Not where none is left: then every port has an owner already, and nobody but connect() could take it."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,4 +61,4 @@ class SearchTimer:
 def _matters(state: State) -> bool:
     pools = [one.pool for one in state.report.listed]
     is_long = any((pool.search_ports or 0) >= MANY_PORTS for pool in pools)
-    return is_long and all(pool.remaining >= LEAST_REMAINING for pool in pools)
+    return is_long and not any(0 < pool.remaining < LEAST_REMAINING for pool in pools)
