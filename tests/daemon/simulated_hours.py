@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ephmon.config.settings import Config
+    from ephmon.model.report import Report
     from ephmon.model.state import State
 
 LOW, SIZE = 40_000, 200
 HERE = "10.9.0.1"
 SERVERS = ("10.9.1.1", "10.9.1.2", "10.9.1.3")
 HERE_V6, SERVER_V6 = "fd00::1", "fd00::2"
+ADDRESSES = [f"{address}/32" for address in (HERE, *SERVERS)] + [f"{HERE_V6}/128", f"{SERVER_V6}/128"]
 PORT = 443
 MOST = SIZE * 69 // 100
 """So many ports of a pool are in use at most on a day on which nothing is wrong; the warning comes at 70 %."""
@@ -43,28 +45,33 @@ _PROC = Path("/proc")
 class Watched:
     """A host that is watched: a poller, what it remembers, and the clock of both."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, source: type[SocketSource] = SocketSource) -> None:
         self.now = 1_000_000.0
         self.alerts: dict[str, float] = {}
         """Every alert that has fired, and when a poll first said so."""
         self._config = config
+        self._source = source
         self.start_daemon()
 
     def start_daemon(self) -> None:
         """Begin without a memory, as a daemon that has just been started."""
-        source = SocketSource(proc=_PROC, clock=self._clock, wall_clock=self._clock)
+        source = self._source(proc=_PROC, clock=self._clock, wall_clock=self._clock)
         owners = OwnerWatch(_PROC, self._clock, lambda: True)
         self._poller = Poller(source, owners, self._config.poll, clock=self._clock, wanted=lambda: True)
         self._state: State = initial_state(self._config.rules, ReloadStatus(successful=True, succeeded_at=self.now))
+
+    @property
+    def report(self) -> Report:
+        """What the last poll concluded."""
+        return self._state.report
 
     def poll_after(self, seconds: float) -> None:
         """Let so much time pass, then poll."""
         self.now += seconds
         self._state = self._poller.full(self._state)
-        report = self._state.report
-        if not report.success:
-            raise AssertionError(report.error)
-        for alert in report.alerts.firing:
+        if not self.report.success:
+            raise AssertionError(self.report.error)
+        for alert in self.report.alerts.firing:
             pool = alert.key.pool
             what = alert.key.name if pool is None else f"{alert.key.name} {pool.kind}"
             self.alerts.setdefault(f"{what} {alert.severity}", self.now)

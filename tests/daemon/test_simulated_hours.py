@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.daemon import simulated_hours
-from tests.daemon.simulated_hours import HERE, HERE_V6, PORT, RAMP_SECONDS, SERVER_V6, SERVERS
+from tests.daemon.simulated_hours import ADDRESSES, HERE, HERE_V6, PORT, RAMP_SECONDS, SERVER_V6, SERVERS
 from tests.namespaces import Namespace
 from tests.sockets import Recipe
 
 HOURS = 24
 SEED = 20_261_130
 SECONDS = 300.0
-ADDRESSES = [f"{address}/32" for address in (HERE, *SERVERS)] + [f"{HERE_V6}/128", f"{SERVER_V6}/128"]
 INTERVAL_SECONDS = 5.0
 BINDERS = {
     "bind, then connect": Recipe(bind=(HERE, 0), connect=(SERVERS[0], PORT)),

@@ -1,50 +1,52 @@
-"""The daemon remembers whether a peer uses TCP timestamps: TIME_WAITs outlast the connections that show it."""
+"""Whether peers use TCP timestamps is asked beside a poll, which does not fail because there is no answer."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ephmon.config.settings import parse
+from ephmon.errors import KernelError, Reason
+from ephmon.kernel.source import SocketSource
 from tests import sockets
-from tests.kernel_truth.differences import let_time_waits_grow_old
+from tests.daemon.simulated_hours import ADDRESSES, PORT, SERVERS, Watched, prepare
 from tests.namespaces import Namespace
-from tests.processes import Running, ephmon, put
-from tests.sockets import FillResult, Recipe
+from tests.sockets import FillResult
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
-LOW, HIGH = 40_000, 40_099
-HERE, PORT = "127.0.0.1", 80
-LIVE, LEFT = 3, 60
-POOL = f'destination="{HERE}",destination_port="{PORT}",kind="tcp_connect",netns="own",source="{HERE}"'
-IN_USE, REUSABLE, REMAINING = (f"pool_{name}_ports{{{POOL}}}" for name in ("in_use", "reusable", "remaining"))
+    from ephmon.facts.socket_groups import ConnectKey
+    from ephmon.facts.timestamps import TimestampQuestion
 
 
-def leave_time_waits() -> None:
-    """Connect without timestamps, end most of the connections, and switch timestamps on as if this were the peer."""
-    sockets.write_sysctl("net.ipv4.ip_local_port_range", f"{LOW} {HIGH}")
-    sockets.write_sysctl("net.ipv4.tcp_rfc1337", 1)
-    sockets.write_sysctl("net.ipv4.tcp_timestamps", 0)
-    sockets.listen(HERE, PORT, tag="server")
-    for tag, number in (("live", LIVE), ("leaving", LEFT)):
-        made = sockets.open_sockets(Recipe(connect=(HERE, PORT)), tag=tag, limit=number)
-        assert made == FillResult(number, 0)
-        sockets.accept_all("server", tag=f"accepted {tag}")
+def poll_without_answers() -> tuple[int, bool | None, int]:
+    """Return how many questions were refused, what is known of the peer then, and how many ports of the pool remain."""
+    prepare()
+    sockets.write_sysctl("net.ipv4.tcp_tw_reuse", 1)
+    assert sockets.fill(SERVERS[0], PORT, tag="leaving", limit=5) == FillResult(5, 0)
+    sockets.accept_all("servers", tag="left")
     sockets.close("leaving")
-    sockets.close("accepted leaving")
-    sockets.write_sysctl("net.ipv4.tcp_timestamps", 1)
-    let_time_waits_grow_old()
+    sockets.close("left")
+    assert sockets.fill(SERVERS[0], PORT, tag="staying", limit=12) == FillResult(12, 0)
+    refused: list[TimestampQuestion] = []
+
+    class Source(SocketSource):
+        def read_timestamps(
+            self, questions: Sequence[TimestampQuestion], deadline_seconds: float
+        ) -> dict[ConnectKey, list[bool]]:
+            refused.extend(questions)
+            raise KernelError(f"Not within {deadline_seconds} s.", reason=Reason.DEADLINE)
+
+    watched = Watched(parse("", "test"), Source)
+    watched.poll_after(5.0)
+    (pool,) = [one.pool for one in watched.report.listed if one.pool.key.destination == SERVERS[0]]
+    return len(refused), pool.peer_timestamps, pool.remaining
 
 
-def test_it_remembers_that_a_peer_uses_none(tmp_path: Path) -> None:
-    config = put(tmp_path / "config.yaml", "poll: {interval: 100ms, cpu_budget: 1}\n")
-    with Namespace() as ns:
-        ns.call(leave_time_waits)
-        with Running(ns, ephmon("run", "--config", config)) as daemon:
-            daemon.wait_for(**{IN_USE: LEFT + LIVE, REUSABLE: 0})
-            ns.call(sockets.abort, "live")
-            after = daemon.wait_for(**{IN_USE: LEFT})
-            daemon.stop()
+def test_a_poll_goes_on_where_nobody_answers_about_timestamps() -> None:
+    with Namespace(addresses=ADDRESSES) as ns:
+        refused, timestamps, remaining = ns.call(poll_without_answers)
 
-    assert after[f"ephmon_{REUSABLE}"] == 0
-    assert after[f"ephmon_{REMAINING}"] == HIGH + 1 - LOW - LEFT
+    assert refused == 1
+    assert timestamps is None
+    assert remaining >= 183

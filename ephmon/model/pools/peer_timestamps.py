@@ -6,10 +6,12 @@ Asked are those whose key has TIME_WAITs that the kernel reuses if they had time
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
+from ephmon.errors import KernelError
 from ephmon.facts.sockets import TcpState
 from ephmon.facts.timestamps import NOTHING_KNOWN, PeerTimestamps, TimestampQuestion
 from ephmon.model.pools.time_wait import groups_open_to_reuse
@@ -64,7 +66,7 @@ def with_timestamps(
         snapshot: What was read.
         known: What was known before, by the inode of the namespace.
         now: Monotonic seconds.
-        ask: Asks the kernel.
+        ask: Asks the kernel. A KernelError of it is no error of the poll.
         most: How much is asked at most, of each namespace.
         first: A key to ask about in any case.
     """
@@ -76,7 +78,9 @@ def with_timestamps(
         timestamps = before.at(now, is_on=bool(namespace.sysctls.tcp_timestamps))
         questions = list(_questions(namespace, namespace.tcp.connections, timestamps, most, first))
         if questions:
-            timestamps = timestamps.with_answers(ask(questions))
+            # Without an answer nobody knows, as where no connection lives, and the next poll asks again.
+            with suppress(KernelError):
+                timestamps = timestamps.with_answers(ask(questions))
         return replace(namespace, tcp=replace(namespace.tcp, timestamps=timestamps))
 
     return replace(snapshot, namespaces=tuple(map(updated, snapshot.namespaces)))
