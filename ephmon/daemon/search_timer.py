@@ -16,16 +16,15 @@ from ephmon.log import Line
 from ephmon.model.pools.connect_search import MANY_PORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ephmon.config.settings import PollConfig
+    from ephmon.model.pools.kinds import Pool
     from ephmon.model.state import State
 
 RETRY_SECONDS = 600.0
 LEAST_REMAINING = 2 * PORTS
-"""The measurement holds ports for some milliseconds. It waits while a pool has so few left that they may be missed.
-
-Not where none is left: then every port has an owner already, and nobody but connect() could take it."""
+"""The measurement holds ports for some milliseconds. It waits while a pool has so few left that they may be missed."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,5 +59,11 @@ class SearchTimer:
 
 def _matters(state: State) -> bool:
     pools = [one.pool for one in state.report.listed]
-    is_long = any((pool.search_ports or 0) >= MANY_PORTS for pool in pools)
-    return is_long and not any(0 < pool.remaining < LEAST_REMAINING for pool in pools)
+    return any((pool.search_ports or 0) >= MANY_PORTS for pool in pools) and not _are_few_left(pools)
+
+
+def _are_few_left(pools: Sequence[Pool]) -> bool:
+    """Tell whether some ports are left that nobody has, and so few that the measurement might take most of them."""
+    if any(not pool.remaining and not pool.is_doubted for pool in pools):
+        return False  # every port has an owner already
+    return any(pool.remaining < LEAST_REMAINING for pool in pools)
