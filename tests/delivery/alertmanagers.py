@@ -59,6 +59,16 @@ def alerts(ns: Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def remembers_its_announcement(ns: Namespace) -> bool:
+    """Return whether it has recorded the first announcement, which it does a moment after the receiver's answer.
+
+    It looks into its record before each announcement of a group, and finishes with one before it begins the next.
+    """
+    metrics = _get(ns, "/metrics").body
+    (looked,) = (line for line in metrics.splitlines() if line.startswith("alertmanager_nflog_queries_total "))
+    return float(looked.split()[1]) >= 2
+
+
 def moment(text: str) -> float:
     """Return a time of Alertmanager in seconds since the epoch."""
     return datetime.fromisoformat(text).timestamp()

@@ -13,7 +13,7 @@ from ephmon.delivery.settings import DeliverySettings, DeliveryTimes
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.status import DeliveryFailure, ReceiverKind
 from tests.delivery import delivering
-from tests.delivery.alertmanagers import HOOK, HOOK_PORT, PORT, alertmanager, alerts, moment
+from tests.delivery.alertmanagers import HOOK, HOOK_PORT, PORT, alertmanager, alerts, moment, remembers_its_announcement
 from tests.namespaces import Namespace
 from tests.processes import eventually
 
@@ -102,7 +102,7 @@ def test_an_end_is_announced_that_came_while_alertmanager_was_down(ns: Namespace
     with alertmanager(ns, tmp_path / "am"):
         ns.call(delivering.update, NEAR_EXHAUSTION)
         ns.call(delivering.wait_for_posts, HOOK, 1)
-        eventually(lambda: alerts(ns), bool)
+        eventually(lambda: remembers_its_announcement(ns), bool)
     ns.call(delivering.update)
     with alertmanager(ns, tmp_path / "am"):
         _, announced = ns.call(delivering.wait_for_posts, HOOK, 2)
