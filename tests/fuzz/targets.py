@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.fuzz import configuration, incidents, names, netlink, procfs, trace, web
+from tests.fuzz import bind_table, configuration, incidents, names, netlink, procfs, trace, web
 
 TARGETS = {
     target.name: target
-    for module in (netlink, trace, procfs, names, configuration, web, incidents)
+    for module in (netlink, trace, bind_table, procfs, names, configuration, web, incidents)
     for target in module.TARGETS
 }
 """By name."""

@@ -9,9 +9,9 @@ import platform
 import socket
 import struct
 
-_SOCKET, _CONNECT, BIND, GETSOCKNAME, PRLIMIT = {
-    "x86_64": (41, 42, 49, 51, 302),
-    "aarch64": (198, 203, 200, 204, 261),
+_SOCKET, _CONNECT, BIND, GETSOCKNAME, PRLIMIT, BPF = {
+    "x86_64": (41, 42, 49, 51, 302, 321),
+    "aarch64": (198, 203, 200, 204, 261, 280),
 }[platform.machine()]
 """Numbers of system calls (include/uapi/asm-generic/unistd.h, arch/x86/entry/syscalls/syscall_64.tbl)."""
 _NO_NEW_PRIVILEGES, _SECCOMP, _BY_FILTER = 38, 22, 2  # include/uapi/linux/prctl.h
