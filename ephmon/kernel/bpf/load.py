@@ -35,6 +35,7 @@ FIRST_RELEASE = (6, 1)
 SYS = Path("/sys")
 
 _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 21, 38, 39  # include/uapi/linux/capability.h
+_FIRST_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO, include/linux/proc_ns.h
 _EFFECTIVE = re.compile(rb"^CapEff:\t([0-9a-f]{16})$", re.MULTILINE)
 
 
@@ -169,12 +170,18 @@ def _refusal(error: OSError, proc: Path, sys_root: Path) -> str:
     """Return why the kernel did not take the program, nothing where its verifier did not like it."""
     if _locked_down(sys_root):
         return "The kernel is locked down (lockdown=confidentiality), so BPF may not read its memory."
-    if error.errno in (errno.EPERM, errno.EACCES) and not _may_load(proc):
+    # Both come with several errnos: with CAP_BPF alone the verifier knows no function that reads the kernel's memory.
+    if not _is_in_first_user_namespace(proc):
+        return (
+            "This process is in a user namespace of its own, as in a rootless container, where the kernel loads no "
+            "such BPF program."
+        )
+    if not _may_load(proc):
         return "Loading a BPF program takes the capabilities CAP_BPF and CAP_PERFMON, and this process lacks them."
     if error.errno in (errno.EPERM, errno.ENOSYS):
         return (
-            f"The system call bpf() is not allowed here ({error.strerror}); in a systemd unit it takes "
-            "SystemCallFilter=bpf, in a container a seccomp profile that allows it."
+            f"The system call bpf() is not allowed here ({error.strerror}); allow it by "
+            "SystemCallFilter=bpf in a systemd unit, or by the container's seccomp profile."
         )
     if what := shortage(error):
         return f"The BPF program cannot be loaded ({error.strerror}); {what}."
@@ -194,6 +201,14 @@ def _locked_down(sys_root: Path) -> bool:
         return "[confidentiality]" in (sys_root / "kernel/security/lockdown").read_text(encoding="ascii")
     except OSError:
         return False  # no such security module, or securityfs is not mounted; the verifier has its own words then
+
+
+def _is_in_first_user_namespace(proc: Path) -> bool:
+    """Tell whether capabilities of this process count for bpf_capable(), which asks init_user_ns alone."""
+    try:
+        return (proc / "self/ns/user").stat().st_ino == _FIRST_USER_NAMESPACE
+    except OSError:
+        return True  # a kernel without user namespaces, or a /proc that hides them
 
 
 def _may_load(proc: Path) -> bool:

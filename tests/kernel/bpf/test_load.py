@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +19,21 @@ from ephmon.kernel.bpf.reader import BindTableReader
 from ephmon.kernel.proc.sysctl import read_release
 from tests.kernel import seccomp
 from tests.kernel.bpf import walks
-from tests.namespaces import Namespace
+from tests.namespaces import Agent, Namespace
 from tests.ordinary_user import NOBODY, as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROC, SYS = Path("/proc"), Path("/sys")
+_CLONE_NEWUSER = 0x10000000
 _KEEP_CAPABILITIES, _NO_NEW_PRIVILEGES, _CAPSET_VERSION_3 = 8, 38, 0x20080522
 _CAP_PERFMON, _CAP_BPF = 38, 39
+
+
+LACKS_CAPABILITIES = (
+    "Loading a BPF program takes the capabilities CAP_BPF and CAP_PERFMON, and this process lacks them."
+)
 
 
 @pytest.fixture(name="ns")
@@ -52,7 +59,39 @@ def refusal_of_bpf(number: int) -> str:
     return refusal()
 
 
+def refusal_of_nobody_with(capabilities: int) -> str:
+    """Become nobody with these capabilities alone, and try to load."""
+    become_nobody_with(capabilities)
+    return refusal()
+
+
+def refusal_in_another_user_namespace() -> str:
+    """Go into a new user namespace, which gives every capability there, and try to load."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER):
+        raise OSError(ctypes.get_errno(), "unshare")
+    return refusal()
+
+
+def refusal_with_few_descriptors(number: int) -> str:
+    """Let this process open no more descriptors than these, and try to load."""
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + number, used + number))
+    return refusal()
+
+
+def refusal_behind(script: str) -> str:
+    """Try to load where a shell script, run by root in mounts of its own, has hidden something."""
+    with Namespace() as ns:
+        command = ns.command("unshare", "--mount", "--propagation", "private", "--", "sh", "-euc", script, "sh")
+        agent = Agent(command)
+        try:
+            return agent.call(refusal)
+        finally:
+            agent.close()
+
+
 def assert_one_sentence(text: str) -> None:
+    assert len(text.split()) <= 25
     assert text[0].isupper() or text.startswith(("lib", "/"))
     assert text.endswith(".")
     assert "\n" not in text
@@ -67,6 +106,27 @@ def test_a_library_that_is_not_there_is_named_with_its_package() -> None:
     assert_one_sentence(text)
     assert text.startswith("libbpf-of-nobody.so.1 cannot be loaded (")
     assert text.endswith("install libbpf 1, the package libbpf1 on Debian and Ubuntu.")
+
+
+@pytest.mark.only_root
+def test_a_libbpf_that_was_renamed_is_missed() -> None:
+    """For real, in an overlay over the directory that it is in."""
+    text = refusal_behind(RENAME_LIBBPF)
+
+    assert text == (
+        "libbpf.so.1 cannot be loaded (libbpf.so.1: cannot open shared object file: No such file or directory); "
+        "install libbpf 1, the package libbpf1 on Debian and Ubuntu."
+    )
+
+
+RENAME_LIBBPF = r"""
+folder=$(dirname "$(/sbin/ldconfig -p | sed -n 's/.*libbpf\.so\.1 .* => //p' | head -n 1)")
+mount -t tmpfs none /mnt
+mkdir /mnt/upper /mnt/work
+mount -t overlay -o "lowerdir=$folder,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$folder"
+mv "$folder/libbpf.so.1" "$folder/renamed"
+exec "$@"
+"""
 
 
 def test_a_library_that_is_no_libbpf_is_not_used() -> None:
@@ -93,6 +153,14 @@ def test_a_kernel_without_type_information_is_not_tried(tmp_path: Path) -> None:
 
 
 @pytest.mark.only_root
+def test_a_masked_sys_kernel_btf_is_named() -> None:
+    text = refusal_behind('mount -t tmpfs none /sys/kernel/btf; exec "$@"')
+
+    assert_one_sentence(text)
+    assert text.startswith("/sys/kernel/btf/vmlinux is missing")
+
+
+@pytest.mark.only_root
 def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.bpf.o"
     damaged.write_bytes(loading.COPYING.read_bytes()[:1000])
@@ -105,11 +173,35 @@ def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.only_root
 def test_an_ordinary_user_is_told_which_capabilities_are_missing(ns: Namespace) -> None:
-    text = ns.call(as_ordinary_user, refusal)
+    assert ns.call(as_ordinary_user, refusal) == LACKS_CAPABILITIES
 
-    assert text == (
-        "Loading a BPF program takes the capabilities CAP_BPF and CAP_PERFMON, and this process lacks them."
-    )
+
+@pytest.mark.only_root
+@pytest.mark.parametrize("capability", [_CAP_BPF, _CAP_PERFMON], ids=["CAP_BPF", "CAP_PERFMON"])
+def test_one_of_the_two_capabilities_does_not_suffice(ns: Namespace, capability: int) -> None:
+    assert ns.call(refusal_of_nobody_with, 1 << capability) == LACKS_CAPABILITIES
+
+
+@pytest.mark.only_root
+def test_root_without_capabilities_is_told_so(ns: Namespace) -> None:
+    ns.call(walks.drop_capabilities)
+
+    assert ns.call(refusal) == LACKS_CAPABILITIES
+
+
+def test_capabilities_of_another_user_namespace_do_not_count_and_that_is_said(ns: Namespace) -> None:
+    text = ns.call(refusal_in_another_user_namespace)
+
+    assert_one_sentence(text)
+    assert text.startswith("This process is in a user namespace of its own, as in a rootless container")
+
+
+@pytest.mark.only_root
+def test_where_descriptors_run_out_the_limit_is_named(ns: Namespace) -> None:
+    text = ns.call(refusal_with_few_descriptors, 4)
+
+    assert_one_sentence(text)
+    assert text.startswith("The BPF program cannot be loaded (Too many open files); raise the limit of open files")
 
 
 @pytest.mark.only_root
@@ -185,19 +277,19 @@ def refusal_of_reader(proc: Path) -> str:
 
 @pytest.mark.only_root
 def test_two_capabilities_suffice_for_loading_and_none_for_walking(ns: Namespace) -> None:
-    ns.call(become_nobody_with_two_capabilities)
+    ns.call(become_nobody_with, 1 << _CAP_BPF | 1 << _CAP_PERFMON)
     ns.call(walks.open_reader)
     ns.call(walks.drop_capabilities)
 
     assert ns.call(walks.walk).inode == ns.inode
 
 
-def become_nobody_with_two_capabilities() -> None:
-    """Become uid 65534 with CAP_BPF and CAP_PERFMON alone, that can gain nothing (man 2 capset, man 2 prctl)."""
+def become_nobody_with(wanted: int) -> None:
+    """Become uid 65534 with these capabilities alone, that can gain nothing (man 2 capset, man 2 prctl)."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPSET_VERSION_3, 0)
-    both = 1 << (_CAP_BPF - 32) | 1 << (_CAP_PERFMON - 32)
-    capabilities = (ctypes.c_uint32 * 6)(0, 0, 0, both, both, 0)
+    low, high = wanted & 0xFFFFFFFF, wanted >> 32
+    capabilities = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
     kept = libc.prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
