@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1_000, help="the first seed; each run of a kind counts on from it")
     kinds = parser.add_subparsers(required=True)
     memory = kinds.add_parser("memory", help="sequences of what happens to sockets between polls")
-    memory.add_argument("--numbers", type=int, default=500, help="numbers to compare in each of the four ways")
+    memory.add_argument("--numbers", type=int, default=500, help="numbers of TCP to compare in each of four ways")
     memory.set_defaults(run=lambda options: compare_memory(options.numbers, options.seed))
     mixes = kinds.add_parser("mixes", help="random mixes of sockets, asked about by a user without a capability")
     mixes.add_argument("--number", type=int, default=100, help="how many mixes")
@@ -42,13 +42,14 @@ def compare_memory(numbers: int, first_seed: int) -> int:
         for probe in (True, False):
             for remembers in (True, False):
                 found, seed = Found(), first_seed
-                while found.compared < numbers:
+                while found.of_tcp < numbers:
                     found.add(agent.call_within(SECONDS, play, [seed], probe=probe, remembers=remembers))
                     seed += 1
                 way = f"{'with' if probe else 'without'} the probe, {'one daemon' if remembers else 'started anew'}"
+                of_kinds = ", ".join(f"{number} of {kind}" for kind, number in sorted(found.compared.items()))
                 print(
                     f"{way}: {seed - first_seed} sequences, {found.polls} polls, {found.pools} pools, "
-                    f"{found.compared} numbers called exact, {len(found.wrong)} wrong",
+                    f"{found.compared.total()} numbers called exact ({of_kinds}), {len(found.wrong)} wrong",
                     flush=True,
                 )
                 for line in found.wrong[:5]:

@@ -65,12 +65,16 @@ def _age_of_the_youngest() -> int:
 def hides_sockets(one: NamespaceSurvey) -> bool:
     """Tell whether this process has sockets that the kernel does not show, as it says of itself."""
     assert one.ports is not None
-    return Blindness.BOUND_UNCONNECTED in one.ports.blind_to and any(
-        _is_bound_unconnected(ours) for kept in sockets.held.values() for ours in kept
-    )
+    return Blindness.BOUND_UNCONNECTED in one.ports.blind_to and holds_bound_unconnected()
 
 
-def _is_bound_unconnected(ours: socket.socket) -> bool:
+def holds_bound_unconnected() -> bool:
+    """Tell whether this process has TCP sockets that are bound and neither connected nor listening."""
+    return any(is_bound_unconnected(ours) for kept in sockets.held.values() for ours in kept)
+
+
+def is_bound_unconnected(ours: socket.socket) -> bool:
+    """Tell whether a TCP socket is bound and neither connected nor listening; False for other sockets."""
     if ours.type != socket.SOCK_STREAM or not ours.getsockname()[1]:
         return False
     # tcpi_state is the first byte of struct tcp_info.

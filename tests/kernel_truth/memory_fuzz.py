@@ -3,8 +3,12 @@
 `python -m tests.kernel_truth memory --numbers 2000` plays sequences until so many numbers have been compared, and
 prints how many were wrong. A sequence has a network namespace of its own and a small port range. Between two polls
 sockets are opened, closed, bound, listened on and accepted, ports run out, and sysctls change. Then the poller of the
-daemon polls, and the pools that it calls exact are drawn from until that fails. What was drawn is given back at once;
-that it was there is one more thing that happened between two polls.
+daemon polls, or the ports are asked about as `ephmon headroom` does, and pools that are called exact are drawn from
+until that fails. What was drawn is given back at once; that it was there is one more thing that happened between two
+polls.
+
+Before Linux 6.8 no poll calls a TCP number exact, because the kernel hides sockets that are bound and unconnected. The
+sequence knows whether it has such sockets. While it has none, a number counts as exact if nothing else is in doubt.
 
 Two things are held fixed, as in `tests.kernel_truth.mixes` and for the same reason: tcp_rfc1337, and the age from which
 a TIME_WAIT may be reused, where that can be set.
@@ -16,21 +20,25 @@ import errno
 import random
 import socket
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ephmon.facts.addresses import packed_address
+from ephmon.facts.socket_groups import ConnectKey
+from ephmon.facts.sockets import Blindness
 from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
-from tests.kernel_truth.mixes import OWN, fresh_namespace
+from tests.kernel_truth.differences import holds_bound_unconnected, is_bound_unconnected
+from tests.kernel_truth.mixes import OWN, fresh_namespace, read_with_probe
 from tests.kernel_truth.polls import Polls
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ephmon.model.pools.kinds import Pool
-    from ephmon.model.report import Report
 
 POLLS = 10
 """So many polls has a sequence."""
@@ -38,6 +46,12 @@ SERVERS = (("127.0.0.1", 80), ("127.0.0.1", 81), (OWN, 80), ("::1", 80))
 DROPS = ("127.0.0.1", 82)
 """A listener here takes no connection, so that what leads to it stays in SYN_SENT."""
 SOURCES = ("127.0.0.1", "127.0.0.3", OWN)
+_FRESH = [
+    ConnectKey(packed_address("::1" if ":" in to else source), packed_address(to), port)
+    for source in SOURCES
+    for to, port in SERVERS
+]
+"""Pools that a command may be asked about though they have no sockets."""
 _TIME_WAIT_DELAY = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay")
 
 
@@ -48,19 +62,24 @@ class Play:
     seed: int
     probe: bool
     remembers: bool
-    """Whether one daemon polls throughout; else each poll is the first of a daemon, as a command's is."""
+    """Whether one daemon polls throughout; else each poll is the first one, as a command's is."""
 
 
 @dataclass(slots=True)
 class Found:
     """What came of some sequences."""
 
-    compared: int = 0
+    compared: Counter[PoolKind] = field(default_factory=Counter)
     """Numbers that were called exact and held against the kernel."""
     wrong: list[str] = field(default_factory=list)
     polls: int = 0
     pools: int = 0
     """Pools that were seen, exact or not."""
+
+    @property
+    def of_tcp(self) -> int:
+        """How many numbers of TCP were compared; those of UDP owe nothing to memory or answers."""
+        return self.compared[PoolKind.TCP_CONNECT] + self.compared[PoolKind.TCP_BIND]
 
     def add(self, other: Found) -> None:
         self.compared += other.compared
@@ -124,6 +143,10 @@ class Sequence:
         sockets.accept_all(server, tag=accepted)
         sockets.close(tag)
         sockets.close(accepted)
+        self.note_time_wait()
+
+    def note_time_wait(self) -> None:
+        """Remember that a TIME_WAIT begins at this moment."""
         self._left_time_wait = time.monotonic()
 
     # --- the sequence ---------------------------------------------------------------------------------------------
@@ -146,11 +169,9 @@ class Sequence:
                 self.done.append(step.__name__)
                 step(self)
             self._let_time_waits_grow_old()
-            if not self.play.remembers:
-                daemon.restart()
-            report = daemon.poll()
+            pools = self._pools(daemon)
             self.done.append("POLL")
-            self._compare(report, found)
+            self._compare(pools, found)
         sockets.close_all()
         return found
 
@@ -158,17 +179,33 @@ class Sequence:
         enough = 0.05 if _TIME_WAIT_DELAY.exists() else 1.1
         time.sleep(max(0.0, self._left_time_wait + enough - time.monotonic()))
 
-    def _compare(self, report: Report, found: Found) -> None:
-        """Draw from some of the pools that are called exact; drawing from one kind may change another."""
-        pools = [one.pool for one in report.listed]
+    def _pools(self, daemon: Polls) -> list[Pool]:
+        """Poll, and return the pools; those that are as exact as this kernel permits are called exact."""
+        if self.play.probe and not self.play.remembers:
+            return list(_pools_of_a_command())
+        if not self.play.remembers:
+            daemon.restart()
+        report = daemon.poll()
+        (namespace,) = report.namespaces
+        hides_nothing = namespace.blind_to == (Blindness.BOUND_UNCONNECTED,) and not holds_bound_unconnected()
+        return [
+            replace(one.pool, exact=True) if hides_nothing and _has_one_number(one.pool) else one.pool
+            for one in report.listed
+        ]
+
+    def _compare(self, pools: list[Pool], found: Found) -> None:
+        """Draw from some of the pools that are called exact; drawing from one kind of TCP may change the other."""
         found.polls += 1
         found.pools += len(pools)
-        kinds = self.random.choice([(PoolKind.TCP_CONNECT,), (PoolKind.TCP_BIND, PoolKind.UDP_CONNECT)])
+        kinds = (
+            self.random.choice([PoolKind.TCP_CONNECT, PoolKind.TCP_CONNECT, PoolKind.TCP_BIND]),
+            PoolKind.UDP_CONNECT,
+        )
         for pool in pools:
             # Where nobody listens any more, each connection is refused and gives its port back.
             is_answered = (pool.key.destination, pool.key.destination_port) in (*SERVERS, DROPS, (None, None))
             if pool.exact and pool.key.kind in kinds and is_answered:
-                found.compared += 1
+                found.compared[PoolKind(pool.key.kind)] += 1
                 got = self._draw(pool)
                 if got != pool.remaining:
                     found.wrong.append(f"{self.play}: {pool.key} has {got}, not {pool.remaining}: {self.done}")
@@ -216,6 +253,19 @@ class Sequence:
             sockets.close(tag)
 
 
+def _has_one_number(pool: Pool) -> bool:
+    return pool.remaining_min == pool.remaining_max and not pool.application_chooses_ports
+
+
+def _pools_of_a_command() -> Iterator[Pool]:
+    """Yield the pools as a command counts them that asks about every port, and those toward all servers."""
+    one = read_with_probe()
+    for pools in one.pool_sets:
+        yield from (
+            pools.pool(key) for key in dict.fromkeys([*pools, *(_FRESH if pools.kind == PoolKind.TCP_CONNECT else ())])
+        )
+
+
 # --- the kinds of sockets, and what else happens --------------------------------------------------------------------
 
 
@@ -244,20 +294,28 @@ def _listens(name: str, recipe: Callable[[Sequence], Recipe]) -> Callable[[Seque
 
 
 def close_some(sequence: Sequence) -> None:
-    tags = sequence.tags()
-    if tags:
-        tag = sequence.random.choice(tags)
-        sequence.forget(tag)
-        sockets.close(tag)
-        sequence._left_time_wait = time.monotonic()
+    _end_some(sequence, sockets.close)
+    sequence.note_time_wait()
 
 
 def abort_some(sequence: Sequence) -> None:
+    _end_some(sequence, sockets.abort)
+
+
+def _end_some(sequence: Sequence, end: Callable[[str], None]) -> None:
     tags = sequence.tags()
     if tags:
         tag = sequence.random.choice(tags)
         sequence.forget(tag)
-        sockets.abort(tag)
+        end(tag)
+
+
+def close_what_is_unconnected(sequence: Sequence) -> None:
+    """End all sockets that a kernel may hide, and what else was opened with them."""
+    for tag in sequence.tags():
+        if any(is_bound_unconnected(one) for one in sockets.held[tag] if one.fileno() >= 0):
+            sequence.forget(tag)
+            sockets.abort(tag)
 
 
 def be_left_by_servers(sequence: Sequence) -> None:
@@ -266,6 +324,7 @@ def be_left_by_servers(sequence: Sequence) -> None:
     for address, port in SERVERS:
         sockets.accept_all(f"server {address} {port}", tag=tag)
     sockets.close(tag)
+    sequence.note_time_wait()  # of clients that left first
 
 
 def connect_what_is_bound(sequence: Sequence) -> None:
@@ -398,6 +457,7 @@ STEPS = [
     *[close_some, abort_some] * 8,
     *[connect_what_is_bound, bind_for_a_moment, listen_for_a_moment] * 3,
     *[run_out, run_out_from_a_source] * 2,
+    *[close_what_is_unconnected] * 4,
     change_the_range,
     reserve_ports,
     set_reuse,
