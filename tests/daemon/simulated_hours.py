@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ephmon.config.settings import parse
 from ephmon.daemon.owner_watch import OwnerWatch
 from ephmon.daemon.poller import Poller
+from ephmon.daemon.search_timer import SearchTimer
 from ephmon.kernel.source import SocketSource
 from ephmon.model.report import ReloadStatus
 from ephmon.model.state import initial_state
@@ -58,6 +59,7 @@ class Watched:
         source = self._source(proc=_PROC, clock=self._clock, wall_clock=self._clock)
         owners = OwnerWatch(_PROC, self._clock, lambda: True)
         self._poller = Poller(source, owners, self._config.poll, clock=self._clock, wanted=lambda: True)
+        self._search_timer = SearchTimer(self._clock)
         self._state: State = initial_state(self._config.rules, ReloadStatus(successful=True, succeeded_at=self.now))
 
     @property
@@ -68,7 +70,7 @@ class Watched:
     def poll_after(self, seconds: float) -> None:
         """Let so much time pass, then poll."""
         self.now += seconds
-        self._state = self._poller.full(self._state)
+        self._state = self._search_timer.with_search_time(self._poller.full(self._state), self._config.poll)
         if not self.report.success:
             raise AssertionError(self.report.error)
         for alert in self.report.alerts.firing:

@@ -193,8 +193,8 @@ _RULES = (
         kinds=(PoolKind.TCP_CONNECT,),
         holds=lambda facts: facts.search_ports > 0,
         cause=(
-            "Each connect() to {facts.toward} looks at about {facts.search_ports:.0f} ports. It tries every second "
-            "port of the range first, and nearly all of those are taken."
+            "connect() tries every second port of the range first. Toward {facts.toward} nearly all of those are "
+            "taken, so each call looks at about {facts.search_ports:.0f} ports."
         ),
         steps=(widen, second_source, second_destination, reuse, unix_socket),
         avoid="Do not wait for an alert of full ports: nothing fails yet, but each connection costs processor time.",
