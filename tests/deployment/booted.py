@@ -232,6 +232,48 @@ def test_ports_are_probed_and_without_fast_open_with_the_drop_in_for_the_probe_a
     }
 
 
+WALKS = (
+    "from ephmon.kernel.bpf.reader import BindTableReader as R; from ephmon.kernel.deadline import Deadline as D; "
+    "import time; print(R().read(D(10, time.monotonic)).own.usable)"
+)
+"""Loads the BPF program and counts the ports of the range."""
+BOTH = "CAP_BPF CAP_PERFMON"
+
+
+@pytest.mark.parametrize(
+    ("shipped", "capabilities", "usable", "refusal"),
+    [
+        ([], "", "", "Loading a BPF program takes the capabilities CAP_BPF and CAP_PERFMON, and this process lacks"),
+        (
+            [],
+            BOTH,
+            "",
+            "The system call bpf() is not allowed here (Operation not permitted)",
+        ),
+        (["bpf.conf"], "", "28232\n", ""),
+    ],
+    ids=["without rights", "with capabilities", "with the drop-in"],
+)
+def test_the_bind_table_is_walked_with_the_drop_in_for_bpf_alone(
+    shipped: list[str], capabilities: str, usable: str, refusal: str
+) -> None:
+    start = cursor()
+    rights = {"CapabilityBoundingSet": capabilities, "AmbientCapabilities": capabilities} if capabilities else {}
+    said = in_sandbox(f"/usr/bin/python3 -c '{WALKS}'", *shipped, SuccessExitStatus="1", **rights)
+
+    words = journal(start)
+    assert (said, refusal in words, "BpfUnavailableError" in words) == (usable, True, bool(refusal)), words
+
+
+def test_the_daemon_has_two_capabilities_with_the_drop_in_for_bpf_and_polls() -> None:
+    with configured(QUICK), drop_in("", "bpf.conf"):
+        run("systemctl", "restart", UNIT)
+        status = Path(f"/proc/{prop('MainPID')}/status").read_text(encoding="ascii")
+
+        assert re.findall(r"^Cap(?:Prm|Eff|Bnd|Amb):\t([0-9a-f]+)$", status, re.MULTILINE) == ["000000c000000000"] * 4
+        assert metrics()["ephmon_poll_success"] == 1
+
+
 def test_the_drop_in_for_exhaustions_shows_an_instance_and_takes_it_away_again() -> None:
     code = (
         "from ephmon.kernel.trace.tracefs import open_instance as o; "

@@ -37,7 +37,9 @@ SIDECAR = pod_of(only("sidecar.yaml", "Deployment"))
 DAEMON_SET = only("daemonset.yaml", "DaemonSet")
 NODE = pod_of(DAEMON_SET)
 NODE_WITH_OWNERS = pod_of(patched(DAEMON_SET, "owners.patch.yaml"))
+NODE_WITH_BPF = pod_of(patched(DAEMON_SET, "bpf.patch.yaml"))
 NODE_WITH_TLS = pod_of(patched(DAEMON_SET, "tls.patch.yaml"))
+SECCOMP = {"RuntimeDefault": [], "Unconfined": ["--security-opt=seccomp=unconfined"]}
 NAME = "under-test"
 RUN = ["podman", "run", "--rm", "--network=host"]
 """With the network of podman, which is started in that of the test."""
@@ -59,10 +61,10 @@ def options(pod: Document, config: str, secret: Path | None = None) -> list[str]
     """Return what makes podman run ephmon as the kubelet would."""
     context = ephmon_in(pod)["securityContext"]
     assert not context["allowPrivilegeEscalation"]
-    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     return [
         f"--user={context['runAsUser']}:{context['runAsGroup']}",
         "--security-opt=no-new-privileges",
+        *SECCOMP[context["seccompProfile"]["type"]],
         *(["--read-only", "--read-only-tmpfs=false"] if context["readOnlyRootFilesystem"] else []),
         *(f"--cap-drop={name}" for name in context["capabilities"]["drop"]),
         *(f"--cap-add={name}" for name in context["capabilities"].get("add", [])),
@@ -285,6 +287,29 @@ def test_root_names_processes_with_the_capabilities_of_the_patch_for_owners_alon
 
     assert ({process["pid"] for process in pool["processes"]} == {holder.pid}) is named
     assert document["processes_complete"] is named
+
+
+WALKS = (
+    "from ephmon.kernel.bpf.reader import BindTableReader as R; from ephmon.kernel.deadline import Deadline as D; "
+    "import time; print(R().read(D(10, time.monotonic)).own.usable)"
+)
+"""Loads the BPF program and counts the ports of the range."""
+
+
+def test_the_bind_table_is_walked_with_the_patch_for_bpf_alone(ns: Namespace, config: str) -> None:
+    """As root with two capabilities."""
+    walked = {}
+    for name, pod in {"": NODE, "bpf": NODE_WITH_BPF}.items():
+        command = [*RUN, *options(pod, config), "--entrypoint=/usr/bin/python3", IMAGE, "-c", WALKS]
+        walked[name] = run(ns.command(*command))
+
+    assert (walked["bpf"].stdout, walked["bpf"].stderr) == ("100\n", "")
+    assert walked[""].returncode == 1
+    assert (
+        walked[""]
+        .stderr.splitlines()[-1]
+        .endswith("Loading a BPF program takes the capabilities CAP_BPF and CAP_PERFMON, and this process lacks them.")
+    )
 
 
 def test_with_the_patch_for_tls_it_answers_those_alone_that_show_a_certificate(ns: Namespace, tmp_path: Path) -> None:

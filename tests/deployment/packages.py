@@ -18,6 +18,7 @@ from tests.links import anchors, broken_links
 ROOT = Path(__file__).parents[2]
 PACKAGES = Path(os.environ["EPHMON_PACKAGES"])
 RULES = ROOT / "deploy" / "prometheus" / "ephmon-alerts.yml"
+BPF_FILES = {file.name: file.read_bytes() for file in (ROOT / "ephmon" / "kernel" / "bpf").glob("bind_table.*bpf.*")}
 PAGES = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
 
 
@@ -41,6 +42,32 @@ def unpacked_debian_package(folder: Path) -> Path:
 def _documentation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     documentation: Path = request.param(tmp_path_factory.mktemp("installed"))
     return documentation
+
+
+def test_the_wheel_has_the_bpf_objects_their_source_and_their_licences(tmp_path: Path) -> None:
+    modules = unpacked_wheel(tmp_path).parents[2] / "lib"
+    (licences,) = modules.glob("*/site-packages/ephmon-*.dist-info/licenses")
+
+    assert bpf_files(modules) == BPF_FILES
+    assert {str(file.relative_to(licences)) for file in licences.rglob("*") if file.is_file()} == {
+        "LICENSE",
+        "LICENSES/BSD-2-Clause.txt",
+        "LICENSES/GPL-2.0-only.txt",
+    }
+
+
+def test_the_debian_package_has_the_bpf_objects_and_recommends_what_loads_them(tmp_path: Path) -> None:
+    unpacked_debian_package(tmp_path)
+    (package,) = PACKAGES.glob("ephmon_*_all.deb")
+    field = ["dpkg-deb", "--field", str(package), "Recommends"]
+
+    assert bpf_files(tmp_path / "usr" / "lib" / "python3") == BPF_FILES
+    assert subprocess.run(field, stdout=subprocess.PIPE, encoding="ascii", check=True).stdout == "libbpf1\n"
+
+
+def bpf_files(folder: Path) -> dict[str, bytes]:
+    """Return name and content of the BPF program's files below a folder."""
+    return {file.name: file.read_bytes() for file in folder.rglob("bind_table.*bpf.*")}
 
 
 def test_every_page_is_installed(documentation: Path) -> None:

@@ -34,8 +34,15 @@ ROOT = Path(__file__).parents[2]
 SIDECAR = only("sidecar.yaml", "Deployment")
 DAEMON_SET = only("daemonset.yaml", "DaemonSet")
 WITH_OWNERS = patched(DAEMON_SET, "owners.patch.yaml")
+WITH_BPF = patched(DAEMON_SET, "bpf.patch.yaml")
 WITH_TLS = patched(DAEMON_SET, "tls.patch.yaml")
-WORKLOADS = {"sidecar": SIDECAR, "daemonset": DAEMON_SET, "with owners": WITH_OWNERS, "with TLS": WITH_TLS}
+WORKLOADS = {
+    "sidecar": SIDECAR,
+    "daemonset": DAEMON_SET,
+    "with owners": WITH_OWNERS,
+    "with BPF": WITH_BPF,
+    "with TLS": WITH_TLS,
+}
 TO_APPLY = {
     f"{document['kind']} {document['metadata']['name']}": document
     for document in chain(documents("sidecar.yaml"), documents("daemonset.yaml"))
@@ -62,7 +69,11 @@ def test_a_manifest_follows_the_schema_and_has_no_key_that_the_schema_has_not(do
 
 @pytest.mark.parametrize(
     ("document", "version"),
-    [(WITH_OWNERS, SINCE_APPARMOR), (WITH_OWNERS, NEWEST), (WITH_TLS, OLDEST), (WITH_TLS, NEWEST)],
+    [
+        (WITH_OWNERS, SINCE_APPARMOR),
+        (WITH_OWNERS, NEWEST),
+        *((document, version) for document in (WITH_BPF, WITH_TLS) for version in (OLDEST, NEWEST)),
+    ],
 )
 def test_a_patch_makes_what_follows_the_schema(document: Document, version: str) -> None:
     assert kubernetes_validate.validate(document, version, strict=True) == version
@@ -147,6 +158,21 @@ def test_the_patch_for_owners_adds_two_capabilities_and_the_processes_of_the_nod
     assert {**after, **changed} == {**before, **changed}
 
 
+def test_the_patch_for_bpf_adds_two_capabilities_and_nothing_else_of_the_node() -> None:
+    before, after = pod_of(DAEMON_SET), pod_of(WITH_BPF)
+
+    assert ephmon_in(after)["securityContext"] == {
+        **ephmon_in(before)["securityContext"],
+        "runAsNonRoot": False,
+        "runAsUser": 0,
+        "runAsGroup": 0,
+        "capabilities": {"drop": ["ALL"], "add": ["BPF", "PERFMON"]},
+        "seccompProfile": {"type": "Unconfined"},
+    }
+    changed = {"securityContext": None, "containers": None}
+    assert {**after, **changed} == {**before, **changed}
+
+
 @every_workload()
 def test_ephmon_may_take_as_much_memory_as_the_service_may(workload: Document) -> None:
     unit = (ROOT / "deploy" / "systemd" / "ephmon.service").read_text(encoding="utf-8")
@@ -197,7 +223,7 @@ def test_ephmon_listens_on_the_port_that_is_named_and_on_no_address_but_one(work
     assert (port["name"], port["containerPort"]) == ("ephmon", Config().listen.port)
 
 
-@every_workload("sidecar", "daemonset", "with owners")
+@every_workload("sidecar", "daemonset", "with owners", "with BPF")
 def test_a_process_that_hangs_is_restarted(workload: Document) -> None:
     probe = ephmon_in(pod_of(workload))["livenessProbe"]
 
