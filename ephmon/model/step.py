@@ -77,7 +77,14 @@ def questions_about(
     """
     ratios = thresholds.ratios()
     return {
-        namespace.inode: questions(namespace.tcp, one.ports, ratios, after=after.get(namespace.inode, 0), most=most)
+        namespace.inode: questions(
+            namespace.tcp,
+            one.ports,
+            ratios,
+            after=after.get(namespace.inode, 0),
+            blocked_once=one.evidence.blocked_once(),
+            most=most,
+        )
         for namespace in snapshot.namespaces
         if namespace.tcp is not None and (one := classified.get(namespace.inode)) is not None and one.ports.ambiguous
     }

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests import sockets
 from tests.kernel_truth.polls import Polls
 from tests.namespaces import bring_loopback_up
-from tests.sockets import Recipe
+from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 RANGE = (32_768, 60_999)
 HERE, PORT = "127.0.0.1", 80
@@ -43,7 +44,8 @@ def polls(host: str, number: int) -> list[Cost]:
     sockets.write_sysctl("net.core.somaxconn", 65_535)
     bring_loopback_up()
     sockets.listen(HERE, PORT, tag="server", backlog=65_535)
-    holders = [_hold(recipe, number // HOLDERS) for recipe in HOSTS[host]]
+    ports = range(RANGE[0], RANGE[0] + number)
+    holders = [_hold(recipe, ports[first::HOLDERS]) for first, recipe in enumerate(HOSTS[host])]
     try:
         return list(_costs())
     finally:
@@ -65,13 +67,19 @@ def _costs() -> Iterator[Cost]:
             return
 
 
-def _hold(recipe: Recipe, number: int) -> int:
-    """Return a process that holds so many sockets."""
+def _hold(recipe: Recipe, ports: Sequence[int]) -> int:
+    """Return a process that holds a socket on each of the ports.
+
+    Each is limited to its port, of which no reading shows anything. In the whole range every call beyond half of the
+    ports would walk the taken ones, which takes minutes in all.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            sockets.open_sockets(recipe, tag="held", limit=number)
+            for port in ports:
+                limited = replace(recipe, port_range=(port, port))
+                assert sockets.open_sockets(limited, tag="held", limit=1) == FillResult(1, 0)
             os.write(writing, b"!")
             signal.pause()
         finally:

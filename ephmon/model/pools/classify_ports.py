@@ -17,8 +17,8 @@ pool look fuller than it is.
 
 These take care that what is remembered is proven:
 
-- What blocks a port is remembered once it was seen twice with the same sockets. One time might have been a socket that
-  came after the sockets were read, and went before they were read again.
+- What blocks a port is remembered once it was seen twice with the same sockets, however long after the first time. One
+  time might have been a socket that came after the sockets were read, and went before they were read again.
 - That a port is shared is remembered since Linux 6.18 only. Before, a bind() that comes and goes in between blocks the
   port for as long as any socket stays on it, and none of those sockets changes. A kernel with 6.18's rule and an older
   number loses nothing by this but some questions.
@@ -75,12 +75,13 @@ class Verdict(IntEnum):
     NONE = 0
     SHARED = 1
     BLOCKED_ONCE = 2
-    """Blocked when it was looked at, which is proof of the next reading only if it is found blocked there too."""
+    """Blocked when it was looked at, which proves something only if it is found blocked once more."""
     BLOCKED = 3
 
 
 _VERDICTS = tuple(Verdict)
 _NOT = bytes([1]) + bytes(255)
+_IS_BLOCKED_ONCE = bytes(value == Verdict.BLOCKED_ONCE for value in range(256))
 _IS_BLOCKED = bytes(value >= Verdict.BLOCKED_ONCE for value in range(256))
 
 
@@ -102,6 +103,10 @@ class Evidence:
     It would where more ports are known to be shared than are in doubt, because it leaves all of them in doubt. It would
     too where others than listeners block more than a few ports, because it does not see them.
     """
+
+    def blocked_once(self) -> list[int]:
+        """Return the ports that were found blocked once, so that one more such answer proves it."""
+        return [port for port, is_it in enumerate(self.verdicts.translate(_IS_BLOCKED_ONCE)) if is_it]
 
 
 NO_ANSWERS: Mapping[int, bool] = MappingProxyType({})
@@ -205,6 +210,8 @@ def _verdicts_to_remember(
     """Return by port what will hold at the next reading if the same sockets are there."""
     verdicts = bytearray(PORTS)
     _assign(verdicts, shared if tcp.ports_recover else (), Verdict.SHARED)
+    # Also where nobody asked again this time: of many ports that have their turns, none would ever be proven otherwise.
+    _assign(verdicts, remembered[Verdict.BLOCKED_ONCE].difference(shared), Verdict.BLOCKED_ONCE)
     _assign(verdicts, blocked, Verdict.BLOCKED_ONCE)
     were_blocked = remembered[Verdict.BLOCKED_ONCE] | remembered[Verdict.BLOCKED]
     _assign(verdicts, were_blocked.intersection(blocked), Verdict.BLOCKED)

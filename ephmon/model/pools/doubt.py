@@ -49,7 +49,13 @@ Questions = Generator[Sequence[int], Mapping[int, bool], None]
 
 
 def questions(
-    tcp: TcpSockets, ports: TcpPorts, ratios: Iterable[float], *, after: int = 0, most: int | None = None
+    tcp: TcpSockets,
+    ports: TcpPorts,
+    ratios: Iterable[float],
+    *,
+    after: int = 0,
+    blocked_once: Iterable[int] = (),
+    most: int | None = None,
 ) -> Questions:
     """Yield the ports to ask about, those first that can matter.
 
@@ -58,10 +64,12 @@ def questions(
         ports: The class of every port.
         ratios: The utilisation ratios at which a judgement changes.
         after: The port that was asked about last; turns go on after it.
+        blocked_once: Ports that one more answer settles for as long as their sockets stay. They come first.
         most: How many ports to ask about that cannot matter. By default it depends on how long answers hold.
     """
     in_doubt = ports.in_doubt()
-    by_turns = [port for port in in_doubt if port > after] + [port for port in in_doubt if port <= after]
+    first = set(blocked_once)
+    by_turns = sorted(in_doubt, key=lambda port: (port not in first, port <= after))  # stable: in order otherwise
     if most is None:
         # As many as this are asked about in any case, and then all figures are exact.
         is_kept = tcp.ports_recover or len(by_turns) <= MOST_BY_TURNS

@@ -157,6 +157,17 @@ def test_an_answer_holds_while_the_same_sockets_are_there_and_one_that_blocks_is
     assert classes(tcp, twice) == classes(tcp, remembered(tcp, twice)) == {LOW + 2: PortClass.BLOCKED}
 
 
+def test_the_two_answers_may_be_any_time_apart_while_the_same_sockets_are_there() -> None:
+    tcp = with_cookies(make_tcp(plain(FIRST)), {FIRST: 7})
+    once = remembered(tcp, answers={FIRST: False})
+    later = remembered(tcp, remembered(tcp, once))
+
+    assert later.blocked_once() == [FIRST]
+    assert classes(tcp, remembered(tcp, later, answers={FIRST: False})) == {FIRST: PortClass.BLOCKED}
+    assert remembered(with_cookies(tcp, {FIRST: 8}), later).blocked_once() == []
+    assert remembered(tcp, later, answers={FIRST: True}).blocked_once() == []
+
+
 def test_before_6_18_an_answer_that_a_port_is_shared_holds_for_one_reading() -> None:
     """A bind() that came and went in between blocks the port until it is empty, and changes no socket that stays."""
     tcp = replace(with_cookies(make_tcp(plain(FIRST), plain(LOW + 2)), {FIRST: 7, LOW + 2: 8}), ports_recover=False)

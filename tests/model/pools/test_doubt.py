@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ephmon.facts.addresses import PORTS
+from ephmon.model.pools.classify_ports import Evidence, classify_ports
 from ephmon.model.pools.doubt import AT_ONCE, LARGE_POOLS, MOST_BY_TURNS, MOST_BY_TURNS_IF_FORGOTTEN, questions
 from tests.model.facts import Sockets, connected, make_ports, make_sysctls, make_tcp
 
@@ -41,11 +44,12 @@ def asked(
     blocked: Iterable[int] = (),
     truly_blocked: frozenset[int] = frozenset(),
     after: int = 0,
+    blocked_once: Iterable[int] = (),
     most: int | None = 0,
 ) -> list[int]:
     """Return the ports that are asked about; by default only those that can matter."""
     ports = make_ports(SYSCTLS, ambiguous=in_doubt, blocked=blocked)
-    asking = questions(tcp, ports, [WARNING, CRITICAL], after=after, most=most)
+    asking = questions(tcp, ports, [WARNING, CRITICAL], after=after, blocked_once=blocked_once, most=most)
     found: list[int] = []
     batch = next(asking, None)
     while batch is not None:
@@ -133,6 +137,30 @@ def test_turns_go_on_after_the_port_that_was_asked_about_last() -> None:
     tcp = make_tcp(*scattered(some(10)))
 
     assert asked(tcp, in_doubt=some(10), after=LOW + 7, most=4) == [LOW + 8, LOW + 9, LOW, LOW + 1]
+
+
+def test_ports_that_were_found_blocked_once_come_first() -> None:
+    tcp = make_tcp(*scattered(some(10)))
+    once = [LOW + 9, LOW + 5, LOW + 20]  # the last is not in doubt any more
+
+    assert asked(tcp, in_doubt=some(10), after=LOW + 7, blocked_once=once, most=4) == [LOW + 9, LOW + 5, LOW + 8, LOW]
+
+
+@pytest.mark.parametrize(("ports_recover", "expected"), [(True, 4), (False, 8)])
+def test_blocked_ports_that_cannot_matter_are_all_known_once_each_was_asked_about_twice(
+    ports_recover: bool, expected: int
+) -> None:
+    doubtful = some(MOST_BY_TURNS + 1_500)
+    fingerprints = array("Q", range(1, PORTS + 1))
+    tcp = replace(make_tcp(*scattered(doubtful)), ports_recover=ports_recover, fingerprints=fingerprints)
+    evidence, after, polls = Evidence(), 0, 0
+    while (ports := classify_ports(SYSCTLS, tcp, evidence)[0]).ambiguous:
+        _, unanswered = classify_ports(SYSCTLS, tcp, evidence)
+        batch = next(questions(tcp, ports, [WARNING, CRITICAL], after=after, blocked_once=unanswered.blocked_once()))
+        _, evidence = classify_ports(SYSCTLS, tcp, evidence, answers=dict.fromkeys(batch, False))
+        after, polls = batch[-1], polls + 1
+
+    assert polls == expected
 
 
 def test_what_mattered_counts_toward_the_turns() -> None:
