@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import bind_table, hotspots, memory, poll, proxy, results, scrape, soak, survival
+from benchmarks import bind_table, hotspots, memory, poll, proxy, results, scrape, soak, survival, walker
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import NOT_MEASURED
 from benchmarks.scenario import NotMeasuredError, Options, Scenario, find_program
@@ -15,7 +15,7 @@ from tests.agent import AgentError
 
 SCENARIOS = {
     scenario.name: scenario
-    for family in (poll, bind_table, hotspots, memory, scrape, proxy, soak, survival)
+    for family in (poll, bind_table, walker, hotspots, memory, scrape, proxy, soak, survival)
     for scenario in family.SCENARIOS
 }
 _NODE_EXPORTER = ("prometheus-node-exporter", "node_exporter")

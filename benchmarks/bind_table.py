@@ -68,7 +68,7 @@ def compare(name: str, rounds: int, options: Options) -> str:
     population = POPULATIONS[name]
     sized = options.sized(population)
     rounds = options.rounds_or(rounds)
-    missing = _why_not()
+    missing = why_not()
     entries = [
         Entry(DUMP, dump),
         Entry(OWN, partial(walk, own_only=True), missing=missing),
@@ -81,7 +81,7 @@ def compare(name: str, rounds: int, options: Options) -> str:
     return f"{sized}; {rounds} rounds.\n\n{table(head, rows)}"
 
 
-def _why_not() -> str:
+def why_not() -> str:
     """Return why the table cannot be walked here, nothing if it can."""
     try:
         BindTableReader().close()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.bind_table import SECONDS_OF_A_CELL, Losses, PortFlag
+from ephmon.facts.bind_table import SECONDS_OF_A_CELL, PortFlag
 from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.reader import MOST_BITMAPS
 from ephmon.kernel.proc.sysctl import read_release, read_sysctls
 from tests import sockets
-from tests.kernel.bpf import walks
+from tests.kernel.bpf import churn, lifetimes, walks
 from tests.kernel_truth.mixes import OWN, fresh_namespace
 from tests.namespaces import Namespace, connect, ip
 from tests.sockets import Recipe
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.only_root
 
 HERE, OTHER = "127.0.0.1", "127.0.0.2"
 LOW, HIGH = 40_000, 40_099
+TIMES, SECONDS = 10, 600.0
 PORT = 80
 PROC = Path("/proc")
 HAS_DELAY = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay").exists()
@@ -331,32 +332,26 @@ def test_when_time_waits_end_is_counted_by_the_seconds_that_they_have_left(ns: N
 # --- what a walk must not do -----------------------------------------------------------------------------------------
 
 
-def test_nothing_stays_in_the_kernel_after_a_reader(ns: Namespace) -> None:
-    ns.call(walks.close_reader)
-    descriptors = ns.call(open_descriptors)
-    ns.call(walks.walk)
-    programs = ns.call(walks.program_ids)
-    ns.call(walks.close_reader)
+def test_nothing_is_left_of_readers_that_are_opened_and_closed_many_times() -> None:
+    """`python -m benchmarks walk-loads` does it a thousand times."""
+    with Namespace() as ns:
+        lives = ns.call_within(SECONDS, lifetimes.load_and_unload, TIMES)
+    grown = lives.after.rss_bytes - lives.before.rss_bytes
 
-    assert len(programs) == 1
-    assert ns.call(open_descriptors) == descriptors
-    assert ns.call(walks.mapped_maps) == 0
-    assert gone(programs)
+    assert lives.known >= 9 * TIMES
+    assert lives.left == []
+    assert lives.after._replace(rss_bytes=0) == lives.before._replace(rss_bytes=0)
+    assert grown < 1 << 20
 
 
 def test_nothing_stays_in_the_kernel_after_a_crash() -> None:
     with Namespace() as ns:
         ns.call(walks.walk)
-        programs = ns.call(walks.program_ids)
+        known = ns.call(lifetimes.loaded)
         os.kill(ns.pid, signal.SIGKILL)
 
-    assert len(programs) == 1
-    assert gone(programs)
-
-
-def gone(programs: list[int]) -> bool:
-    """Wait until the kernel has none of these programs any more, which takes it a moment."""
-    return wait_for(lambda: not any(map(walks.is_program, programs)))
+    assert {one.kind for one in known} == {"prog", "map", "btf"}
+    assert wait_for(lambda: not any(map(lifetimes.is_there, known)))
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
@@ -366,31 +361,10 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return holds
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def test_stable_sockets_are_counted_while_others_come_and_go(agent: Namespace) -> None:
+    """A walk that misses some says so, and some miss none. `python -m benchmarks walk-churn` does it for longer."""
+    found = agent.call(churn.walk_beside_churn, 3_000, 1.0)
 
-
-def test_stable_sockets_are_counted_while_others_come_and_go(ns: Namespace) -> None:
-    """A walk that misses some says so, and there are walks that miss none."""
-    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "20000 60999")
-    stable = ns.call(sockets.open_sockets, Recipe(connect=(HERE, PORT)), tag="stable", limit=3_000).count
-    seen = ns.call(walk_beside_churn, HERE, 81, 1.0)
-
-    whole = [held for held, losses in seen if losses == Losses()]
-    assert whole
-    assert set(whole) == {stable}
-
-
-def walk_beside_churn(destination: str, port: int, seconds: float) -> list[tuple[int, Losses]]:
-    """Walk again and again beside a child that connects and closes; return what each walk held of the stable pool."""
-    child = os.fork()
-    if child == 0:
-        try:
-            walks.connect_and_reset(destination, port, seconds)
-        finally:
-            os._exit(0)
-    found = []
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
-        seen = walks.walk()
-        found.append((seen.pool(HERE, HERE, PORT).held, seen.losses))
-    return found
+    assert found.whole
+    assert found.missed_silently == 0
+    assert max(found.flagged, default=0) <= found.stable

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import re
 import socket
 import struct
 import time
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.bind_table import AddressCounts, ConnectCounts, Losses, PoolKey, PortFlag
 from ephmon.kernel.bpf import load
-from ephmon.kernel.bpf.libbpf import LIBRARY
 from ephmon.kernel.bpf.reader import BindTableReader
 from ephmon.kernel.deadline import Deadline
 from tests import sockets
@@ -86,6 +83,12 @@ def reader() -> BindTableReader:
     return _readers[0]
 
 
+def use_reader(one: BindTableReader) -> None:
+    """Let the agent walk with this reader from now on."""
+    close_reader()
+    _readers.append(one)
+
+
 def close_reader() -> None:
     """Close the reader of the agent."""
     while _readers:
@@ -126,22 +129,21 @@ def drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def connect_and_reset(address: str, port: int, seconds: float) -> None:
-    """Listen, connect to it and reset both ends, as often as one process can."""
-    end = time.monotonic() + seconds
-    with socket.create_server((address, port)) as server:
-        while time.monotonic() < end:
-            with socket.create_connection((address, port)) as client, server.accept()[0] as accepted:
-                for one in (client, accepted):
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+def close_with_reset(*ends: socket.socket) -> None:
+    """Close both ends of a connection so that nothing is left of them, not even a TIME_WAIT."""
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    for end in ends:
+        end.close()
 
 
-def make_namespaces(number: int) -> set[int]:
-    """Make namespaces that each reserve a port and have a listener, which keeps them alive; return their inodes."""
+def make_namespaces(number: int, *, is_reserving: bool = True) -> set[int]:
+    """Make namespaces that each have a listener, which keeps them alive; return their inodes."""
     inodes = set()
     for index in range(number):
         unshare_network()
-        sockets.write_sysctl("net.ipv4.ip_local_reserved_ports", 40_000 + index)
+        if is_reserving:
+            sockets.write_sysctl("net.ipv4.ip_local_reserved_ports", 40_000 + index)
         sockets.listen("127.0.0.1", 0, tag="namespaces")
         inodes.add(Path("/proc/self/ns/net").stat().st_ino)
     return inodes
@@ -152,25 +154,6 @@ def unshare_network() -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
     bring_loopback_up()
-
-
-def program_ids() -> list[int]:
-    """Return the ids of the BPF programs that this process has open (/proc/PID/fdinfo, man 5 proc)."""
-    texts = [path.read_text(encoding="ascii") for path in Path("/proc/self/fdinfo").iterdir() if path.exists()]
-    return [int(found[1]) for text in texts if (found := re.search(r"^prog_id:\t(\d+)$", text, re.MULTILINE))]
-
-
-def is_program(program: int) -> bool:
-    """Tell whether the kernel has a program with an id."""
-    descriptor = ctypes.CDLL(LIBRARY).bpf_prog_get_fd_by_id(program)
-    if descriptor >= 0:
-        os.close(descriptor)
-    return bool(descriptor >= 0)
-
-
-def mapped_maps() -> int:
-    """Return how many BPF maps this process has in memory."""
-    return Path("/proc/self/maps").read_text(encoding="ascii").count("bpf-map")
 
 
 def is_direct() -> bool:
