@@ -2,6 +2,8 @@
 
 A golden file is expected output that is long enough to stand in a file of its own. `pytest --update-golden` writes what
 the code says now; read the difference before you commit it. `pytest --on-packages` runs what tests/second_pass.py says.
+`pytest --mixes 1/3` plays a third of the random mixes of sockets, for a kernel on which all of them take minutes, and
+`pytest --hypothesis-profile=thorough` tries ten times as many examples.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import pytest
 from hypothesis import settings
 
 from tests.machine import NEEDS, permit_descriptors
-from tests.second_pass import runs_again
+from tests.second_pass import may_run_again, runs_again
 
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("ephmon", deadline=None)
+settings.register_profile("thorough", settings.get_profile("ephmon"), max_examples=1000)
 settings.load_profile("ephmon")
 
 if TYPE_CHECKING:
@@ -41,6 +44,28 @@ LONGEST = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing them")
     parser.addoption("--on-packages", action="store_true", help="run what tests/second_pass.py runs again")
+    parser.addoption(
+        "--mixes",
+        type=_share,
+        default=slice(None),
+        metavar="N/M",
+        help="of the random mixes, play one in M, from the Nth on",
+    )
+
+
+def _share(text: str) -> slice:
+    first, _, step = text.partition("/")
+    return slice(int(first) - 1, None, int(step))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import files of which nothing runs again: that takes seconds."""
+    if not config.getoption("--on-packages") or not collection_path.match("test_*.py"):
+        return None
+    try:
+        return not may_run_again(collection_path.relative_to(TESTS).as_posix()) or None
+    except LookupError as error:
+        raise pytest.UsageError(*error.args) from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

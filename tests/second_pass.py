@@ -70,6 +70,11 @@ ONCE = {
 """The others, and why neither a dependency nor the wheel makes a difference."""
 
 
+def may_run_again(path: str) -> bool:
+    """Tell of a test file, by its path below tests/, whether any of its tests runs a second time; raise as below."""
+    return path in SOME_AGAIN or runs_again(path, "")
+
+
 def runs_again(path: str, test: str) -> bool:
     """Tell of a test, by its name and the path of its file below tests/, whether it runs a second time.
 

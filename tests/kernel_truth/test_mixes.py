@@ -1,6 +1,7 @@
 """Random mixes of sockets: every prediction is held against the kernel, and one miss fails.
 
 How good the best estimate is where ports are in doubt is printed (`pytest -s`), and stands in docs/proof/exactness.md.
+`pytest --mixes 1/3` plays a third of them.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tests.kernel_truth.mixes import (
 from tests.namespaces import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-CONNECT_SEEDS = list(range(120))
-REPAIR_SEEDS = list(range(500, 530))
-CERTAIN_SEEDS = list(range(40))
-ADDRESS_SEEDS = list(range(60))
+CONNECT_SEEDS = range(120)
+REPAIR_SEEDS = range(500, 530)
+CERTAIN_SEEDS = range(40)
+ADDRESS_SEEDS = range(60)
 SECONDS = 900.0
 """An emulated machine takes its time."""
 
@@ -35,6 +36,13 @@ SECONDS = 900.0
 def _ns() -> Iterator[Namespace]:
     with Namespace() as ns:
         yield ns
+
+
+@pytest.fixture(name="chosen")
+def _chosen(request: pytest.FixtureRequest) -> Callable[[range], list[int]]:
+    """A function that returns the seeds to play of all that there are."""
+    share: slice = request.config.getoption("--mixes")
+    return lambda seeds: list(seeds[share])
 
 
 def summary(name: str, outcomes: list[Outcome]) -> str:
@@ -53,13 +61,13 @@ def summary(name: str, outcomes: list[Outcome]) -> str:
     return "; ".join(parts)
 
 
-def test_tcp_connect(ns: Namespace) -> None:
+def test_tcp_connect(ns: Namespace, chosen: Callable[[range], list[int]]) -> None:
     """With the probe every prediction is exact; without it the bounds hold, and a claim of exactness is true.
 
     Whoever asks the kernel is an ordinary user without a capability.
     """
     is_bounded = ns.call(shows_every_socket)
-    outcomes = ns.call_within(SECONDS, connect_outcomes, CONNECT_SEEDS, asks=Asks.ORDINARY_USER)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, chosen(CONNECT_SEEDS), asks=Asks.ORDINARY_USER)
     print(summary("tcp_connect", outcomes))
 
     check_probed(outcomes)
@@ -70,9 +78,9 @@ def test_tcp_connect(ns: Namespace) -> None:
     check_counted(outcomes, is_bounded=is_bounded)
 
 
-def test_tcp_connect_without_fast_open(ns: Namespace) -> None:
+def test_tcp_connect_without_fast_open(ns: Namespace, chosen: Callable[[range], list[int]]) -> None:
     """Root asks in repair mode, and every prediction is exact too."""
-    outcomes = ns.call_within(SECONDS, connect_outcomes, REPAIR_SEEDS, asks=Asks.ROOT)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, chosen(REPAIR_SEEDS), asks=Asks.ROOT)
     print(summary("tcp_connect without fast open", outcomes))
 
     check_probed(outcomes)
@@ -97,13 +105,13 @@ def check_counted(outcomes: list[Outcome], *, is_bounded: bool) -> None:
         assert [one for counted, one in pairs if one.count < counted.remaining_min] == []
 
 
-def test_tcp_connect_without_doubt(ns: Namespace) -> None:
+def test_tcp_connect_without_doubt(ns: Namespace, chosen: Callable[[range], list[int]]) -> None:
     """Where every socket tells how it got its port, the prediction is exact without the probe, and says so.
 
     Before Linux 6.18 it does not say so of ports that are held: what blocked them may have gone.
     """
     is_bounded, is_complete = ns.call(shows_every_socket), ns.call(shows_everything)
-    outcomes = ns.call_within(SECONDS, connect_outcomes, CERTAIN_SEEDS, asks=None, only_certain=True)
+    outcomes = ns.call_within(SECONDS, connect_outcomes, chosen(CERTAIN_SEEDS), asks=None, only_certain=True)
     print(summary("tcp_connect without doubt", outcomes))
 
     assert [one for one in outcomes if one.pool.exact and one.pool.remaining != one.count] == []
@@ -114,19 +122,21 @@ def test_tcp_connect_without_doubt(ns: Namespace) -> None:
         assert [one for one in outcomes if not one.pool.exact and not one.is_unsure] == []
 
 
-def test_tcp_bind(ns: Namespace) -> None:
+def test_tcp_bind(ns: Namespace, chosen: Callable[[range], list[int]]) -> None:
     """Where the kernel does not show every socket, the prediction may be over, and does not claim to be exact."""
     is_bounded = ns.call(shows_every_socket)
-    outcomes = ns.call_within(SECONDS, bind_outcomes, ADDRESS_SEEDS, is_udp=False)
+    outcomes = ns.call_within(SECONDS, bind_outcomes, chosen(ADDRESS_SEEDS), is_udp=False)
     check_addresses("tcp_bind", outcomes, "EADDRINUSE", is_bounded=is_bounded)
 
 
-def test_udp_connect(ns: Namespace) -> None:
-    check_addresses("udp_connect", ns.call_within(SECONDS, udp_connect_outcomes, ADDRESS_SEEDS), "EAGAIN")
+def test_udp_connect(ns: Namespace, chosen: Callable[[range], list[int]]) -> None:
+    check_addresses("udp_connect", ns.call_within(SECONDS, udp_connect_outcomes, chosen(ADDRESS_SEEDS)), "EAGAIN")
 
 
-def test_udp_bind(ns: Namespace) -> None:
-    check_addresses("udp_bind", ns.call_within(SECONDS, bind_outcomes, ADDRESS_SEEDS, is_udp=True), "EADDRINUSE")
+def test_udp_bind(ns: Namespace, chosen: Callable[[range], list[int]]) -> None:
+    check_addresses(
+        "udp_bind", ns.call_within(SECONDS, bind_outcomes, chosen(ADDRESS_SEEDS), is_udp=True), "EADDRINUSE"
+    )
 
 
 def check_addresses(name: str, outcomes: list[Outcome], failure: str, *, is_bounded: bool = True) -> None:
