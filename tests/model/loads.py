@@ -7,14 +7,15 @@ the first connection that got no port.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.model.forecast.forecast import Forecast, forecast
 from ephmon.model.forecast.history import History, PoolSample
-from ephmon.model.forecast.release_schedule import EMPTY_SCHEDULE, TIME_WAIT_SECONDS
+from ephmon.model.forecast.release_schedule import TIME_WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -92,21 +93,23 @@ class Kernel:
 
     def reading(self, at: float, taken: int, closings: Sequence[float]) -> PoolSample:
         """Return what a poll sees, given the ports that cannot be had and when connections were closed, in order."""
-        schedule = list(EMPTY_SCHEDULE)
-        reusable = 0
-        for closed in closings[
-            bisect_right(closings, at - TIME_WAIT_SECONDS - BATCH_SECONDS) : bisect_right(closings, at)
-        ]:
-            if self.released(closed) > at:
-                schedule[min(TIME_WAIT_SECONDS - 1, max(0, int(closed + TIME_WAIT_SECONDS - at)))] += 1
-                reusable += self.reusable_after is not None and at - closed > self.reusable_after
+        first, last = bisect_right(closings, at, key=self.released), bisect_right(closings, at)
+        reused = first
+        if (age := self.reusable_after) is not None:
+            reused = bisect_left(closings, True, first, last, key=lambda closed: at - closed <= age)
+        # Counted by where each second begins, because there are tens of thousands of them in each of hundreds of polls.
+        seconds = (
+            bisect_left(closings, second, first, last, key=lambda closed: int(closed + TIME_WAIT_SECONDS - at))
+            for second in range(1, TIME_WAIT_SECONDS)
+        )
+        edges = [first, *seconds, last]
         return PoolSample(
             at=at,
             usable=self.capacity,
             capacity=self.capacity,
             remaining=self.capacity - taken,
-            held=taken + reusable,
-            schedule=tuple(schedule),
+            held=taken + reused - first,
+            schedule=tuple(end - begin for begin, end in pairwise(edges)),
             reusable_after=self.reusable_after,
         )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.facts.sockets import UdpSockets
@@ -44,7 +44,6 @@ class Judged(NamedTuple):
     covered: tuple[PoolKey, ...] = ()
 
 
-@settings(max_examples=200)
 @given(st.data())
 def test_the_first_poll_of_a_daemon_judges_as_the_check_does(data: st.DataObject) -> None:
     snapshot, rules = data.draw(_snapshots()), data.draw(_rules())

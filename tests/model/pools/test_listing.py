@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.model.newcomers import Newcomers
@@ -176,7 +176,6 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
 @given(st.integers(1, 4), STEPS)
 def test_laws_of_the_listing(top: int, steps: list[tuple[float, list[PoolKey], int, int]]) -> None:
     """Whatever order the pools are in, which of them exist and how far apart the polls are."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.facts.namespaces import OWN_NETNS
@@ -74,10 +74,6 @@ def mixes(draw: st.DrawFn) -> Mix:
     return Mix(facts, mixed, answered, draw(st.sets(st.sampled_from(PEERS))))
 
 
-law = settings(max_examples=300, deadline=None)
-
-
-@law
 @given(mixes())
 def test_the_quantities_of_every_pool_are_what_their_definitions_say(mix: Mix) -> None:
     pools = mix.pools
@@ -89,7 +85,6 @@ def test_the_quantities_of_every_pool_are_what_their_definitions_say(mix: Mix) -
         assert (own(peer) in set(pools)) is (expected["held"] > 0)
 
 
-@law
 @given(mixes(), st.sampled_from([0, LOOPBACK_DEVICE, 2, 3]))
 def test_the_number_of_calls_that_succeed_lies_within_the_bounds(mix: Mix, device: int) -> None:
     """Whatever the kernel knows and inet_diag does not show, and whatever device the caller is bound to."""
@@ -103,7 +98,6 @@ def test_the_number_of_calls_that_succeed_lies_within_the_bounds(mix: Mix, devic
         assert not pool.exact or pool.remaining == count
 
 
-@law
 @given(mixes())
 def test_the_estimate_is_right_where_what_it_rests_on_is(mix: Mix) -> None:
     """It rests on the answers, on peers that speak timestamps, and on callers and sockets that are on no device."""
@@ -117,7 +111,6 @@ def test_the_estimate_is_right_where_what_it_rests_on_is(mix: Mix) -> None:
         assert pools.pool(own(peer)).remaining == successes(distinct, mix.facts, peer)
 
 
-@law
 @given(mixes())
 def test_the_quantities_fit_together(mix: Mix) -> None:
     pools = mix.pools
@@ -136,7 +129,6 @@ def test_the_quantities_fit_together(mix: Mix) -> None:
     assert pools.overfull == 0
 
 
-@law
 @given(mixes(), st.integers())
 def test_the_order_of_the_rows_does_not_matter(mix: Mix, seed: int) -> None:
     shuffled = replace(mix, sockets=Random(seed).sample(mix.sockets, len(mix.sockets)))
@@ -145,7 +137,6 @@ def test_the_order_of_the_rows_does_not_matter(mix: Mix, seed: int) -> None:
     assert {key: one.pool(key) for key in one} == {key: other.pool(key) for key in other}
 
 
-@law
 @given(mixes().filter(lambda mix: bool(mix.sockets)))
 def test_one_more_socket_never_leaves_more(mix: Mix) -> None:
     # The last socket may not change what is known of its peer.
@@ -160,7 +151,6 @@ def test_one_more_socket_never_leaves_more(mix: Mix) -> None:
         assert other.remaining_max <= one.remaining_max
 
 
-@law
 @given(mixes())
 def test_pools_are_ranked_by_utilisation_then_by_ports_held(mix: Mix) -> None:
     pools = mix.pools

@@ -319,7 +319,6 @@ def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
 PLACES = places(json.loads(api.encode(critical_document())))[1:]
 
 
-@settings(max_examples=300)
 @given(place=st.sampled_from(PLACES), value=JSON_VALUES)
 def test_whatever_stands_anywhere_is_text_or_refused_and_no_control_character_comes_out(
     place: tuple[str | int, ...], value: object
