@@ -50,7 +50,8 @@ def test_an_input_that_takes_all_memory_is_kept(tmp_path: Path) -> None:
 
 
 def test_an_input_that_takes_long_is_kept(tmp_path: Path) -> None:
-    outcome = run(planted.SLOW, Bounds(executions=20), tmp_path, seed=SEED)
+    outcome = run(planted.SLOW, Bounds(executions=12), tmp_path, seed=SEED)
 
-    (kept,) = outcome.findings
-    assert kept.name.startswith("SlowInputError-")
+    # On a busy machine libFuzzer keeps it once more: what takes ten seconds is a slow unit.
+    (kept,) = (file.name for file in outcome.findings if not file.name.startswith("slow-unit-"))
+    assert kept.startswith("SlowInputError-")
