@@ -64,13 +64,18 @@ def make_vrf() -> None:
     ip("address", "add", f"{INSIDE}/32", "dev", VRF)
 
 
-def draw(case: Case) -> tuple[Pool, bool, int]:
-    """Return what is said beside the sockets of the VRF, whether VRFs are named, and what the kernel gives."""
-    make_vrf()
+def open_holders(case: Case) -> None:
+    """Open servers and the sockets that hold ports already."""
     sockets.write_sysctl("net.ipv4.ip_local_port_range", f"{LOW} {LOW + SIZE - 1}")
     for server in (Recipe(bind=(HERE, PORT), listen=SIZE), Recipe(device=VRF, bind=(INSIDE, PORT), listen=SIZE)):
         assert sockets.open_sockets(server, tag="server", limit=1).count == 1
     assert sockets.open_sockets(case.holder, tag="holder", limit=HELD).count == HELD
+
+
+def draw(case: Case) -> tuple[Pool, bool, int]:
+    """Return what is said beside the sockets of the VRF, whether VRFs are named, and what the kernel gives."""
+    make_vrf()
+    open_holders(case)
     one = read_with_probe()
     destination = case.newcomer.connect if case.kind is PoolKind.TCP_CONNECT else None
     pool = pool_in(one, case.kind, case.source, destination)

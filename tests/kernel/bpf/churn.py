@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.bind_table import Losses
+from ephmon.kernel.deadline import Deadline
 from tests import sockets
 from tests.kernel.bpf import walks
 from tests.kernel_truth.mixes import fresh_namespace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE, PORT = "127.0.0.1", 80
+_DEADLINE_SECONDS = 20.0
 _CHURNED = "127.0.0.2"
 _NOBODY_LISTENS, _SOMEBODY_LISTENS = 81, 82
 
@@ -47,15 +49,17 @@ def walk_beside_churn(stable: int, seconds: float) -> Churn:
     walks.open_reader()
     fresh_namespace()
     sockets.write_sysctl("net.ipv4.ip_local_port_range", "20000 60999")
-    sockets.listen(HERE, PORT, tag="server")
+    sockets.write_sysctl("net.core.somaxconn", stable)
+    sockets.listen(HERE, PORT, tag="server", backlog=stable)
     assert sockets.open_sockets(Recipe(connect=(HERE, PORT)), tag="stable", limit=stable).count == stable
     reader, writer = os.pipe()
     children = [_child(writer, work, seconds) for work in (_connect_in_vain, _connect_and_reset)]
     os.close(writer)
     seen = []
     while children:
-        own = walks.walk()
-        seen.append((own.pool(HERE, HERE, PORT).held, own.losses))
+        table = walks.reader().read(Deadline(_DEADLINE_SECONDS, time.monotonic))
+        assert table.own is not None
+        seen.append((dict(table.own.pools())[walks.key(HERE, HERE, PORT)].held, table.losses))
         children = [child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0]
     with os.fdopen(reader, "rb") as pipe:
         connects = sum(map(int, pipe.read().split()))
