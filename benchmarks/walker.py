@@ -40,7 +40,7 @@ _SOCKETS = Population(established=120_000, destinations=120)
 _ROUNDS, _SECONDS, _LEAD_SECONDS = 9, 2.0, 0.5
 _ADDRESS = "127.0.0.1", 8000
 _STABLE, _CHURN_SECONDS = 15_000, 60.0
-_CROWDED, _SOCKETS_OF_A_NAMESPACE = 8, 28_000
+_CROWDED, _SOCKETS_OF_A_NAMESPACE = 11, 28_000
 _TIMES, _MOST_SECONDS = 1000, 7200.0
 _ALONE, _COMPUTING, _WALKING, _DUMPING = "nothing", "a loop of Python", "a walker, every namespace", "a bare dump"
 _MOST_TIMES = 1.15
