@@ -114,14 +114,12 @@ def ask(questions: Generator[Sequence[int], Mapping[int, bool], None], deadline:
 
 def require_probe() -> None:
     """Raise ProbeUnavailableError if sockets cannot be set up for the probe; no port is touched."""
-    with _socket() as ours:
-        _set_up(ours, 1)
+    _probing_socket(1).close()
 
 
 def _may_be_shared(port: int, destination: tuple[str, int], dummy: Callable[[], tuple[str, int]]) -> bool:
     """Tell whether connect() gets the port toward the destination, or else toward another dummy."""
-    with _socket() as ours:
-        _set_up(ours, port)
+    with _probing_socket(port) as ours:
         number = ours.connect_ex(destination)
         if number == errno.EADDRNOTAVAIL:
             number = ours.connect_ex(dummy())  # a socket that got no port is as good as new
@@ -146,31 +144,55 @@ def _refusal(number: int) -> ProbeUnavailableError:
     return ProbeUnavailableError(f"The probe cannot connect to loopback ({os.strerror(number)}): {what_helps}.")
 
 
-def _socket() -> socket.socket:
-    """Return a socket that does not wait: a SYN that is not deferred might be dropped on the way."""
+def limited_socket(low: int, high: int) -> socket.socket:
+    """Return a TCP socket that connect() gives a port from low to high, both included, if they lie in the port range.
+
+    It does not wait: a SYN that is not deferred might be dropped on the way.
+
+    Raises:
+        ProbeUnavailableError: No TCP socket can be opened, or the kernel has no IP_LOCAL_PORT_RANGE.
+        KernelError: No descriptor was left.
+    """
     try:
         with shortages_explained():
-            return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            ours = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as error:
         raise ProbeUnavailableError(
             f"The probe cannot open a TCP socket ({error.strerror}). Allow AF_INET in the sandbox of ephmon."
         ) from error
-
-
-def _set_up(ours: socket.socket, port: int) -> None:
-    """Limit the socket to the port, and keep it from sending anything."""
     try:
-        ours.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.pack(port << 16 | port))
+        ours.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _RANGE.pack(high << 16 | low))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError as error:
+        ours.close()
         raise ProbeUnavailableError(
             "The probe needs a kernel with IP_LOCAL_PORT_RANGE: Linux 6.3, or an older one with a backport."
         ) from error
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return ours
+
+
+def defer_syn(ours: socket.socket) -> None:
+    """Let connect() keep the SYN back until the first write, so that it sends nothing.
+
+    Raises:
+        OSError: net.ipv4.tcp_fastopen lacks bit 0.
+    """
+    ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_NO_COOKIE, 1)
+    ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
+
+
+def _probing_socket(port: int) -> socket.socket:
+    """Return a socket that is limited to the port, and whose connect() sends nothing."""
+    ours = limited_socket(port, port)
     try:
-        ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_NO_COOKIE, 1)
-        ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
-    except OSError:  # net.ipv4.tcp_fastopen lacks bit 0
-        _put_into_repair_mode(ours)
+        defer_syn(ours)
+    except OSError:
+        try:
+            _put_into_repair_mode(ours)
+        except ProbeUnavailableError:
+            ours.close()
+            raise
+    return ours
 
 
 def _put_into_repair_mode(ours: socket.socket) -> None:

@@ -12,17 +12,17 @@ as much for each: the result is a lower bound.
 from __future__ import annotations
 
 import errno
-import socket
-import struct
 import time
 from contextlib import ExitStack
 from secrets import randbelow
 from typing import TYPE_CHECKING
 
-from ephmon.errors import KernelError, Reason, shortages_explained
-from ephmon.kernel.probe import unlikely_destination
+from ephmon.errors import KernelError, Reason
+from ephmon.kernel.probe import defer_syn, limited_socket, unlikely_destination
 
 if TYPE_CHECKING:
+    import socket
+
     from ephmon.facts.snapshot import Sysctls
 
 PORTS = 256
@@ -32,8 +32,6 @@ _TRIES = 9
 
 So the elapsed time is that of the processor. The clocks of that are too coarse in some virtual machines."""
 _FROM_NANOSECONDS = 1e-9
-_IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
-_TCP_FASTOPEN_CONNECT, _TCP_FASTOPEN_NO_COOKIE = 30, 34  # include/uapi/linux/tcp.h
 
 
 def measure_search_time(sysctls: Sysctls) -> float:
@@ -83,20 +81,12 @@ def _connect(ours: socket.socket, destination: tuple[str, int]) -> int:
 
 
 def _limited_socket(low: int, high: int) -> socket.socket:
+    ours = limited_socket(low, high)
     try:
-        with shortages_explained():
-            ours = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        raise KernelError("No TCP socket can be opened.", reason=Reason.PROBE) from error
-    try:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        ours.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, struct.pack("=I", high << 16 | low))
-        ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_NO_COOKIE, 1)
-        ours.setsockopt(socket.IPPROTO_TCP, _TCP_FASTOPEN_CONNECT, 1)
+        defer_syn(ours)
     except OSError as error:
         ours.close()
         raise KernelError(
-            "It needs IP_LOCAL_PORT_RANGE (Linux 6.3) and bit 0 of net.ipv4.tcp_fastopen, which is set by default.",
-            reason=Reason.PROBE,
+            "The measurement needs bit 0 of net.ipv4.tcp_fastopen, which is set by default.", reason=Reason.PROBE
         ) from error
     return ours

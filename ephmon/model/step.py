@@ -15,14 +15,14 @@ from ephmon.facts.sockets import NO_SOCKETS, Capability, Protocol, TcpSockets
 from ephmon.model.alerting.conditions import judge_full_poll, judge_narrow_poll
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.collectors import Health
-from ephmon.model.failures.doubt import doubted_pools
+from ephmon.model.failures.doubted_pools import doubted_pools
 from ephmon.model.failures.recent import recent_failures
 from ephmon.model.forecast.pool_forecasts import forecast_pools
 from ephmon.model.forecast.search_share import search_share
 from ephmon.model.pace import MOST_WATCHED, Poll, Watch, pace, watch
-from ephmon.model.pools.doubt import Questions, questions
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.listing import choose, remember
+from ephmon.model.pools.probe_questions import Questions, questions
 from ephmon.model.pools.ranking import worst_first, worst_utilisation
 from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, Classified, classify, survey
 from ephmon.model.pools.tcp_connect import ConnectPools, connect_key, destination_of
@@ -66,7 +66,7 @@ def questions_about(
     after: Mapping[int, int] = NOT_YET_ASKED,
     most: int | None = None,
 ) -> dict[int, Questions]:
-    """Return what to ask of the kernel in each namespace, by its inode; see `ephmon.model.pools.doubt.questions`.
+    """Return what to ask of the kernel in each namespace, by its inode: `ephmon.model.pools.probe_questions`.
 
     Args:
         snapshot: What was read.

@@ -30,7 +30,7 @@ from tests.sockets import FillResult, Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ephmon.model.pools.doubt import Questions
+    from ephmon.model.pools.probe_questions import Questions
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError
-from ephmon.kernel.probe import require_probe
 from ephmon.kernel.proc.sysctl import read_sysctls
 from ephmon.kernel.search_time import PORTS, measure_search_time
 from tests import sockets
@@ -24,10 +23,6 @@ RANGE = (30_000, 38_191)
 def _ns() -> Iterator[Namespace]:
     with Namespace() as ns:
         ns.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", f"{RANGE[0]} {RANGE[1]}")
-        try:
-            ns.call(require_probe)
-        except KernelError as error:
-            pytest.skip(str(error))
         yield ns
 
 

@@ -349,7 +349,6 @@ CERTAIN_KINDS: list[Callable[[Mix], None]] = [
     no_port,
     any_port_unconnected,
     no_port_unconnected,
-    named_connected,
     named_unconnected,
     listeners,
     listeners_v6,

@@ -292,14 +292,36 @@ def shared_ports_that_somebody_binds_for_a_moment(scene: Scene) -> None:
     scene.daemon.poll()
     scene.daemon.poll()
     for port in sockets.ports_of("clients")[::2]:
-        address = "127.0.0.9" if ":" not in scene.shape.here else "127.0.0.1"
-        assert sockets.open_sockets(Recipe(bind=(address, port)), tag="moment", limit=1).count == 1
+        assert sockets.open_sockets(Recipe(bind=(_unused_address(scene), port)), tag="moment", limit=1).count == 1
         sockets.close("moment")
+
+
+def blocked_ports_that_somebody_binds_for_a_moment(scene: Scene) -> None:
+    """What blocks them named them at the wildcard. Since Linux 6.18 it stops to when that somebody leaves."""
+    (address, _), family = scene.shape.busy[0], "::" if ":" in scene.shape.here else "0.0.0.0"
+    more = (address, sockets.listen(address, 82, tag="servers"))
+    client = Recipe(reuse_address=True, connect=scene.shape.busy[0])
+    assert sockets.open_sockets(client, tag="clients", limit=20).count == 20
+    ports = sockets.ports_of("clients")
+    for port in ports:
+        named = Recipe(bind=(family, port), reuse_address=True, connect=more)
+        assert sockets.open_sockets(named, tag="named", limit=1).count == 1
+    for _ in range(3):
+        scene.daemon.poll()
+    for port in ports[::2]:
+        moment = Recipe(bind=(_unused_address(scene), port), reuse_address=True)
+        assert sockets.open_sockets(moment, tag="moment", limit=1).count == 1
+        sockets.close("moment")
+
+
+def _unused_address(scene: Scene) -> str:
+    return "127.0.0.9" if ":" not in scene.shape.here else "127.0.0.1"
 
 
 PASSING: list[Callable[[Scene], None]] = [
     listened_ports_that_connect_takes,
     shared_ports_that_somebody_binds_for_a_moment,
+    blocked_ports_that_somebody_binds_for_a_moment,
 ]
 """What a daemon remembers is not so any more."""
 

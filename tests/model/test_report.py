@@ -207,7 +207,7 @@ def test_a_pool_needs_min_in_use_ports(min_in_use: int, hosts: list[int]) -> Non
 
 
 def test_blocked_ports_count_toward_min_in_use() -> None:
-    tcp = make_tcp(clients(10), explicit=range(LOW, LOW + 10))
+    tcp = replace(make_tcp(clients(10), explicit=range(LOW, LOW + 10)), ports_recover=False)
     state = conclude(make_snapshot(make_namespace(tcp)), blank_state(ListingRules(min_in_use=10)), 0.0)
 
     assert listed(state) == [toward(9)]

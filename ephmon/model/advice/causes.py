@@ -35,7 +35,7 @@ from ephmon.model.advice.steps import (
     widen,
 )
 from ephmon.model.alerting.blocked import BlockedPorts
-from ephmon.model.failures.doubt import Cause, possible_causes
+from ephmon.model.failures.doubted_pools import Cause, possible_causes
 from ephmon.model.pools.kinds import PoolKind
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from ephmon.facts.snapshot import Sysctls
-    from ephmon.model.failures.doubt import Cause
+    from ephmon.model.failures.doubted_pools import Cause
     from ephmon.model.pools.kinds import PoolKind
 
 

@@ -16,9 +16,9 @@ EphmonPoolExhaustionForecast
     The pool is more than half full, runs out within a minute at its present rate, and fires by no threshold yet.
 EphmonConnectExhaustions
     The kernel failed a connect() that found no port. As long as there is doubt, the estimate of the pool is its lower
-    bound (`ephmon.model.failures.doubt`). The alert is critical only where the pool, or the blocked share, is above its
-    warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can make one. Calls
-    of one user toward many pools that are nearly empty are one alert, which names the user.
+    bound (`ephmon.model.failures.doubted_pools`). The alert is critical only where the pool, or the blocked share, is
+    above its warning threshold: a socket with a port range of its own runs out in an empty pool, and any user can make
+    one. Calls of one user toward many pools that are nearly empty are one alert, which names the user.
 EphmonConnectSlow
     The searches of connect() take more than a share of a core (`ephmon.model.pools.connect_search`), by the rate and by
     the time for each port that were measured. Nothing fails, so it is a warning.

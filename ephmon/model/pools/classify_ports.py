@@ -3,8 +3,8 @@
 Three things settle a port, each for a reason that the kernel's source gives:
 
 Certain
-    What one reading shows. A listening socket, a bound one, or one that named its port blocks the port. Where every
-    socket carries IP_BIND_ADDRESS_NO_PORT, the port is shared.
+    What one reading shows. A listening or a bound socket blocks its port, and so does a connected one that named its
+    port, before Linux 6.18. Where every socket carries IP_BIND_ADDRESS_NO_PORT, the port is shared.
 Answered
     What the probe found when it asked the kernel (`ephmon.kernel.probe`).
 Remembered
@@ -22,9 +22,10 @@ These take care that what is remembered is proven:
 - That a port is shared is remembered since Linux 6.18 only. Before, a bind() that comes and goes in between blocks the
   port for as long as any socket stays on it, and none of those sockets changes. A kernel with 6.18's rule and an older
   number loses nothing by this but some questions.
-- Since Linux 6.18 a socket that named its port is no proof beside another with its local address. It may have bound the
-  wildcard with SO_REUSEADDR; then connect() moved it among sockets that share the port, and the next socket that leaves
-  makes the port shared again (__inet_bhash2_update_saddr(), inet_bind2_bucket_destroy()).
+- Since Linux 6.18 a connected socket that named its port proves nothing. It may have bound the wildcard with
+  SO_REUSEADDR; then connect() moved it among sockets of its local address that share the port, and the next socket that
+  leaves makes the port shared again (__inet_bhash2_update_saddr(), inet_bind2_bucket_destroy()). So that such a port is
+  blocked is not remembered while two sockets on it have the same local address.
 
 Two more things follow:
 
@@ -128,8 +129,8 @@ def classify_ports(
         return _count_only(sysctls, tcp, replace(previous, listened_on=listened_on))
     held = tcp.connections.ports
     remembered = _remembered(tcp, previous)
-    unsteady = _unsteady_ports(tcp, (tcp.explicit_ports - tcp.bound.ports) | remembered[Verdict.BLOCKED])
-    blocked = tcp.bound.ports | (tcp.explicit_ports - unsteady)
+    unsteady = _unsteady_ports(tcp, remembered[Verdict.BLOCKED])
+    blocked = tcp.bound.ports if tcp.ports_recover else tcp.bound.ports | tcp.explicit_ports
     shared = _certainly_shared(tcp, listened_on) - tcp.explicit_ports - blocked
     blocked = blocked.union(port for port, is_shared in answers.items() if not is_shared)
     shared.update(port for port, is_shared in answers.items() if is_shared and port not in blocked)

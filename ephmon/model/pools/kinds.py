@@ -111,7 +111,7 @@ class Pool:
     is_doubted: bool = False
     """Whether connect() failed although the estimate had room, so that `remaining` is lowered to `remaining_min`.
 
-    See `ephmon.model.failures.doubt`.
+    See `ephmon.model.failures.doubted_pools`.
     """
     peer_timestamps: bool | None = None
     """tcp_connect: whether the peer uses TCP timestamps, as live connections show; None if that is not known."""

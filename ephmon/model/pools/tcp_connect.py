@@ -6,8 +6,8 @@ everybody (`ephmon.model.pools.port_classes`). An allocation fails with EADDRNOT
 in use with this key, and none of them is a TIME_WAIT that may be reused (`ephmon.model.pools.time_wait`).
 
 A pool exists once a socket with its key is inside the range, also on a blocked port, or while a failed connect() puts
-it in doubt (`ephmon.model.failures.doubt`). Accepted sockets are passive: they have no pool, and their port is their
-listener's.
+it in doubt (`ephmon.model.failures.doubted_pools`). Accepted sockets are passive: they have no pool, and their port is
+their listener's.
 
 remaining_max
     Every ambiguous port counts as shared. Sockets bound to a device do not count: they stop only a socket that is bound

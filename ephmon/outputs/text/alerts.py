@@ -8,7 +8,7 @@ from ephmon.facts.foreign_text import printable
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.model.alerting.state_machine import AlertName
 from ephmon.model.alerting.thresholds import Severity
-from ephmon.model.failures.doubt import Cause, possible_causes
+from ephmon.model.failures.doubted_pools import Cause, possible_causes
 from ephmon.model.owners.names import OwnerKind, owner_of
 from ephmon.outputs.text.wording import endpoint, percent, pool_name, remaining, search_sentence, utc_time
 

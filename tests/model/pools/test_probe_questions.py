@@ -10,7 +10,13 @@ import pytest
 
 from ephmon.facts.addresses import PORTS
 from ephmon.model.pools.classify_ports import Evidence, classify_ports
-from ephmon.model.pools.doubt import AT_ONCE, LARGE_POOLS, MOST_BY_TURNS, MOST_BY_TURNS_IF_FORGOTTEN, questions
+from ephmon.model.pools.probe_questions import (
+    AT_ONCE,
+    LARGE_POOLS,
+    MOST_BY_TURNS,
+    MOST_BY_TURNS_IF_FORGOTTEN,
+    questions,
+)
 from tests.model.facts import Sockets, connected, make_ports, make_sysctls, make_tcp
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ephmon.facts.sockets import TcpState
 from ephmon.model.alerting.state_machine import AlertName, Phase
 from ephmon.model.alerting.thresholds import Severity
 from ephmon.model.failures.counters import Exhaustions
-from ephmon.model.failures.doubt import DOUBT_SECONDS, MOST_DOUBTED, Cause, doubted_pools, possible_causes
+from ephmon.model.failures.doubted_pools import DOUBT_SECONDS, MOST_DOUBTED, Cause, doubted_pools, possible_causes
 from ephmon.model.pace import Poll
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.survey import survey
