@@ -12,7 +12,8 @@ from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import TcpState, UdpSockets
 from ephmon.facts.timestamps import PeerTimestamps
-from ephmon.model.alerting.conditions import MOST_ALONE, MOST_FAILING, is_covered, judge_full_poll
+from ephmon.model.alerting.conditions import is_covered, judge_full_poll
+from ephmon.model.alerting.failed_calls import MOST_ALONE, MOST_FAILING
 from ephmon.model.alerting.state_machine import SUMMARY, AlertKey, AlertName, Alerts, Moment, Phase, UserFailures
 from ephmon.model.alerting.thresholds import Severity, Threshold, ThresholdOverride, Thresholds
 from ephmon.model.failures.recent import QUIET_SECONDS, RecentFailures
