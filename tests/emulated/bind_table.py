@@ -55,6 +55,7 @@ def test_every_number_of_a_walk_is_what_the_kernel_gives(agent: Namespace) -> No
     wrong = [one for one in found if not one.is_right]
 
     sys.stdout.write(f"bind table: {len(found)} mixes, right {len(found) - len(wrong)}\n")
+    sys.stdout.writelines(f"seed {one.seed}: connect {one.connect}, bind {one.bind}\n" for one in wrong)
     assert len(found) == NUMBER
     assert wrong == []
 

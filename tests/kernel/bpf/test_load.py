@@ -109,9 +109,9 @@ def test_a_library_that_is_not_there_is_named_with_its_package() -> None:
 
 
 @pytest.mark.only_root
-def test_a_libbpf_that_was_renamed_is_missed() -> None:
+def test_a_libbpf_that_was_renamed_is_missed(tmp_path: Path) -> None:
     """For real, in an overlay over the directory that it is in."""
-    text = refusal_behind(RENAME_LIBBPF)
+    text = refusal_behind(RENAME_LIBBPF.format(folder=folder_of_libbpf(), scratch=tmp_path))
 
     assert text == (
         "libbpf.so.1 cannot be loaded (libbpf.so.1: cannot open shared object file: No such file or directory); "
@@ -119,14 +119,22 @@ def test_a_libbpf_that_was_renamed_is_missed() -> None:
     )
 
 
-RENAME_LIBBPF = r"""
-folder=$(dirname "$(/sbin/ldconfig -p | sed -n 's/.*libbpf\.so\.1 .* => //p' | head -n 1)")
-mount -t tmpfs none /mnt
-mkdir /mnt/upper /mnt/work
-mount -t overlay -o "lowerdir=$folder,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$folder"
-mv "$folder/libbpf.so.1" "$folder/renamed"
+RENAME_LIBBPF = """
+mount -t tmpfs none {scratch}
+mkdir {scratch}/upper {scratch}/work
+mount -t overlay -o lowerdir={folder},upperdir={scratch}/upper,workdir={scratch}/work overlay {folder}
+mv {folder}/libbpf.so.1 {folder}/renamed
 exec "$@"
 """
+
+
+def folder_of_libbpf() -> Path:
+    """Return the directory in which the dynamic linker finds it."""
+    library = ctypes.CDLL(LIBRARY)
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    (path,) = {line.split()[-1] for line in lines if "/libbpf.so" in line}
+    assert library
+    return Path(path).parent
 
 
 def test_a_library_that_is_no_libbpf_is_not_used() -> None:
