@@ -123,7 +123,10 @@ def load(maps: Mapping[str, int], *, proc: Path, sys_root: Path = SYS, library: 
         # A kernel that does not take this one may take the other, which then has the better reason why not.
         with suppress(OSError):
             return _load(libbpf, DIRECT.read_bytes(), maps, is_direct=True)
-    content = COPYING.read_bytes()
+    try:
+        content = COPYING.read_bytes()
+    except OSError as error:
+        raise BpfUnavailableError(f"The BPF program {COPYING} cannot be read: {error.strerror}.") from error
     try:
         return _load(libbpf, content, maps, is_direct=False)
     except OSError as error:

@@ -6,8 +6,10 @@ import ctypes
 import errno
 import os
 import resource
+import shutil
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +42,21 @@ LACKS_CAPABILITIES = (
 def _ns() -> Iterator[Namespace]:
     with Namespace() as ns:
         yield ns
+
+
+@pytest.fixture(name="readable")
+def _readable(ns: Namespace) -> Iterator[Namespace]:
+    """The agent with objects that every user can read, wherever the checkout is."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        for path in (loading.COPYING, loading.DIRECT):
+            shutil.copy(path, folder)
+        ns.call(use_objects_in, Path(folder))
+        yield ns
+
+
+def use_objects_in(folder: Path) -> None:
+    loading.COPYING, loading.DIRECT = (folder / path.name for path in (loading.COPYING, loading.DIRECT))
 
 
 def refusal(*, proc: Path = PROC, sys_root: Path = SYS, library: str = LIBRARY, object_: Path | None = None) -> str:
@@ -169,6 +186,15 @@ def test_a_masked_sys_kernel_btf_is_named() -> None:
 
 
 @pytest.mark.only_root
+def test_an_object_that_cannot_be_read_is_named(ns: Namespace, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.bpf.o"
+    text = ns.call(refusal, object_=missing)
+
+    assert_one_sentence(text.replace(str(missing), "OBJECT"))
+    assert text == f"The BPF program {missing} cannot be read: No such file or directory."
+
+
+@pytest.mark.only_root
 def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.bpf.o"
     damaged.write_bytes(loading.COPYING.read_bytes()[:1000])
@@ -180,14 +206,14 @@ def test_a_damaged_object_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.only_root
-def test_an_ordinary_user_is_told_which_capabilities_are_missing(ns: Namespace) -> None:
-    assert ns.call(as_ordinary_user, refusal) == LACKS_CAPABILITIES
+def test_an_ordinary_user_is_told_which_capabilities_are_missing(readable: Namespace) -> None:
+    assert readable.call(as_ordinary_user, refusal) == LACKS_CAPABILITIES
 
 
 @pytest.mark.only_root
 @pytest.mark.parametrize("capability", [_CAP_BPF, _CAP_PERFMON], ids=["CAP_BPF", "CAP_PERFMON"])
-def test_one_of_the_two_capabilities_does_not_suffice(ns: Namespace, capability: int) -> None:
-    assert ns.call(refusal_of_nobody_with, 1 << capability) == LACKS_CAPABILITIES
+def test_one_of_the_two_capabilities_does_not_suffice(readable: Namespace, capability: int) -> None:
+    assert readable.call(refusal_of_nobody_with, 1 << capability) == LACKS_CAPABILITIES
 
 
 @pytest.mark.only_root
@@ -284,12 +310,12 @@ def refusal_of_reader(proc: Path) -> str:
 
 
 @pytest.mark.only_root
-def test_two_capabilities_suffice_for_loading_and_none_for_walking(ns: Namespace) -> None:
-    ns.call(become_nobody_with, 1 << _CAP_BPF | 1 << _CAP_PERFMON)
-    ns.call(walks.open_reader)
-    ns.call(walks.drop_capabilities)
+def test_two_capabilities_suffice_for_loading_and_none_for_walking(readable: Namespace) -> None:
+    readable.call(become_nobody_with, 1 << _CAP_BPF | 1 << _CAP_PERFMON)
+    readable.call(walks.open_reader)
+    readable.call(walks.drop_capabilities)
 
-    assert ns.call(walks.walk).inode == ns.inode
+    assert readable.call(walks.walk).inode == readable.inode
 
 
 def become_nobody_with(wanted: int) -> None:
