@@ -18,11 +18,10 @@ from ephmon.kernel.netlink import owner_dump
 from ephmon.kernel.netlink.sock_diag import SockDiag
 from ephmon.kernel.proc.cgroup import CgroupTree
 from ephmon.kernel.proc.processes import ProcessSearch
-from ephmon.kernel.source import SocketSource
 from ephmon.model.owners.shares import Owners, RecentOwners, blocked_owners, pool_owners, port_bits
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.port_classes import OPEN_CLASSES, PortClass
-from ephmon.model.pools.survey import survey
+from tests.kernel_truth.mixes import read_with_probe
 from tests.proxies import (
     HAPROXY,
     HERE,
@@ -61,8 +60,7 @@ class Holders:
 
 def read() -> Holders:
     deadline = Deadline(60, time.monotonic)
-    snapshot = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time).read(60)
-    (surveyed,) = survey(snapshot)
+    surveyed = read_with_probe()
     assert surveyed.ports is not None
     classes = surveyed.ports.classes
     blocked = [port for port, kind in enumerate(classes) if kind == PortClass.BLOCKED]
