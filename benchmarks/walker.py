@@ -195,7 +195,7 @@ def exceed_bounds(options: Options) -> str:
 def walk_every_namespace() -> tuple[Losses, int]:
     """Return what a walk lost, and how many ports it counted in all namespaces; for an agent."""
     table = BindTableReader().read(Deadline(CALL_SECONDS, time.monotonic), own_only=False)
-    return table.losses, sum(one.ports_in_use for one in table.namespaces)
+    return table.losses, sum(one.outside.in_use for one in table.namespaces)
 
 
 def _bound_row(what: str, made: int, bound: int, lost: int) -> list[str]:

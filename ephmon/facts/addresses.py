@@ -39,6 +39,11 @@ def unmapped(address: bytes) -> bytes:
     return address.removeprefix(V4_MAPPED)
 
 
+def mapped(address: bytes) -> bytes:
+    """Return an IPv4 address as an IPv4-mapped IPv6 address; others as they are."""
+    return V4_MAPPED + address if len(address) == V4_BYTES else address
+
+
 def is_wildcard(address: bytes) -> bool:
     """Tell whether an address is 0.0.0.0 or ::."""
     return not any(address)

@@ -10,39 +10,57 @@ There may be as many pools as sockets, so they stay packed, and one is unpacked 
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cached_property
-from itertools import compress
-from operator import gt
+from itertools import compress, count, repeat
+from operator import and_, gt, itemgetter, or_
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ephmon.facts.addresses import unmapped
+from ephmon.facts.addresses import ANY_V4, ANY_V6, V4_MAPPED, mapped, unmapped
+from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ephmon.facts.snapshot import Sysctls
 
 SECONDS_OF_A_CELL = 3
 """What each number of `ConnectCounts.ends_in` covers. TIME_WAIT lasts 60 seconds, so 20 numbers cover all."""
 CELLS = 20
-STATES = 12
-_ORPHANED_FIN_WAIT2 = 0
+COUNTED_STATES = (
+    TcpState.SYN_SENT,
+    TcpState.SYN_RECV,
+    TcpState.FIN_WAIT1,
+    TcpState.FIN_WAIT2,
+    TcpState.TIME_WAIT,
+    TcpState.CLOSE_WAIT,
+    TcpState.LAST_ACK,
+    TcpState.CLOSING,
+)
+"""The states of connected sockets in the order in which they are counted; ESTABLISHED is counted apart."""
 
 # struct pool of ephmon/kernel/bpf/bind_table.bpf.c, with either of its halves
 _KEY = "16s16sII2sH2xHI"
-_CONNECT = struct.Struct(f"={_KEY}6H{STATES}H{CELLS}H")
-_ADDRESS = struct.Struct(f"={_KEY}4I60x")
+_CONNECT = struct.Struct(f"={_KEY}9H{len(COUNTED_STATES)}H{CELLS}H2x")
+_ADDRESS = struct.Struct(f"={_KEY}5I56x")
 _PORT = struct.Struct("=IIHHI")
 _BYTES_OF_A_POOL = _CONNECT.size
 _INVERTED = bytes([1, *bytes(255)])
 """Translates 1 to 0 and 0 to 1."""
+_HEAD = struct.Struct("=16s16sII2sH")
+"""What of an entry tells it from all others: source, destination, device, VRF, destination port, namespace."""
+_HEADS = struct.Struct(f"={_HEAD.size}s{_BYTES_OF_A_POOL - _HEAD.size}x")
+_DEVICE, _L3MDEV = 8, 9
+"""Where these are, in units of four bytes."""
 # Where the columns are, in units of two bytes
-_COLUMNS = {"namespace": 21, "is_address": 23, "held": 26, "time_wait": 27, "reusable": 28, "on_blocked": 30}
+_COLUMNS = {"namespace": 21, "is_address": 23, "held": 26, "time_wait": 28, "reusable": 29, "on_blocked": 30}
+_ENDS_IN = range(26 + 9 + len(COUNTED_STATES), 26 + 9 + len(COUNTED_STATES) + CELLS)
 
 
 class PortFlag(IntFlag):
@@ -93,20 +111,41 @@ class ConnectCounts(NamedTuple):
     A socket holds one port, and no two sockets of one key have the same.
     """
 
-    held: int
+    held: int = 0
     """Ports that are not blocked, and that connect() finds taken for this key."""
-    time_wait: int
+    held_second: int = 0
+    """Those of `held` that connect() does not get now, and that it tries last: every second port of the range."""
+    time_wait: int = 0
     """Those of `held` that a TIME_WAIT has."""
-    reusable: int
+    reusable: int = 0
     """Those of `time_wait` that connect() takes all the same, at this moment (tcp_twsk_unique())."""
-    reusable_later: int
+    reusable_later: int = 0
     """Those of `time_wait` that connect() will take before they end."""
-    on_blocked: int
+    on_blocked: int = 0
     """Sockets on blocked ports, which take nothing from this pool, without those that a listener may have accepted."""
-    states: Mapping[int, int]
+    named: int = 0
+    """Those of `on_blocked` that named their port in bind()."""
+    states: Mapping[int, int] = MappingProxyType({})
     """All these sockets by state, as in `TcpState`."""
-    ends_in: Sequence[int]
-    """Ports of `held` whose TIME_WAIT, or FIN_WAIT2 without a process, ends within so many cells of time."""
+    ends_in: Sequence[int] = (0,) * CELLS
+    """Ports of `time_wait` by the time that they have left, in cells of SECONDS_OF_A_CELL."""
+
+
+_NUMBERS = ConnectCounts._fields.index("states")
+"""So many fields come first that are plain numbers."""
+
+
+def total(every: Iterable[ConnectCounts]) -> ConnectCounts:
+    """Add up counts. Sockets on different devices may share a port, which then counts once for each."""
+    rows = list(every)
+    if len(rows) < 2:
+        return rows[0] if rows else ConnectCounts()
+    states: Counter[int] = Counter()
+    for one in rows:
+        states.update(one.states)
+    numbers = [sum(column) for column in zip(*(one[:_NUMBERS] for one in rows), strict=True)]
+    ends_in = tuple(map(sum, zip(*(one.ends_in for one in rows), strict=True)))
+    return ConnectCounts(*numbers[:_NUMBERS])._replace(states=states, ends_in=ends_in)
 
 
 class AddressCounts(NamedTuple):
@@ -121,8 +160,10 @@ class AddressCounts(NamedTuple):
     bound: int
     """Sockets that bind(address, 0) gave their port, and that are not connected."""
     bound_connected: int
-    """Connected sockets on blocked ports without a listener that did not name their port: bind(address, 0) gave it to
+    """Blocked ports without a listener of connected sockets that did not name their port: bind(address, 0) gave it to
     them, or a listener that is gone accepted them."""
+    time_wait: int
+    """Those of `ports` where all sockets with this address are TIME_WAITs."""
 
 
 class Losses(NamedTuple):
@@ -142,6 +183,11 @@ class Losses(NamedTuple):
     """Ports that are in every number, but not in `NamespaceBinds.ports`."""
     bitmaps: int = 0
     """Namespaces whose reserved ports found no room. They are left out."""
+
+    @property
+    def unseen(self) -> int:
+        """Steps at which sockets may not have been seen, because something changed meanwhile or a list is too long."""
+        return self.torn + self.repeated + self.cut_short
 
 
 class PoolTable:
@@ -180,23 +226,54 @@ class PoolTable:
         """Return the indices of the local addresses of a namespace, which is given by its index."""
         return self._of_namespace.get(namespace, ((), ()))[1]
 
+    def find(self, key: PoolKey, namespace: int) -> int | None:
+        """Return the index of a pool of a namespace, which is given by its index; None if no socket has the key."""
+        addresses = mapped(key.source), mapped(key.destination)
+        port = key.destination_port.to_bytes(2)
+        return self._index.get(_HEAD.pack(*addresses, key.device, key.l3mdev, port, namespace))
+
+    def time_waits_from(self, source: bytes, namespace: int) -> Sequence[int]:
+        """Return how many TIME_WAITs of a local address, or of all that a wildcard stands for, end in which cell."""
+        prefix = {ANY_V4: V4_MAPPED, ANY_V6: b""}.get(source, mapped(source))
+        packed, indices = self._packed, self.connect_indices(namespace)
+        chosen = [index for index in indices if packed.startswith(prefix, index * _BYTES_OF_A_POOL)]
+        columns = (self._halves[first :: _BYTES_OF_A_POOL // 2].tolist() for first in _ENDS_IN)
+        return [sum(map(column.__getitem__, chosen)) for column in columns]
+
+    @cached_property
+    def on_devices(self) -> Sequence[int]:
+        """The indices of the entries whose sockets are bound to a device or are in a VRF."""
+        words = memoryview(self._packed).cast("I")
+        step = _BYTES_OF_A_POOL // 4
+        marks = map(or_, words[_DEVICE::step].tolist(), words[_L3MDEV::step].tolist())
+        return list(compress(count(), marks))
+
+    @cached_property
+    def _index(self) -> Mapping[bytes, int]:
+        # There may be as many pools as sockets, so no bytecode runs for each.
+        heads = map(itemgetter(0), _HEADS.iter_unpack(self._packed))
+        return dict(zip(heads, count(), strict=False))
+
+    def key(self, index: int) -> PoolKey:
+        """Return the key of a pool."""
+        source, destination, device, l3mdev, port, _ = self._unpack(_HEAD, index)
+        return PoolKey(unmapped(source), unmapped(destination), int.from_bytes(port), device, l3mdev)
+
     def connect(self, index: int) -> tuple[PoolKey, ConnectCounts]:
         """Unpack a pool."""
-        source, destination, device, l3mdev, port, _, _, _, *numbers = self._unpack(_CONNECT, index)
-        key = PoolKey(unmapped(source), unmapped(destination), int.from_bytes(port), device, l3mdev)
-        held, time_wait, reusable, reusable_later, on_blocked, established, *rest = numbers
-        counted = {**dict(enumerate(rest[:STATES])), TcpState.ESTABLISHED: established}
+        _, _, _, _, _, _, _, _, *numbers = self._unpack(_CONNECT, index)
+        held, second, time_wait, reusable, on_blocked, established, reusable_later, named, orphaned, *rest = numbers
+        counted: dict[int, int] = {TcpState.ESTABLISHED: established, **dict(zip(COUNTED_STATES, rest, strict=False))}
+        counted[TcpState.FIN_WAIT2] += orphaned
         states = {state: number for state, number in counted.items() if number}
-        if orphaned := states.pop(_ORPHANED_FIN_WAIT2, 0):
-            states[TcpState.FIN_WAIT2] = states.get(TcpState.FIN_WAIT2, 0) + orphaned
-        ends_in = tuple(rest[STATES:])
-        return key, ConnectCounts(held, time_wait, reusable, reusable_later, on_blocked, states, ends_in)
+        ends_in = tuple(rest[len(COUNTED_STATES) :])
+        counts = ConnectCounts(held, second, time_wait, reusable, reusable_later, on_blocked, named, states, ends_in)
+        return self.key(index), counts
 
     def address(self, index: int) -> AddressCounts:
         """Unpack a local address."""
         source, _, _, l3mdev, _, _, _, _, *numbers = self._unpack(_ADDRESS, index)
-        ports, beside_any, bound, bound_connected = numbers
-        return AddressCounts(unmapped(source), l3mdev, ports, beside_any, bound, bound_connected)
+        return AddressCounts(unmapped(source), l3mdev, *numbers)
 
     def _unpack(self, layout: struct.Struct, index: int) -> tuple[Any, ...]:
         return layout.unpack_from(self._packed, index * _BYTES_OF_A_POOL)
@@ -251,10 +328,41 @@ class PortTable:
             if owner == namespace:
                 yield BoundPort(port, l3mdev, sockets, PortFlag(flags))
 
+    def ports_with(self, flag: PortFlag, namespace: int, l3mdev: int = 0) -> Sequence[int]:
+        """Return the ports of a namespace and VRF that have a flag, without bytecode for each of them."""
+        words, halves = memoryview(self._packed).cast("I"), memoryview(self._packed).cast("H")
+        marks = map(and_, words[3 :: _PORT.size // 4].tolist(), repeat(flag.value))
+        if self._has_several(words, namespace, l3mdev):
+            vrfs = map(l3mdev.__eq__, words[0 :: _PORT.size // 4].tolist())
+            is_wanted = map(and_, map(namespace.__eq__, self._namespaces), vrfs)
+            marks = map(and_, map(bool, marks), is_wanted)
+        return list(compress(halves[4 :: _PORT.size // 2].tolist(), marks))
+
+    def _has_several(self, words: memoryview, namespace: int, l3mdev: int) -> bool:
+        """Tell whether there are ports of another namespace or VRF."""
+        of_others = self._namespaces.tobytes() != namespace.to_bytes(2, sys.byteorder) * len(self)
+        vrfs = set(words[0 :: _PORT.size // 4].tolist())
+        return of_others or not vrfs <= {l3mdev}
+
+
+class PortNumbers(NamedTuple):
+    """How many usable ports of a namespace and VRF have which sockets."""
+
+    in_use: int
+    """Have any socket."""
+    blocked: int
+    """Those that connect() passes over."""
+    v4: int
+    """Those with a socket that keeps bind(0.0.0.0, 0) from them."""
+    any_v4: int
+    """Those with a socket that keeps bind() from them for every IPv4 address."""
+    any_v6: int
+    """Those with a socket that keeps bind() from them for every IPv6 address."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamespaceBinds:
-    """The bind table of one network namespace. The numbers of ports are of those outside any VRF."""
+    """The bind table of one network namespace."""
 
     index: int
     """Its number in this walk."""
@@ -265,20 +373,14 @@ class NamespaceBinds:
     """Of the user namespace that owns it (man 7 user_namespaces)."""
     sysctls: Sysctls
     usable: int
-    ports_in_use: int
-    """Usable ports that any socket has."""
-    blocked: int
-    """Those of them that connect() passes over."""
-    v4: int
-    """Those with a socket that keeps bind(0.0.0.0, 0) from them."""
-    any_v4: int
-    """Those with a socket that keeps bind() from them for every IPv4 address."""
-    any_v6: int
-    """Those with a socket that keeps bind() from them for every IPv6 address."""
+    outside: PortNumbers
+    """Of the ports outside any VRF."""
     accepted: int
     """Sockets beside a listener that are in no pool, because it may have accepted them."""
     sockets: int
     """Sockets on usable ports."""
+    is_whole: bool
+    """Whether every socket that stayed where it was is counted; else sockets came and went too fast."""
     pool_table: PoolTable
     port_table: PortTable
 
@@ -295,9 +397,58 @@ class NamespaceBinds:
         return self.port_table.of_namespace(self.index)
 
     @cached_property
+    def on_devices(self) -> Mapping[ConnectKey, Sequence[int]]:
+        """The indices of the pools of connect keys that have sockets on a device or in a VRF, by key."""
+        found: defaultdict[ConnectKey, list[int]] = defaultdict(list)
+        for index in frozenset(self.pool_table.on_devices).intersection(self.pool_table.connect_indices(self.index)):
+            found[self.connect_key(index)].append(index)
+        for key, indices in found.items():
+            if (plain := self.find_plain(key)) is not None:
+                indices.append(plain)
+        return found
+
+    def connect_key(self, index: int) -> ConnectKey:
+        """Return the connect key of a pool."""
+        return ConnectKey(*self.pool_table.key(index)[:3])
+
+    def find_plain(self, key: ConnectKey) -> int | None:
+        """Return the index of the pool of a key's sockets on no device and in no VRF; None if there are none."""
+        return self.pool_table.find(PoolKey(*key), self.index)
+
+    def find(self, key: ConnectKey) -> Sequence[int]:
+        """Return the indices of all pools of a connect key."""
+        if key in self.on_devices:
+            return self.on_devices[key]
+        plain = self.find_plain(key)
+        return () if plain is None else (plain,)
+
+    def sockets_of(self, key: ConnectKey) -> list[tuple[PoolKey, ConnectCounts]]:
+        """Return all pools of a connect key."""
+        return [self.pool_table.connect(index) for index in self.find(key)]
+
+    def time_waits_from(self, source: bytes) -> Sequence[int]:
+        """Return how many TIME_WAITs of a local address have how much time left, in cells of SECONDS_OF_A_CELL.
+
+        Those of a wildcard are those of all addresses that it stands for.
+        """
+        return self.pool_table.time_waits_from(source, self.index)
+
+    def ports_with(self, flag: PortFlag, l3mdev: int = 0) -> Sequence[int]:
+        """Return the usable ports of a VRF that have a flag; 0: those outside any VRF."""
+        return self.port_table.ports_with(flag, self.index, l3mdev)
+
+    def numbers(self, l3mdev: int = 0) -> PortNumbers:
+        """Return how many usable ports of a VRF have which sockets; 0: outside any VRF."""
+        if not l3mdev:
+            return self.outside
+        flags = [one.flags for one in self.ports() if one.l3mdev == l3mdev]
+        wanted = (PortFlag.BLOCKED, PortFlag.V4, PortFlag.ANY_V4, PortFlag.ANY_V6)
+        return PortNumbers(len(flags), *(sum(flag in one for one in flags) for flag in wanted))
+
+    @cached_property
     def blocked_ports(self) -> frozenset[int]:
         """The ports outside any VRF that connect() passes over."""
-        return frozenset(one.port for one in self.ports() if PortFlag.BLOCKED in one.flags and not one.l3mdev)
+        return frozenset(self.ports_with(PortFlag.BLOCKED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

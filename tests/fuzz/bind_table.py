@@ -25,7 +25,7 @@ def check_bind_table(data: bytes) -> None:
     if table is None:
         return
     for one in table.namespaces:
-        assert max(one.blocked, one.v4, one.any_v4, one.any_v6) <= one.ports_in_use <= one.usable
+        assert max(one.outside) == one.outside.in_use <= one.usable
         assert one.usable <= one.sysctls.port_range.size
         for key, counts in one.pools():
             assert {len(key.source), len(key.destination)} <= {V4_BYTES, V6_BYTES}

@@ -195,7 +195,6 @@ struct task_struct {
 #define TCP_TIME_WAIT 6
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
-#define STATES 12
 
 /* include/net/sock.h: how a socket came by its port. */
 #define SOCK_BINDPORT_LOCK 8
@@ -223,6 +222,9 @@ struct task_struct {
 
 /* The histogram of what TIME_WAITs have left of their 60 seconds (TCP_TIMEWAIT_LEN, include/net/tcp.h). */
 #define CELLS 20
+
+/* A connected socket is in one of nine states, and TCP_ESTABLISHED is counted apart. */
+#define COUNTED_STATES 8
 
 struct control {
 	/* Set by user space: which part of the table to walk, and how. */
@@ -283,21 +285,29 @@ struct key {
 
 /* No number is above 65,535, because no two sockets of one key have the same port (__inet_check_established()). */
 struct connect_counts {
+	/* In the cache line of the key: counting an established socket touches no other. */
 	__u16 held;		/* ports that may be shared with other destinations, but not with this one */
-	__u16 time_wait;	/* those of them that are held by a TIME_WAIT */
+	__u16 second;		/* those of them that connect() does not get, and that it tries last: see search_order() */
+	__u16 time_wait;	/* those of `held` that are held by a TIME_WAIT */
 	__u16 reusable;		/* those of these that connect() takes nevertheless */
-	__u16 reusable_later;	/* and those that it will take before they end */
 	__u16 on_blocked;	/* sockets on ports that connect() never takes */
-	__u16 established;	/* sockets in this state; here, so that counting one touches one line of the cache */
-	__u16 states[STATES];	/* sockets in other states; [0]: FIN_WAIT2 whose process has gone */
-	__u16 ends_in[CELLS];	/* ports of `held` on a timer, by the seconds that it has left */
+	__u16 established;	/* sockets in this state */
+
+	__u16 reusable_later;	/* ports of `time_wait` that connect() will take before they end */
+	__u16 named;		/* sockets of `on_blocked` that named their port in bind() */
+	__u16 orphaned;		/* sockets in FIN_WAIT2 whose process has gone */
+	__u16 states[COUNTED_STATES];	/* sockets in the other states; state_index() has the order */
+	__u16 ends_in[CELLS];	/* ports of `time_wait`, by the seconds that they have left */
 };
 
 struct address_counts {
 	__u32 ports;		/* on which a socket has this address */
 	__u32 beside_any;	/* those of them where a socket on the wildcard address stops bind() too */
 	__u32 bound;		/* sockets that have their port from bind(address, 0), and are not connected */
-	__u32 bound_connected;	/* connected ones on a blocked port without listener, that did not name their port */
+	__u32 bound_connected;	/* blocked ports without listener of connected sockets that did not name their port */
+	__u32 time_wait;	/* those of `ports` where all sockets with this address are TIME_WAITs */
+	__u32 last_is_time_wait; /* whether the port that was counted last is one of these */
+	__u32 last_bound_connected; /* the port that was counted last in `bound_connected` */
 };
 
 struct pool {
@@ -392,6 +402,7 @@ struct place {
 	__u32 sockets;
 	__u64 counted[2];	/* the local address that the port was counted for last */
 	__u32 is_counted;
+	__u32 is_second;	/* what search_order() says of the port, and 0 if it is blocked */
 	__u32 counting;		/* 0: look for what decides about the others; 1: count */
 	__u64 own_net;
 	__u32 hash;		/* where a search begins */
@@ -733,8 +744,8 @@ static __always_inline int is_loopback(const __u64 *address)
 	return (__u32)address[1] == 0xffff0000u ? (address[1] >> 32 & 0xff) == 127 : address[1] == 1ull << 56;
 }
 
-/* The rules of tcp_twsk_unique() in net/ipv4/tcp_ipv4.c for a socket that has no port yet. */
-static __always_inline void judge_time_wait(struct place *at, struct tcp_timewait_sock *tcp,
+/* The rules of tcp_twsk_unique() in net/ipv4/tcp_ipv4.c for a socket that has no port yet: whether it gets the port now. */
+static __always_inline int judge_time_wait(struct place *at, struct tcp_timewait_sock *tcp,
 					    struct connect_counts *counts)
 {
 	struct inet_timewait_sock___since_6_14 *newer = (void *)tcp;
@@ -742,13 +753,13 @@ static __always_inline void judge_time_wait(struct place *at, struct tcp_timewai
 	int is_old;
 
 	if (!at->tw_reuse)
-		return;
+		return 0;
 	if (at->tw_reuse == 2 && at->key.device != LOOPBACK_IFINDEX && !is_loopback(at->key.source) &&
 	    !is_loopback(at->key.destination))
-		return;
+		return 0;
 	/* The peer sent no timestamps: PAWS could not tell the old connection from the new one. */
 	if (!stamp)
-		return;
+		return 0;
 	if (bpf_core_field_exists(newer->tw_entry_stamp)) {
 		/* tcp_clock_ms() against the end of the delay, as time_after32() compares */
 		is_old = (__s32)(newer->tw_entry_stamp + at->tw_reuse_delay_ms - at->now_ms) < 0;
@@ -760,6 +771,43 @@ static __always_inline void judge_time_wait(struct place *at, struct tcp_timewai
 		counts->reusable++;
 	else
 		counts->reusable_later++;
+	return is_old;
+}
+
+/*
+ * 1 unless the number is 0. Written like this it is no branch: verifiers follow both ways of each, with all that comes
+ * after it, so branches are what the time of loading goes into.
+ */
+static __always_inline __u32 not_zero(__u32 number)
+{
+	return (number | -number) >> 31;
+}
+
+/* The same of `number` below `limit`, for numbers below 2^31. */
+static __always_inline __u32 is_below(__u32 number, __u32 limit)
+{
+	return (number - limit) >> 31;
+}
+
+/* The place of a state in connect_counts.states: SYN_SENT to TIME_WAIT (2 to 6), CLOSE_WAIT, LAST_ACK and CLOSING. */
+static __always_inline __u32 state_index(__u32 state)
+{
+	return state - 2 - is_below(TCP_CLOSE, state) - is_below(TCP_LISTEN, state);
+}
+
+static __always_inline void count_state(struct connect_counts *counts, __u32 state)
+{
+	__u32 index = state_index(state);
+
+	KEEP(index);
+	if (index < COUNTED_STATES)
+		counts->states[index]++;
+}
+
+/* __inet_hash_connect() walks every second port from the low end of the range first, and the others if it finds none. */
+static __always_inline __u32 search_order(__u32 low, __u32 port)
+{
+	return (port - low) & 1;
 }
 
 /* Adds a TIME_WAIT, or the FIN_WAIT2 of a socket whose process has gone: both are struct inet_timewait_sock. */
@@ -776,9 +824,16 @@ static __always_inline void count_time_wait(struct walk *walk, struct connect_co
 		return;
 	}
 	substate = tcp->tw_sk.tw_substate;
-	counts->states[substate == TCP_FIN_WAIT2 ? 0 : TCP_TIME_WAIT]++;
+	if (substate == TCP_FIN_WAIT2)
+		counts->orphaned++;
+	else
+		count_state(counts, TCP_TIME_WAIT);
 	if (is_blocked)
 		return;
+	if (substate == TCP_FIN_WAIT2) {
+		counts->second += at->is_second;
+		return;
+	}
 	/* inet_csk_diag_fill() shows the same difference as idiag_expires */
 	left = (__s32)((__u32)tcp->tw_sk.tw_timer.expires - at->jiffies);
 	cell = left < 0 ? 0 : (__u64)left / walk->control->ticks_per_cell; /* BPF divides by 0 without harm */
@@ -787,33 +842,36 @@ static __always_inline void count_time_wait(struct walk *walk, struct connect_co
 		cell = CELLS - 1;
 	KEEP(cell);
 	counts->ends_in[cell]++;
-	if (substate == TCP_FIN_WAIT2)
-		return;
 	counts->time_wait++;
-	judge_time_wait(at, tcp, counts);
+	if (!judge_time_wait(at, tcp, counts))
+		counts->second += at->is_second;
 }
 
-/* Tells whether the port was just counted for the address at->key.source. */
+/* Tells whether the port was just counted for the address at->key.source, and has a socket there that is no TIME_WAIT. */
 static __always_inline int is_address_counted(struct place *at)
 {
 	return at->is_counted && at->counted[0] == at->key.source[0] && at->counted[1] == at->key.source[1];
 }
 
 /* Counts a port for the local address at->key.source, once however many sockets have it there. */
-static __always_inline struct address_counts *count_address(struct walk *walk, struct pool *pool, int is_v4)
+static __always_inline struct address_counts *count_address(struct walk *walk, struct pool *pool, int is_v4,
+							    __u32 is_time_wait)
 {
 	struct place *at = walk->at;
 	struct address_counts *counts = &pool->by_address;
+	__u32 is_new, was;
 
-	at->is_counted = 1;
+	at->is_counted = is_time_wait ^ 1;
 	at->counted[0] = at->key.source[0];
 	at->counted[1] = at->key.source[1];
 
-	if (pool->key.last_port != at->port) {
-		pool->key.last_port = at->port;
-		counts->ports++;
-		counts->beside_any += !!(at->flags & (is_v4 ? HAS_ANY_V4 : HAS_ANY_V6));
-	}
+	is_new = not_zero(pool->key.last_port ^ at->port);
+	pool->key.last_port = at->port;
+	counts->ports += is_new;
+	counts->beside_any += is_new & not_zero(at->flags & (is_v4 ? HAS_ANY_V4 : HAS_ANY_V6));
+	was = counts->last_is_time_wait & (is_new ^ 1);
+	counts->last_is_time_wait = is_time_wait & (is_new | was);
+	counts->time_wait += counts->last_is_time_wait - was;
 	return counts;
 }
 
@@ -837,7 +895,7 @@ static __always_inline void count_unconnected(struct walk *walk, __u32 state, in
 	walk->at->flags |= state == TCP_LISTEN ? HAS_LISTENER : HAS_BOUND;
 	if (!pool)
 		return;
-	counts = count_address(walk, pool, is_v4);
+	counts = count_address(walk, pool, is_v4, 0);
 	if (state == TCP_CLOSE && !(locks & SOCK_BINDPORT_LOCK))
 		counts->bound++;
 }
@@ -850,10 +908,12 @@ static __always_inline void count_connected(struct walk *walk, __u32 state, int 
 	struct pool *pool = 0, *address;
 	struct connect_counts *counts;
 	__u32 index = NOTHING;
+	__u32 is_time_wait = not_zero(state ^ TCP_TIME_WAIT) ^ 1;
 	int is_blocked = at->flags & HAS_BLOCKED;
 	int from_bind = is_blocked && state != TCP_TIME_WAIT && !(at->flags & HAS_LISTENER) &&
 			!(locks & (SOCK_BINDPORT_LOCK | SOCK_CONNECT_BIND));
 
+	KEEP(is_time_wait);
 	at->flags |= state == TCP_TIME_WAIT ? HAS_TIME_WAIT : HAS_CONNECTED;
 	/* tcp_v4_syn_recv_sock() clears SOCK_BINDPORT_LOCK in what it makes of a listener, and TIME_WAIT has no locks. */
 	if (at->flags & HAS_LISTENER && !(locks & SOCK_BINDPORT_LOCK)) {
@@ -868,16 +928,21 @@ static __always_inline void count_connected(struct walk *walk, __u32 state, int 
 		}
 		pool->key.last_port = at->port;
 		counts = &pool->connect;
-		if (is_blocked)
+		if (is_blocked) {
 			counts->on_blocked++;
-		else
+			counts->named += not_zero(locks & SOCK_BINDPORT_LOCK);
+		} else {
 			counts->held++;
-		if (state == TCP_TIME_WAIT)
+		}
+		if (state == TCP_TIME_WAIT) {
 			count_time_wait(walk, counts, is_blocked);
-		else if (state == TCP_ESTABLISHED)
-			counts->established++;
-		else if (state < STATES)
-			counts->states[state]++;
+		} else {
+			counts->second += at->is_second;
+			if (state == TCP_ESTABLISHED)
+				counts->established++;
+			else
+				count_state(counts, state);
+		}
 		index = pool->address;
 	}
 	/* All sockets of one inet_bind2_bucket have one local address. */
@@ -891,9 +956,11 @@ static __always_inline void count_connected(struct walk *walk, __u32 state, int 
 		if (pool)
 			pool->address = at->looked_up;
 	}
-	count_address(walk, address, is_v4);
-	if (from_bind)
-		address->by_address.bound_connected++;
+	count_address(walk, address, is_v4, is_time_wait);
+	if (from_bind) {
+		address->by_address.bound_connected += not_zero(address->by_address.last_bound_connected ^ at->port);
+		address->by_address.last_bound_connected = at->port;
+	}
 }
 
 /* One socket of a port: sk_for_each_bound(). TIME_WAITs hang on the same list (inet_twsk_add_bind_node()). */
@@ -1072,6 +1139,7 @@ static long visit_bucket(__u32 index, struct walk *walk)
 	at->first = bpf_core_field_exists(older->owners) ? (__u64)older->owners.first : (__u64)bucket->bhash2.first;
 	at->flags = bucket->fastreuse >= 0 || bucket->fastreuseport >= 0 ? HAS_BLOCKED : 0;
 	at->sockets = at->accepted = at->is_counted = 0;
+	at->is_second = search_order(namespace->low, at->port) & (at->flags ^ HAS_BLOCKED);
 	at->tw_reuse = namespace->tw_reuse;
 	at->tw_reuse_delay_ms = namespace->tw_reuse_delay_ms;
 	bpf_loop(2, visit_sockets, walk, 0);

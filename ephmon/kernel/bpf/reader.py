@@ -20,6 +20,7 @@ from ephmon.facts.bind_table import (
     Losses,
     NamespaceBinds,
     PoolTable,
+    PortNumbers,
     PortTable,
 )
 from ephmon.facts.snapshot import PortRange, Sysctls
@@ -132,9 +133,8 @@ class BindTableReader:
             KernelError: The walk failed, what it left cannot be trusted, or the deadline passed.
         """
         table = self._walk(deadline, own_only=own_only)
-        if table.losses.torn or table.losses.repeated:
-            again = self._walk(deadline, own_only=own_only)
-            table = min(again, table, key=lambda one: one.losses.torn + one.losses.repeated)
+        if table.losses.unseen:
+            table = min(self._walk(deadline, own_only=own_only), table, key=lambda one: one.losses.unseen)
         return table
 
     def _walk(self, deadline: Deadline, *, own_only: bool) -> BindTable:
@@ -228,30 +228,39 @@ def _parse(control: Control, maps: Mapping[str, bytes]) -> BindTable:
     ports = PortTable(maps["ports"][: control.ports * _PORT_BYTES], control.namespaces)
     rows = _NAMESPACE.iter_unpack(maps["namespaces"][: control.namespaces * _NAMESPACE.size])
     bitmaps = maps["bitmaps"][: control.bitmaps * _BITMAP_BYTES]
-    parsed = [_parse_namespace(index, row, bitmaps, (pools, ports)) for index, row in enumerate(rows)]
+    losses = Losses(
+        torn=control.torn,
+        repeated=control.repeated,
+        cut_short=control.cut_short,
+        namespaces=control.lost_namespaces,
+        pools=control.lost_pools,
+        ports=control.lost_ports,
+        bitmaps=control.lost_bitmaps,
+    )
+    tables = _Tables(pools, ports, bitmaps, is_whole=not losses.unseen)
+    parsed = [_parse_namespace(index, row, tables) for index, row in enumerate(rows)]
     return BindTable(
         own_inode=control.own_inode,
         namespaces=tuple(one for one in parsed if one is not None),
-        losses=Losses(
-            torn=control.torn,
-            repeated=control.repeated,
-            cut_short=control.cut_short,
-            namespaces=control.lost_namespaces,
-            pools=control.lost_pools,
-            ports=control.lost_ports,
-            bitmaps=control.lost_bitmaps,
-        ),
+        losses=losses,
         buckets=control.buckets,
     )
 
 
-def _parse_namespace(
-    index: int, row: tuple[int, ...], bitmaps: bytes, tables: tuple[PoolTable, PortTable]
-) -> NamespaceBinds | None:
+class _Tables(NamedTuple):
+    """What all namespaces share."""
+
+    pools: PoolTable
+    ports: PortTable
+    bitmaps: bytes
+    is_whole: bool
+
+
+def _parse_namespace(index: int, row: tuple[int, ...], tables: _Tables) -> NamespaceBinds | None:
     cookie, inode, user_inode, low, high, usable, bitmap, *settings_and_numbers = row
     if bitmap == _LOST_BITMAP:
         return None
-    if bitmap * _BITMAP_BYTES > len(bitmaps):
+    if bitmap * _BITMAP_BYTES > len(tables.bitmaps):
         raise ValueError("reserved ports that are not there")
     tw_reuse, delay, timestamps, autobind, tw_buckets, *numbers = settings_and_numbers
     port_range = PortRange(low, high)
@@ -263,7 +272,7 @@ def _parse_namespace(
     reserved = frozenset[int]()
     if bitmap != _NO_BITMAP:
         start = (bitmap - 1) * _BITMAP_BYTES
-        reserved = _parse_bitmap(bitmaps[start : start + _BITMAP_BYTES])
+        reserved = _parse_bitmap(tables.bitmaps[start : start + _BITMAP_BYTES])
     return NamespaceBinds(
         index=index,
         inode=inode,
@@ -279,15 +288,12 @@ def _parse_namespace(
             tcp_max_tw_buckets=tw_buckets,
         ),
         usable=usable,
-        ports_in_use=in_use,
-        blocked=blocked,
-        v4=v4,
-        any_v4=any_v4,
-        any_v6=any_v6,
+        outside=PortNumbers(in_use, blocked, v4, any_v4, any_v6),
         accepted=accepted,
         sockets=sockets,
-        pool_table=tables[0],
-        port_table=tables[1],
+        is_whole=tables.is_whole,
+        pool_table=tables.pools,
+        port_table=tables.ports,
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
 from ephmon.facts.bind_table import CELLS, AddressCounts, BindTable, PoolKey, PortFlag
+from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.reader import (
     MOST_NAMESPACES,
     MOST_POOLS,
@@ -35,16 +36,15 @@ def pool(*, held: int = 9, time_wait: int = 4, reusable: int = 1, namespace: int
     """Return struct pool of a connection to 192.0.2.1:443."""
     source, destination = (MAPPED + ip_address(text).packed for text in ("127.0.0.1", "192.0.2.1"))
     head = struct.pack("=16s16sII2sHHHI", source, destination, 0, 0, b"\x01\xbb", namespace, 40_001, 0, 1)
-    states = [0] * 12
-    states[0], states[5] = 1, 2
+    states = [0, 0, 0, 2, 0, 0, 0, 5]  # FIN_WAIT2 and CLOSING
     cells = [0] * (CELLS - 1) + [4]
-    return head + struct.pack(f"=6H12H{CELLS}H", held, time_wait, reusable, 2, 6, 3, *states, *cells)
+    return head + struct.pack(f"=9H8H{CELLS}H2x", held, 7, time_wait, reusable, 6, 3, 2, 8, 1, *states, *cells)
 
 
 def address(*, kind: int = 1) -> bytes:
     """Return struct pool of the local address ::1."""
     head = struct.pack("=16s16sII2sHHHI", ip_address("::1").packed, bytes(16), 0, 5, bytes(2), 0, 0, kind, 0)
-    return head + struct.pack("=4I60x", 10, 2, 3, 1)
+    return head + struct.pack("=5I56x", 10, 2, 3, 1, 6)
 
 
 def port(number: int = 40_001, *, flags: int = PortFlag.BLOCKED, namespace: int = 0, l3mdev: int = 0) -> bytes:
@@ -67,13 +67,20 @@ def test_every_number_stands_where_the_program_puts_it() -> None:
 
     assert own.sysctls.port_range == (40_000, 40_099)
     assert own.sysctls.reserved_ports == {40_000, 40_002}
-    assert (own.ports_in_use, own.blocked, own.v4, own.any_v4, own.any_v6) == (10, 3, 10, 2, 1)
+    assert own.outside == (10, 3, 10, 2, 1)
     assert (own.accepted, own.sockets, own.cookie, own.user_namespace_inode) == (5, 20, 7, 8)
     assert key == PoolKey(bytes([127, 0, 0, 1]), bytes([192, 0, 2, 1]), 443)
-    assert (counts.held, counts.time_wait, counts.reusable, counts.reusable_later, counts.on_blocked) == (9, 4, 1, 2, 6)
-    assert counts.states == {1: 3, 5: 3}
+    assert (counts.held, counts.held_second, counts.time_wait, counts.reusable, counts.reusable_later) == (
+        9,
+        7,
+        4,
+        1,
+        2,
+    )
+    assert (counts.on_blocked, counts.named) == (6, 8)
+    assert counts.states == {TcpState.ESTABLISHED: 3, TcpState.FIN_WAIT2: 3, TcpState.CLOSING: 5}
     assert counts.ends_in == (*[0] * (CELLS - 1), 4)
-    assert list(own.addresses()) == [AddressCounts(ip_address("::1").packed, 5, 10, 2, 3, 1)]
+    assert list(own.addresses()) == [AddressCounts(ip_address("::1").packed, 5, 10, 2, 3, 1, 6)]
     assert [one.port for one in own.ports()] == [40_001, 40_002, 40_003]
     assert own.blocked_ports == {40_001}
 
@@ -150,7 +157,12 @@ def test_changed_bytes_become_values_that_hold_together_or_an_error(
         parts[which][where % len(parts[which])] = value
     with suppress(KernelError):
         for one in parse(*map(bytes, parts), **numbers).namespaces:
-            assert max(one.blocked, one.v4) <= one.ports_in_use <= one.usable <= one.sysctls.port_range.size
+            assert (
+                max(one.outside.blocked, one.outside.v4)
+                <= one.outside.in_use
+                <= one.usable
+                <= one.sysctls.port_range.size
+            )
             assert all(counts.reusable <= counts.time_wait <= counts.held for _, counts in one.pools())
             assert all(len(key.source) in (4, 16) for key, _ in one.pools())
             assert len(list(one.addresses())) <= 2

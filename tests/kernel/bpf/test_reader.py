@@ -188,6 +188,37 @@ def test_bind_users_are_told_apart(ns: Namespace) -> None:
     assert (address.ports, address.bound, address.bound_connected) == (13, 3, 4)
 
 
+def test_ports_that_connect_tries_last_are_counted_apart(ns: Namespace) -> None:
+    """It walks every second port from the low end first: 80 of 100 connections hold 50 such ports and 30 others."""
+    ns.call(sockets.open_sockets, Recipe(connect=(HERE, PORT)), tag="clients", limit=80)
+    counts = ns.call(walks.walk).pool(HERE, HERE, PORT)
+
+    assert (counts.held, counts.held_second) == (80, 30)
+
+
+def test_connections_that_named_their_port_are_counted_apart(ns: Namespace) -> None:
+    for port in (LOW, LOW + 1):
+        ns.call(sockets.open_sockets, Recipe(bind=(HERE, port), connect=(HERE, PORT)), tag="named", limit=1)
+    ns.call(sockets.open_sockets, Recipe(bind=(HERE, 0), connect=(HERE, PORT)), tag="bound", limit=3)
+    counts = ns.call(walks.walk).pool(HERE, HERE, PORT)
+
+    assert (counts.held, counts.on_blocked, counts.named) == (0, 5, 2)
+
+
+def test_ports_of_an_address_with_nothing_but_time_waits_are_counted(ns: Namespace) -> None:
+    """A port with a TIME_WAIT and a live connection to somebody else is not one of them."""
+    ns.call(sockets.listen, HERE, PORT + 1, tag="other server")
+    leave_time_waits(ns, 10)
+    for port in (LOW, LOW + 2, LOW + 4):
+        # connect() takes the port that a TIME_WAIT toward another destination has.
+        recipe = Recipe(no_port=True, port_range=(port, port), connect=(HERE, PORT + 1))
+        assert ns.call(sockets.open_sockets, recipe, tag="live", limit=1).count == 1
+    address = ns.call(walks.walk).addresses[bytes([127, 0, 0, 1])]
+
+    assert address.ports - address.time_wait == 3
+    assert address.time_wait >= 7
+
+
 def test_wildcards_are_counted_by_what_they_keep_from_bind(ns: Namespace) -> None:
     """0.0.0.0 and ::ffff:0.0.0.0 keep IPv4 from the port, :: keeps IPv6 from it, and IPv4 too without IPV6_V6ONLY."""
     for port, address, v6only in (

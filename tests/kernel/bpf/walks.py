@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import socket
 import struct
 import time
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ephmon.facts.bind_table import AddressCounts, ConnectCounts, Losses, PoolKey, PortFlag
 from ephmon.kernel.bpf import load
+from ephmon.kernel.bpf.libbpf import LIBRARY
 from ephmon.kernel.bpf.reader import BindTableReader
 from ephmon.kernel.deadline import Deadline
 from tests import sockets
@@ -100,11 +103,11 @@ def _seen(one: NamespaceBinds, losses: Losses) -> Seen:
         inode=one.inode,
         sysctls=one.sysctls,
         usable=one.usable,
-        ports_in_use=one.ports_in_use,
-        blocked=one.blocked,
-        v4=one.v4,
-        any_v4=one.any_v4,
-        any_v6=one.any_v6,
+        ports_in_use=one.outside.in_use,
+        blocked=one.outside.blocked,
+        v4=one.outside.v4,
+        any_v4=one.outside.any_v4,
+        any_v6=one.outside.any_v6,
         accepted=one.accepted,
         sockets=one.sockets,
         losses=losses,
@@ -154,6 +157,26 @@ def unshare_network() -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare")
     bring_loopback_up()
+
+
+def programs_of(process: int) -> list[int]:
+    """Return the ids of the BPF programs that a process has open (/proc/PID/fdinfo, man 5 proc)."""
+    descriptors = Path(f"/proc/{process}/fdinfo").iterdir()
+    texts = [path.read_text(encoding="ascii") for path in descriptors if path.exists()]
+    return [int(found[1]) for text in texts if (found := re.search(r"^prog_id:\t(\d+)$", text, re.MULTILINE))]
+
+
+def is_program(program: int) -> bool:
+    """Tell whether the kernel has a program with an id."""
+    descriptor = ctypes.CDLL(LIBRARY).bpf_prog_get_fd_by_id(program)
+    if descriptor >= 0:
+        os.close(descriptor)
+    return bool(descriptor >= 0)
+
+
+def mapped_maps_of(process: int) -> int:
+    """Return how many BPF maps a process has in memory."""
+    return Path(f"/proc/{process}/maps").read_text(encoding="ascii").count("bpf-map")
 
 
 def is_direct() -> bool:
