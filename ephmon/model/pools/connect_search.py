@@ -31,7 +31,7 @@ from ephmon.model.pools.time_wait import reusable_below_ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.facts.snapshot import Sysctls
+    from ephmon.facts.snapshot import PortRange, Sysctls
     from ephmon.facts.socket_groups import ConnectKey
     from ephmon.facts.sockets import TcpSockets
     from ephmon.model.pools.port_classes import TcpPorts
@@ -65,6 +65,34 @@ def expected_ports(first: Parity, second: Parity) -> float:
     return first.ports + second.ports
 
 
+class OpenPorts:
+    """The ports of a range by parity: how many are not reserved, and how many of these are not blocked."""
+
+    def __init__(self, port_range: PortRange, classes: bytes) -> None:
+        self._ports, self._open = [], []
+        for start in (port_range.low, port_range.low + 1):
+            of_parity = classes[start : port_range.high + 1 : 2]
+            self._ports.append(len(of_parity) - of_parity.count(PortClass.UNUSABLE))
+            self._open.append(of_parity.translate(_IS_OPEN).count(1))
+
+    @property
+    def usable(self) -> int:
+        """The ports of both parities that are not reserved."""
+        return sum(self._ports)
+
+    def expected_search(self, free: int, taken_of_second: int) -> float:
+        """Return how many ports one connect() of a pool looks at.
+
+        Args:
+            free: How many ports a connect() of the pool can get.
+            taken_of_second: How many ports of the second parity are not blocked, and it cannot get them.
+        """
+        (first, second), (open_first, open_second) = self._ports, self._open
+        # Sockets on devices may share a port, so they may be more than ports.
+        free_second = max(0, min(free, open_second - taken_of_second))
+        return expected_ports(Parity(first, max(0, min(open_first, free - free_second))), Parity(second, free_second))
+
+
 class ConnectSearch:
     """The searches of one namespace at one moment.
 
@@ -85,22 +113,12 @@ class ConnectSearch:
             free: How many ports a connect() of the pool can get.
             reusable: How many of these have a TIME_WAIT.
         """
-        (first, open_first), (second, open_second) = self._open
-        if self._ports.usable - free <= LITTLE_LOST * self._ports.usable:
-            return expected_ports(Parity(first, max(0, free - open_second)), Parity(second, open_second))
-        # Sockets on devices may share a port, so they may be more than ports.
-        free_second = max(0, min(free, open_second - self._taken_of_second_parity(key, reusable)))
-        return expected_ports(Parity(first, min(open_first, free - free_second)), Parity(second, free_second))
+        is_little = self._ports.usable - free <= LITTLE_LOST * self._ports.usable
+        return self._open.expected_search(free, 0 if is_little else self._taken_of_second_parity(key, reusable))
 
     @cached_property
-    def _open(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """For the first and the second parity: the ports that are not reserved, and those that are not blocked."""
-        low, high = self._sysctls.port_range
-        found = []
-        for start in (low, low + 1):
-            classes = self._ports.classes[start : high + 1 : 2]
-            found.append((len(classes) - classes.count(PortClass.UNUSABLE), classes.translate(_IS_OPEN).count(1)))
-        return found[0], found[1]
+    def _open(self) -> OpenPorts:
+        return OpenPorts(self._sysctls.port_range, self._ports.classes)
 
     def _taken_of_second_parity(self, key: ConnectKey, reusable: int) -> int:
         key_index = self._table.groups.connect_keys.find(key)

@@ -12,13 +12,16 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.facts.addresses import ANY_V4, ANY_V6, V4_BYTES
-from ephmon.facts.bind_table import ConnectCounts, NamespaceBinds, PoolKey
+from ephmon.facts.bind_table import NamespaceBinds, PoolKey
+from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.reader import BindTableReader
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import probe
 from ephmon.kernel.source import SocketSource
+from ephmon.model.pools.bind_table.bind_pools import BindTableBindPools
+from ephmon.model.pools.bind_table.connect_pools import BindTableConnectPools
+from ephmon.model.pools.bind_table.ports import classes_of
 from tests import sockets
 from tests.kernel_truth.mixes import KINDS, OWN, Mix, fresh_namespace
 from tests.sockets import Recipe
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from ephmon.facts.snapshot import NamespaceSnapshot
 
 _DEADLINE_SECONDS = 20.0
-_NOTHING = ConnectCounts(0, 0, 0, 0, 0, {}, ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,9 @@ def _outcome(seed: int, reader: BindTableReader) -> Outcome:
         pools_by_diag=_by_diag(namespace, one.blocked_ports | one.sysctls.reserved_ports),
         connect=_filled_by_connect(mix, reader),
         bind=_filled_by_bind(mix, reader),
-        whole=one.usable == len(usable) and one.sysctls == namespace.sysctls and len(one.blocked_ports) == one.blocked,
+        whole=one.usable == len(usable)
+        and one.sysctls == namespace.sysctls
+        and len(one.blocked_ports) == one.outside.blocked,
     )
 
 
@@ -142,19 +146,16 @@ def _binds() -> Iterator[tuple[str, bool | None]]:
 
 def connect_room(one: NamespaceBinds, key: PoolKey) -> int:
     """Return how many connections of a key can be opened from a socket that is bound to no device."""
-    counts = dict(one.pools()).get(key, _NOTHING)
-    return one.usable - one.blocked - counts.held + counts.reusable
+    pool = BindTableConnectPools("own", 0.0, one, classes_of(one)).pool(ConnectKey(*key[:3]))
+    assert pool.exact or pool.only_on_devices or pool.application_chooses_ports, pool
+    return pool.remaining_max
 
 
 def bind_room(one: NamespaceBinds, address: bytes) -> int:
     """Return how many sockets bind(address, 0) gives a port; :: is taken to be without IPV6_V6ONLY."""
-    if address == ANY_V4:
-        return one.usable - one.v4
-    if address == ANY_V6:
-        return one.usable - one.ports_in_use
-    any_ = one.any_v4 if len(address) == V4_BYTES else one.any_v6
-    ports = sum(one.ports - one.beside_any for one in one.addresses() if (one.address, one.l3mdev) == (address, 0))
-    return one.usable - any_ - ports
+    pool = BindTableBindPools("own", 0.0, one, classes_of(one)).pool(address)
+    assert pool.exact
+    return pool.remaining
 
 
 def _source() -> SocketSource:
