@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.measurement import Cost, memory, spent
+from ephmon.facts.sockets import Backend
 from ephmon.http.rendering import publication_of
+from ephmon.kernel.bpf.backend import BpfBackend
 from ephmon.kernel.netlink.sock_diag import Request, SockDiag
-from ephmon.kernel.source import SocketSource
+from ephmon.kernel.source import AUTO, SocketSource
 from ephmon.model.report import ReloadStatus
 from ephmon.model.rules import Rules
 from ephmon.model.state import initial_state
@@ -33,6 +35,8 @@ class PollKind(StrEnum):
     EVIDENCE = "ephmon poll, with evidence"
     """Gathers evidence for each port; the first poll always does."""
     COUNTING = "ephmon poll, counting only"
+    BPF = "ephmon poll, by BPF"
+    """Reads TCP from the kernel's bind table."""
 
 
 class Stages(NamedTuple):
@@ -48,6 +52,7 @@ class Stages(NamedTuple):
 READINGS: Mapping[PollKind, Callable[[SocketSource], Snapshot]] = {
     PollKind.EVIDENCE: lambda source: source.read(_DEADLINE_SECONDS),
     PollKind.COUNTING: lambda source: source.read(_DEADLINE_SECONDS, evidence=False),
+    PollKind.BPF: lambda source: source.read(_DEADLINE_SECONDS),
 }
 """How a poll of each kind reads the kernel; a kind that is not here is not measured."""
 
@@ -61,13 +66,18 @@ class EphmonPoll:
     def __init__(self, kind: PollKind) -> None:
         self._kind = kind
         self._source = SocketSource(
-            proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, open_diag=self._open_diag
+            proc=Path("/proc"),
+            clock=time.monotonic,
+            wall_clock=time.time,
+            mode=Backend.BPF if kind is PollKind.BPF else AUTO,
+            open_diag=self._open_diag,
+            bpf=BpfBackend(proc=Path("/proc"), clock=time.monotonic) if kind is PollKind.BPF else None,
         )
         self._process = process_registry()
         self._sent: list[Request] | None = None
         reload = ReloadStatus(successful=True, succeeded_at=time.time())
         self._state = initial_state(Rules(), reload)
-        self._poll(PollKind.EVIDENCE)
+        self._poll(PollKind.BPF if kind is PollKind.BPF else PollKind.EVIDENCE)
 
     def run(self) -> Cost:
         """Poll once."""

@@ -98,10 +98,22 @@ def with_readable_code() -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", program, "sh"]
 
 
+NO_LIBBPF = Path(__file__).parent / "no_libbpf"
+
+
 def environment(**changes: str) -> dict[str, str]:
-    """Return the environment that ephmon is started in: nothing in it changes what is printed, but for `changes`."""
+    """Return the environment that ephmon is started in: nothing in it changes what is printed, but for `changes`.
+
+    It has no libbpf, as most hosts. To load the BPF program takes longer than the rest of a start of ephmon, so
+    only the tests that are about it do that.
+    """
+    return {**environment_with_libbpf(), "LD_LIBRARY_PATH": str(NO_LIBBPF), **changes}
+
+
+def environment_with_libbpf() -> dict[str, str]:
+    """Return the same with the libbpf of this host."""
     kept = {name: value for name, value in os.environ.items() if not _ENVIRONMENT_OF_THE_TESTS.fullmatch(name)}
-    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), **changes}
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

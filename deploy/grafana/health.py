@@ -34,6 +34,9 @@ HEALTH = Row(
                 "sum by (instance, reason) (rate(ephmon_poll_failures_total[$__rate_interval]))",
                 "{{instance}} failed: {{reason}}",
             ),
+            Query(
+                "rate(ephmon_backend_disagreements_total[$__rate_interval])", "{{instance}} BPF and inet_diag disagree"
+            ),
             width=6,
         ),
         series(

@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
     one = survey_of(survey(snapshot))
     method: str = one.namespace.backends.get(kind.protocol, "")
     pool, failure = _pool(one, kind, key), None
-    if kind == PoolKind.TCP_CONNECT and one.ports and _is_to_be_probed(pool, options.probe, config.poll.probe):
+    may_be_probed = kind == PoolKind.TCP_CONNECT and one.namespace.binds is None  # with binds the kernel has answered
+    if may_be_probed and one.ports and _is_to_be_probed(pool, options.probe, config.poll.probe):
         probed, failure = _probed(snapshot, one, one.ports, config.poll.deadline_seconds)
         method = method if probed is one else "probe"
         pool = _pool(probed, kind, key)

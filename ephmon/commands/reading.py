@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.config.settings import Config, load
+from ephmon.config.settings import BackendChoice, Config, load
 from ephmon.errors import KernelError, Reason, quote
 from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.kernel.bpf.backend import BpfBackend
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.peer_timestamps import AT_ONCE, with_timestamps
+from ephmon.model.pools.survey import leaves_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -41,14 +43,33 @@ def read_snapshot(config: Config, proc: Path, asked: ConnectKey | None = None) -
     Raises:
         KernelError: The kernel could not be read.
     """
-    source = SocketSource(proc=proc, clock=time.monotonic, wall_clock=time.time, mode=config.poll.backend)
-    seconds = config.poll.deadline_seconds
+    seconds, mode = config.poll.deadline_seconds, config.poll.backend
+    if mode == BackendChoice.BPF:
+        return _read_by_bpf(proc, mode, seconds)
+    source = _open_source(proc, mode)
     snapshot = source.read(seconds)
+    # To load the BPF program takes longer than a dump on most hosts, so only doubt is worth it.
+    if mode == BackendChoice.AUTO and leaves_doubt(snapshot):
+        walked = _read_by_bpf(proc, mode, seconds)
+        if all(namespace.binds is not None for namespace in walked.namespaces):
+            return walked
 
     def ask(questions: Sequence[TimestampQuestion]) -> Mapping[ConnectKey, list[bool]]:
         return source.read_timestamps(questions, seconds)
 
     return with_timestamps(snapshot, {}, time.monotonic(), ask, most=AT_ONCE, first=asked)
+
+
+def _read_by_bpf(proc: Path, mode: BackendChoice, seconds: float) -> Snapshot:
+    bpf = BpfBackend(proc=proc, clock=time.monotonic, compares=False)
+    try:
+        return _open_source(proc, mode, bpf).read(seconds)
+    finally:
+        bpf.close()
+
+
+def _open_source(proc: Path, mode: BackendChoice, bpf: BpfBackend | None = None) -> SocketSource:
+    return SocketSource(proc=proc, clock=time.monotonic, wall_clock=time.time, mode=mode, bpf=bpf)
 
 
 def survey_of(surveys: Iterable[NamespaceSurvey], netns: str = OWN_NETNS) -> NamespaceSurvey:
@@ -68,6 +89,6 @@ def ports_to_keep(namespace: NamespaceSnapshot, config: Config) -> frozenset[int
 
     None if the backend does not show which ports are listening.
     """
-    if namespace.tcp is None or namespace.tcp.listening_ports is None:
+    if namespace.listening_ports is None:
         return None
-    return namespace.tcp.listening_ports | config.rules.own_ports
+    return namespace.listening_ports | config.rules.own_ports

@@ -46,6 +46,7 @@ class BackendChoice(StrEnum):
     """How sockets are read; `auto` is the best way that works."""
 
     AUTO = "auto"
+    BPF = "bpf"
     INET_DIAG = "inet_diag"
     PROCFS = "procfs"
 

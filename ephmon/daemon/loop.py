@@ -31,6 +31,7 @@ from ephmon.http.access import AccessRules
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
 from ephmon.http.tls import RenewedTls, TlsFiles
+from ephmon.kernel.bpf.backend import BpfBackend
 from ephmon.kernel.proc import sysctl
 from ephmon.kernel.source import SocketSource
 from ephmon.log import Line
@@ -91,6 +92,8 @@ class Daemon:
         self._proc = proc
         self._clock = clock
         self._wall_clock = wall_clock
+        # One for as long as the daemon runs, so that what it counts never falls.
+        self._bpf = BpfBackend(proc=proc, clock=clock)
         self._source = self._open_source(config)
         self._poller = Poller(
             self._source,
@@ -130,11 +133,14 @@ class Daemon:
             self._log_address()
             self._deliver(self._config, self._webhook_url)
             self._extras.configure(self._config)
+            # Not part of the first poll, because what that costs decides when the next one comes.
+            self._source.prepare(self._config.poll.deadline_seconds)
             self._loop()
         finally:
             self._service_manager.stopping()
             self._extras.close()
             self._server.stop()
+            self._bpf.close()
         log.write(_log, Line(logging.INFO, "Stopped."))
 
     def _loop(self) -> None:
@@ -151,8 +157,10 @@ class Daemon:
             pace = self._state.report.pace
             # A connect() that has just failed asks for a look at its destination now, even if no pool is nearly full.
             # Every poll, full or narrow, is such a look.
-            narrow = pace.soonest if failed_lately and self._poller.can_poll_narrowly else pace.narrow or math.inf
-            if now >= polled_at + pace.full:
+            is_narrow = self._poller.can_poll_narrowly
+            narrow = pace.soonest if failed_lately and is_narrow else pace.narrow or math.inf
+            full = min(pace.full, pace.soonest_full) if failed_lately and not is_narrow else pace.full
+            if now >= polled_at + full:
                 failed_lately = False
                 polled_at = narrowly_polled_at = now
                 self._tick(next_full_poll(self._state), self._poller.full)
@@ -296,6 +304,9 @@ class Daemon:
         self._server.use(tls, access)
         is_access_new = (config.http, config.tls) != (self._config.http, self._config.tls)
         self._source, self._state, self._config = source, state, config
+        self._bpf.retry()
+        if not source.uses_bpf:
+            self._bpf.close()
         self._poller.configure(config.poll, source)
         log.set_up(config.log.level, config.log.format)
         if is_access_new:
@@ -314,6 +325,7 @@ class Daemon:
             wall_clock=self._wall_clock,
             mode=config.poll.backend,
             wanted=signals.no_stop_requested,
+            bpf=self._bpf,
         )
 
     def _open_tls(self, tls: TlsConfig) -> RenewedTls | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ephmon.facts.addresses import Endpoint
+    from ephmon.facts.bind_table import NamespaceBinds
     from ephmon.facts.sockets import Backend, Protocol, SocketTable, TcpSockets, UdpSockets
 
 
@@ -57,6 +58,15 @@ class Sysctls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TcpBinds:
+    """The TCP sockets of one namespace as the kernel's bind table has them: counted, not listed."""
+
+    table: NamespaceBinds
+    listening_ports: frozenset[int] | None
+    """All ports that have a listener, inside the range or not; None if that could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceSnapshot:
     """What was read of one network namespace."""
 
@@ -64,19 +74,39 @@ class NamespaceSnapshot:
     inode: int
     sysctls: Sysctls
     tcp: TcpSockets | None
-    """None where TCP could not be read; `missing` then says why. The same for `udp`."""
+    """None where TCP could not be read, and `missing` says why, or where `binds` has it."""
     udp: UdpSockets | None
+    """None where UDP could not be read; `missing` then says why."""
     backends: Mapping[Protocol, Backend]
     """Only of the protocols that could be read."""
     missing: Mapping[Protocol, str] = field(default_factory=dict)
     """Why a protocol could not be read, one sentence each."""
     fallbacks: Mapping[Protocol, str] = field(default_factory=dict)
-    """Why a protocol was read from procfs although inet_diag was asked for, one sentence each."""
+    """Why a protocol was read in another way than the one that is preferred, one sentence each."""
+    binds: TcpBinds | None = None
+    """TCP, where the kernel's bind table was read."""
 
     @property
     def namespace(self) -> Netns:
         """Which namespace this is."""
         return Netns(self.netns, self.inode)
+
+    @property
+    def listening_ports(self) -> frozenset[int] | None:
+        """All TCP ports that have a listener, inside the range or not; None if that was not read."""
+        if self.binds is not None:
+            return self.binds.listening_ports
+        return None if self.tcp is None else self.tcp.listening_ports
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BpfStatus:
+    """How the backend `bpf` is."""
+
+    refusal: str | None
+    """Why it does not read, one sentence; None while it does."""
+    disagreements: int = 0
+    """How often it was ended because inet_diag showed other sockets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +117,8 @@ class Snapshot:
     """When the sockets had been read, seconds since the epoch."""
     duration_seconds: float
     namespaces: tuple[NamespaceSnapshot, ...]
+    bpf: BpfStatus | None = None
+    """None if it is not to be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

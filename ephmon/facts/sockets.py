@@ -55,6 +55,7 @@ class Capability(StrEnum):
 class Backend(StrEnum):
     """The interfaces that a protocol's sockets can be read through."""
 
+    BPF = "bpf"
     INET_DIAG = "inet_diag"
     PROCFS = "procfs"
 
@@ -65,6 +66,8 @@ class Backend(StrEnum):
 
 
 _CAPABILITIES = {
+    # Owners are read by inet_diag, whatever the sockets are counted by.
+    Backend.BPF: frozenset({Capability.OWNERS}),
     Backend.INET_DIAG: frozenset({Capability.NARROW_POLLS, Capability.OWNERS}),
     Backend.PROCFS: frozenset[Capability](),
 }

@@ -1,4 +1,4 @@
-"""The source of snapshots: reads one network namespace, by inet_diag where it can and by /proc/net where it must.
+"""The source of snapshots: reads one network namespace, TCP by BPF where it may, the rest by inet_diag or /proc/net.
 
 The backend is chosen for each protocol by itself. What could not be read is named in the snapshot; only when nothing
 could be read does the reading as a whole fail.
@@ -7,13 +7,14 @@ could be read does the reading as a whole fail.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ephmon.errors import KernelError, Reason
 from ephmon.facts.addresses import Endpoint
 from ephmon.facts.namespaces import OWN_NETNS
-from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapshot, Snapshot
+from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapshot, Snapshot, TcpBinds
 from ephmon.facts.sockets import Backend, Blindness, Protocol, TcpSockets, UdpSockets
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from ephmon.facts.socket_groups import ConnectKey
     from ephmon.facts.sockets import Capability
     from ephmon.facts.timestamps import TimestampQuestion
+    from ephmon.kernel.bpf.backend import BpfBackend
 
 AUTO = "auto"
-"""The mode in which a protocol is read by inet_diag, and by procfs while that is not available."""
+"""The mode in which a protocol is read by the first of these that is available: for TCP BPF, inet_diag, procfs."""
 MOST_SOCKETS_BY_PROCFS = 50_000
 """In the mode `auto` procfs is read while there are fewer sockets: it is written line by line, and reading a table of a
 million lines has stopped hosts."""
@@ -83,9 +85,10 @@ class SocketSource:
         proc: Where procfs is mounted.
         clock: The monotonic clock, seconds.
         wall_clock: Seconds since the epoch.
-        mode: `auto`, `inet_diag` or `procfs`.
+        mode: `auto`, `bpf`, `inet_diag` or `procfs`.
         wanted: Says False as soon as a reading under way should be given up.
         open_diag: Opens the netlink socket; one is opened and closed in each reading.
+        bpf: Reads TCP in the modes `auto`, which prefers it, and `bpf`; without it `auto` begins with inet_diag.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class SocketSource:
         mode: str = AUTO,
         wanted: Callable[[], bool] = lambda: True,
         open_diag: Callable[[], SockDiag] = SockDiag,
+        bpf: BpfBackend | None = None,
     ) -> None:
         self._proc = proc
         self._clock = clock
@@ -104,6 +108,11 @@ class SocketSource:
         self._wanted = wanted
         self._open_diag = open_diag
         self._shows_bound_unconnected: bool | None = None
+        self._bpf = bpf if mode in (AUTO, Backend.BPF) else None
+        self._requires_bpf = mode == Backend.BPF
+        self._tcp_backend: Backend | None = None
+        # UDP has no bind table that is read here.
+        mode = AUTO if mode == Backend.BPF else mode
         self._tcp: _ProtocolReader[TcpSockets] = _ProtocolReader(
             mode, self._tcp_by_diag, self._tcp_by_procfs, self._count_tcp
         )
@@ -128,11 +137,15 @@ class SocketSource:
         for _ in range(2):
             namespace = self._read_namespace(sysctls, _Question(sysctls.port_range, deadline, evidence))
             now = sysctl.read_sysctls(self._proc)
-            if (now.port_range, now.reserved_ports) == (sysctls.port_range, sysctls.reserved_ports):
+            if all(
+                (one.port_range, one.reserved_ports) == (sysctls.port_range, sysctls.reserved_ports)
+                for one in (now, namespace.sysctls)
+            ):
                 return Snapshot(
                     taken_at=self._wall_clock(),
                     duration_seconds=self._clock() - started,
                     namespaces=(namespace,),
+                    bpf=self._bpf.status if self._bpf else None,
                 )
             sysctls = now
         raise KernelError(
@@ -141,10 +154,26 @@ class SocketSource:
             reason=Reason.SYSCTL,
         )
 
+    def prepare(self, deadline_seconds: float) -> None:
+        """Do what only the first reading takes time for: load BPF, and hold it against inet_diag.
+
+        Whatever goes wrong goes wrong again at the first reading, which says so.
+        """
+        if self._bpf is not None:
+            deadline = Deadline(deadline_seconds, self._clock, self._wanted)
+            with suppress(Exception):
+                port_range = sysctl.read_sysctls(self._proc).port_range
+                self._tcp_by_bpf(_Question(port_range, deadline, evidence=False))
+
+    @property
+    def uses_bpf(self) -> bool:
+        """Whether its mode lets it read TCP by BPF."""
+        return self._bpf is not None
+
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What can be done beside reading all sockets, by the backend that TCP was last read by; nothing before."""
-        return self._tcp.backend.capabilities if self._tcp.backend else frozenset()
+        return self._tcp_backend.capabilities if self._tcp_backend else frozenset()
 
     def read_toward(self, destinations: Collection[Destination], deadline_seconds: float) -> NarrowSnapshot:
         """Read the TCP connections toward some destinations by inet_diag, whatever the mode.
@@ -178,7 +207,7 @@ class SocketSource:
         Raises:
             KernelError: They could not be read, or the deadline passed.
         """
-        if self._tcp.backend is not Backend.INET_DIAG:
+        if self._tcp_backend is not Backend.INET_DIAG:
             return {}
         deadline = Deadline(deadline_seconds, self._clock, self._wanted)
         with self._open_diag() as diag:
@@ -187,27 +216,60 @@ class SocketSource:
     def _read_namespace(self, sysctls: Sysctls, question: _Question) -> NamespaceSnapshot:
         missing: dict[Protocol, str] = {}
         tcp = udp = None
+        binds = self._tcp_by_bpf(question)
         try:
-            tcp = self._tcp.read(question)
+            tcp = self._tcp.read(question) if binds is None else None
         except KernelError as error:
             missing[Protocol.TCP] = _survivable(error)
         try:
             udp = self._udp.read(question)
         except KernelError as error:
             missing[Protocol.UDP] = _survivable(error)
-        if tcp is None and udp is None:
+        if tcp is None and udp is None and binds is None:
             raise KernelError(" ".join(dict.fromkeys(missing.values())), reason=Reason.UNAVAILABLE)
         readings = {protocol: one for protocol, one in ((Protocol.TCP, tcp), (Protocol.UDP, udp)) if one}
+        backends = {protocol: one.backend for protocol, one in readings.items()}
+        if binds is not None:
+            backends = {Protocol.TCP: Backend.BPF, **backends}
+        self._tcp_backend = backends.get(Protocol.TCP)
         return NamespaceSnapshot(
             netns=OWN_NETNS,
             inode=sysctl.read_netns_inode(self._proc),
-            sysctls=sysctls,
+            sysctls=binds.table.sysctls if binds else sysctls,
             tcp=tcp.sockets if tcp else None,
             udp=udp.sockets if udp else None,
-            backends={protocol: one.backend for protocol, one in readings.items()},
+            backends=backends,
             missing=missing,
             fallbacks={protocol: one.fallback for protocol, one in readings.items() if one.fallback},
+            binds=binds,
         )
+
+    def _tcp_by_bpf(self, question: _Question) -> TcpBinds | None:
+        """Walk the bind table; None if that is not to be had, and something else may be read instead."""
+        if self._bpf is None:
+            return None
+        try:
+            table = self._bpf.read(question.deadline, lambda: self._dump_to_compare(question))
+        except KernelError as error:
+            if self._requires_bpf or error.reason in _FATAL_REASONS:
+                raise
+            return None
+        return TcpBinds(table=table, listening_ports=self._listening_ports(question.deadline))
+
+    def _dump_to_compare(self, question: _Question) -> TcpSockets | None:
+        try:
+            return self._tcp_by_diag(question._replace(evidence=False))
+        except KernelError as error:
+            _survivable(error)
+            return None
+
+    def _listening_ports(self, deadline: Deadline) -> frozenset[int] | None:
+        try:
+            with self._open_diag() as diag:
+                return dumps.read_listening_ports(diag, deadline)
+        except KernelError as error:
+            _survivable(error)
+            return None
 
     def _tcp_by_diag(self, question: _Question) -> TcpSockets:
         release = sysctl.read_release(self._proc)

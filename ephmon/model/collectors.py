@@ -17,6 +17,8 @@ class Collector(StrEnum):
     """Who holds ports: the unit, container or user."""
     PROCESSES = "processes"
     """Which processes hold ports."""
+    BPF = "bpf"
+    """The kernel's bind table, which has TCP exactly."""
     PROBE = "probe"
     """The kernel's answers about ports in doubt."""
     INCIDENTS = "incidents"

@@ -4,7 +4,8 @@ A *full* poll reads everything. Its cost grows with the sockets of the host, so 
 `poll.cpu_budget` allows, which is a share of one core. While a pool is above its warning threshold, polls may use
 `poll.urgent_cpu_budget`: half of it for full polls, half for *narrow* polls in between, which read only the sockets
 toward the destinations in question. Two conditions have no such destination: many blocked ports, and a pool without a
-destination that fills. Then full polls come at the urgent interval, and may use all of that budget.
+destination that fills. Then full polls come at the urgent interval, and may use all of that budget. So they do for all
+pools where the backend cannot read a part alone, as `bpf`, to which all sockets cost little.
 
 A pool that runs out never makes full polls rarer. If half of the urgent budget allows fewer of them than the usual
 budget does, the usual interval stays, and narrow polls get the rest of the urgent budget.
@@ -103,6 +104,8 @@ class Pace:
     """From one narrow poll to the next; None: no narrow polls."""
     soonest: float = 1.0
     """No narrow poll comes sooner than this after another poll, not even where connect() failed."""
+    soonest_full: float = 1.0
+    """The same of full polls, where connect() failed and there are no narrow ones."""
     polls_per_evidence: int = 1
     """One full poll out of so many gathers evidence."""
     limited_by: BudgetKey | None = None
@@ -156,6 +159,7 @@ def pace(rules: PollingRules, costs: Costs, watched: Watch, *, evidence_settles_
         full=polls.interval,
         narrow=narrow if has_narrow else None,
         soonest=soonest,
+        soonest_full=max(rules.urgent_interval_seconds, _median(costs.full) / rules.urgent_cpu_budget),
         polls_per_evidence=polls.polls_per_evidence,
         limited_by=polls.budget if polls.interval > rules.interval_seconds else None,
     )

@@ -168,6 +168,8 @@ class Report:
     """Lines of the log that were not written since the start, by reason: `stream`, `rate`."""
     thread_restarts: Mapping[str, int] = field(default_factory=dict)
     """How many times each thread of the daemon ended and was started again, by name."""
+    backend_disagreements: int = 0
+    """How often the backend `bpf` was ended since the start because inet_diag showed other sockets."""
     full_poll_cpu_seconds: float | None = None
     """What the latest full poll cost; None before the first."""
     narrow_poll_error: str | None = None

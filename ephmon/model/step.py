@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ephmon.errors import Reason
 from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.facts.sockets import NO_SOCKETS, Capability, Protocol, TcpSockets
+from ephmon.facts.timestamps import NOTHING_KNOWN
 from ephmon.model.alerting.conditions import judge_full_poll, judge_narrow_poll
 from ephmon.model.alerting.state_machine import Moment
 from ephmon.model.collectors import Health
@@ -129,12 +130,15 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
         for pool in pools
     )
     report = replace(
-        before.with_health(tcp=_health(surveys, Protocol.TCP), udp=_health(surveys, Protocol.UDP)),
+        before.with_health(
+            tcp=_health(surveys, Protocol.TCP), udp=_health(surveys, Protocol.UDP), bpf=_bpf_health(snapshot)
+        ),
         success=True,
         error=None,
         taken_at=snapshot.taken_at,
         taken_at_monotonic=now,
         duration_seconds=snapshot.duration_seconds,
+        backend_disagreements=snapshot.bpf.disagreements if snapshot.bpf else before.backend_disagreements,
         namespaces=tuple(
             _namespace_report(one, pools, previous.rules.listing.ignore_destinations, _kept(one, namespaces, previous))
             for one in surveys
@@ -171,6 +175,12 @@ def _health(surveys: Iterable[NamespaceSurvey], protocol: Protocol) -> Health:
     return Health(available=reason is None, reason=reason)
 
 
+def _bpf_health(snapshot: Snapshot) -> Health | None:
+    if snapshot.bpf is None:
+        return None
+    return Health(available=snapshot.bpf.refusal is None, reason=snapshot.bpf.refusal)
+
+
 def _kept(one: NamespaceSurvey, namespaces: Mapping[int, NamespaceMemory], state: State) -> frozenset[int] | None:
     memory = namespaces.get(one.namespace.inode)
     if memory is None or memory.listening_ports is None:
@@ -199,8 +209,8 @@ def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: State) -> dict
     remembered = {}
     for one in surveys:
         namespace, before = one.namespace, previous.namespaces.get(one.namespace.inode)
-        if one.ports and one.evidence and namespace.tcp:
-            listening_ports = namespace.tcp.listening_ports
+        if one.ports and one.evidence:
+            listening_ports = namespace.listening_ports
             if listening_ports is None and before is not None:
                 listening_ports = before.listening_ports
             remembered[namespace.inode] = NamespaceMemory(
@@ -208,7 +218,7 @@ def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: State) -> dict
                 ports=one.ports,
                 evidence=one.evidence,
                 listening_ports=listening_ports,
-                timestamps=namespace.tcp.timestamps,
+                timestamps=namespace.tcp.timestamps if namespace.tcp else NOTHING_KNOWN,
             )
         elif before is not None:
             remembered[namespace.inode] = before

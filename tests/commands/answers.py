@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import pytest
 
 from ephmon.cli import main
+from ephmon.kernel.bpf import load
 
 
 class Answer(NamedTuple):
@@ -18,8 +21,13 @@ class Answer(NamedTuple):
 
 
 def answer(*words: str) -> Answer:
-    """Run a command in the process that this is called in."""
+    """Run a command in the process that this is called in, as on a host without libbpf: see `tests.processes`."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "Libbpf", _is_missing)
         status = main(words)
     return Answer(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
+def _is_missing(name: str) -> NoReturn:
+    raise OSError(f"{name}: cannot open shared object file: No such file or directory")

@@ -265,13 +265,13 @@ def test_the_bind_table_is_walked_with_the_drop_in_for_bpf_alone(
     assert (said, refusal in words, "BpfUnavailableError" in words) == (usable, True, bool(refusal)), words
 
 
-def test_the_daemon_has_two_capabilities_with_the_drop_in_for_bpf_and_polls() -> None:
+def test_the_daemon_has_two_capabilities_with_the_drop_in_for_bpf_and_reads_by_it() -> None:
     with configured(QUICK), drop_in("", "bpf.conf"):
         run("systemctl", "restart", UNIT)
         status = Path(f"/proc/{prop('MainPID')}/status").read_text(encoding="ascii")
 
         assert re.findall(r"^Cap(?:Prm|Eff|Bnd|Amb):\t([0-9a-f]+)$", status, re.MULTILINE) == ["000000c000000000"] * 4
-        assert metrics()["ephmon_poll_success"] == 1
+        assert metrics()['ephmon_backend_info{backend="bpf",protocol="tcp"}'] == 1
 
 
 def test_the_drop_in_for_exhaustions_shows_an_instance_and_takes_it_away_again() -> None:

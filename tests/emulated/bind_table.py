@@ -20,11 +20,13 @@ from ephmon.facts.bind_table import PoolKey, PortFlag
 from ephmon.kernel.bpf.load import BpfUnavailableError
 from ephmon.kernel.bpf.reader import BindTableReader
 from ephmon.kernel.proc.sysctl import read_release
+from ephmon.model.pools.bind_table.bind_pools import BindTableBindPools
+from ephmon.model.pools.bind_table.ports import classes_of
 from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
 from tests.emulated.vrf import CASES, VRF, Case, make_vrf, open_holders
 from tests.kernel.bpf import walks
-from tests.kernel.bpf.mixes import bind_room, outcomes, read_own
+from tests.kernel.bpf.mixes import outcomes, read_own
 from tests.namespaces import Namespace
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ def draw(case: Case) -> tuple[int, int, set[int]]:
 def room(own: NamespaceBinds, case: Case, l3mdev: int) -> int:
     """Return how many of the newcomers get a port, of which each VRF has its own."""
     if case.kind is PoolKind.TCP_BIND:
-        return bind_room(own, ip_address(case.source).packed)
+        # The newcomer is outside the VRF, where less is taken: the upper bound of what is left, over all VRFs.
+        return BindTableBindPools("own", 0.0, own, classes_of(own)).pool(ip_address(case.source).packed).remaining_max
     assert case.newcomer.connect is not None
     destination, port = case.newcomer.connect
     key = PoolKey(ip_address(case.source).packed, ip_address(destination).packed, port, l3mdev, l3mdev)

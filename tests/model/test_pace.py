@@ -29,7 +29,9 @@ def test_a_cheap_poll_comes_as_configured() -> None:
 
 
 def test_an_expensive_poll_comes_as_often_as_the_budget_allows() -> None:
-    assert pace(RULES, Costs(full=(1.0, 1.0, 1.0)), Watch()) == Pace(full=50.0, limited_by=BudgetKey.USUAL)
+    assert pace(RULES, Costs(full=(1.0, 1.0, 1.0)), Watch()) == Pace(
+        full=50.0, soonest_full=4.0, limited_by=BudgetKey.USUAL
+    )
 
 
 def test_one_expensive_poll_among_three_changes_nothing() -> None:
@@ -73,7 +75,7 @@ def test_a_pool_near_its_end_is_watched_in_between() -> None:
 def test_near_the_end_more_may_be_spent_but_not_everything() -> None:
     """An eighth of a core for full polls and an eighth for narrow ones."""
     assert pace(RULES, Costs(full=(1.0,), narrow=(0.25,)), NEAR) == Pace(
-        full=8.0, narrow=2.0, soonest=2.0, limited_by=BudgetKey.URGENT
+        full=8.0, narrow=2.0, soonest=2.0, soonest_full=4.0, limited_by=BudgetKey.URGENT
     )
 
 
@@ -83,7 +85,9 @@ def test_a_narrow_poll_that_would_not_come_before_the_next_full_one_is_none() ->
 
 def test_what_no_destination_can_show_is_watched_by_full_polls() -> None:
     assert pace(RULES, Costs(full=(0.1,)), Watch(everything=True)) == Pace(full=1.0)
-    assert pace(RULES, Costs(full=(2.0,)), Watch(everything=True)) == Pace(full=8.0, limited_by=BudgetKey.URGENT)
+    assert pace(RULES, Costs(full=(2.0,)), Watch(everything=True)) == Pace(
+        full=8.0, soonest_full=8.0, limited_by=BudgetKey.URGENT
+    )
 
 
 RATIOS = st.floats(0.001, 1.0)
@@ -140,7 +144,7 @@ def test_a_large_usual_budget_is_used_while_a_pool_runs_out_too() -> None:
     """An eighth of a core, which is half of the urgent budget, would give 8 s instead of 5."""
     rules = replace(RULES, cpu_budget=0.20)
 
-    assert pace(rules, Costs(full=(1.0,), narrow=(0.01,)), NEAR) == Pace(full=5.0, narrow=1.0)
+    assert pace(rules, Costs(full=(1.0,), narrow=(0.01,)), NEAR) == Pace(full=5.0, narrow=1.0, soonest_full=4.0)
     assert pace(rules, Costs(full=(2.0,)), NEAR).limited_by is BudgetKey.USUAL
 
 

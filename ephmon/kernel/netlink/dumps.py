@@ -52,8 +52,7 @@ def read_tcp(
     bound = _table(diag, [inet_diag.tcp_request(states, inside)], deadline, fingerprints=fingerprints)
     named = inet_diag.tcp_request(inet_diag.FULL_SOCKET_STATES, [*inside, inet_diag.port_named_in_bind()])
     named_sockets = _table(diag, [named], deadline, with_options=False) if evidence else NO_SOCKETS
-    everywhere = inet_diag.tcp_request(1 << TcpState.LISTEN, [])
-    listening_ports = _table(diag, [everywhere], deadline).ports if evidence else None
+    listening_ports = read_listening_ports(diag, deadline) if evidence else None
     not_accepted = islice(_not_accepted(bound), MOST_LISTENERS_LEFT_OUT)
     connections = inet_diag.tcp_request(inet_diag.CONNECTION_STATES, [*inside, *not_accepted])
     return TcpSockets(
@@ -67,6 +66,15 @@ def read_tcp(
         ports_recover=ports_recover,
         blind_to=frozenset() if shows_bound_unconnected else frozenset({Blindness.BOUND_UNCONNECTED}),
     )
+
+
+def read_listening_ports(diag: SockDiag, deadline: Deadline) -> frozenset[int]:
+    """Read the ports that have a TCP listener of either family, inside the range or not.
+
+    Raises:
+        KernelError: inet_diag is not available, or its reply cannot be trusted.
+    """
+    return _table(diag, [inet_diag.tcp_request(1 << TcpState.LISTEN, [])], deadline).ports
 
 
 def read_connections(

@@ -9,17 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.addresses import packed_address
+from ephmon.facts.bind_table import SECONDS_OF_A_CELL, total
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import NO_SOCKETS, TcpState
 from ephmon.model.forecast.forecast import Forecast, forecast
 from ephmon.model.forecast.history import History, PoolSample
-from ephmon.model.forecast.release_schedule import EMPTY_SCHEDULE, Schedule, schedules_from, schedules_toward
+from ephmon.model.forecast.release_schedule import (
+    EMPTY_SCHEDULE,
+    Schedule,
+    schedule_of,
+    schedules_from,
+    schedules_toward,
+)
 from ephmon.model.pools.kinds import PoolKey, PoolKind
 from ephmon.model.pools.tcp_connect import connect_key
 from ephmon.model.pools.time_wait import reusable_after_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ephmon.facts.snapshot import Sysctls
     from ephmon.facts.socket_groups import ConnectKey
@@ -59,10 +66,9 @@ def forecast_pools(
 
 def _samples(survey: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iterator[tuple[PoolKey, PoolSample]]:
     """Yield what the poll saw of each pool of the namespace."""
-    table = survey.namespace.tcp.connections if survey.namespace.tcp else NO_SOCKETS
     connect_keys = {pool.key: own for pool in pools if (own := connect_key(pool.key)) is not None}
     sources = {pool.key: packed_address(pool.key.source) for pool in pools if pool.key.kind == PoolKind.TCP_BIND}
-    toward, bound = schedules_toward(table, connect_keys.values()), schedules_from(table, frozenset(sources.values()))
+    toward, bound = _schedules(survey, connect_keys.values(), frozenset(sources.values()))
     for pool in pools:
         schedule, reusable_after = EMPTY_SCHEDULE, None
         if own := connect_keys.get(pool.key):
@@ -71,6 +77,22 @@ def _samples(survey: NamespaceSurvey, pools: Sequence[Pool], now: float) -> Iter
         elif source := sources.get(pool.key):
             schedule = _scaled(bound.get(source, EMPTY_SCHEDULE), pool.time_wait)
         yield pool.key, _sample(pool, now, schedule, reusable_after, survey.namespace.sysctls)
+
+
+def _schedules(
+    survey: NamespaceSurvey, keys: Collection[ConnectKey], sources: Collection[bytes]
+) -> tuple[Mapping[ConnectKey, Schedule], Mapping[bytes, Schedule]]:
+    """Return the schedules toward some destinations, and those of some local addresses."""
+    if survey.namespace.binds is None:
+        table = survey.namespace.tcp.connections if survey.namespace.tcp else NO_SOCKETS
+        return schedules_toward(table, keys), schedules_from(table, sources)
+    binds = survey.namespace.binds.table
+    toward = {key: total(counts for _, counts in binds.sockets_of(key)).ends_in for key in keys}
+    bound = {source: binds.time_waits_from(source) for source in sources}
+    return (
+        {key: schedule_of(cells, SECONDS_OF_A_CELL) for key, cells in toward.items()},
+        {source: schedule_of(cells, SECONDS_OF_A_CELL) for source, cells in bound.items()},
+    )
 
 
 def _sample(pool: Pool, now: float, schedule: Schedule, reusable_after: float | None, sysctls: Sysctls) -> PoolSample:

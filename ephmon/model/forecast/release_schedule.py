@@ -24,7 +24,7 @@ from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.time_wait import TIME_WAIT_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from ephmon.facts.socket_groups import ConnectKey
     from ephmon.facts.sockets import SocketTable
@@ -84,6 +84,11 @@ def schedules_from(table: SocketTable, sources: Collection[bytes]) -> dict[bytes
         for source in sources_of[group]:
             counts.setdefault(source, list(EMPTY_SCHEDULE))[second] += number
     return {source: tuple(schedule) for source, schedule in counts.items()}
+
+
+def schedule_of(cells: Sequence[int], seconds_of_a_cell: int) -> Schedule:
+    """Return the schedule of TIME_WAITs counted in longer cells of time; those of one spread evenly over it."""
+    return tuple(number / seconds_of_a_cell for number in cells for _ in range(seconds_of_a_cell))
 
 
 def ended_by(schedule: Schedule, seconds: float) -> float:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ephmon.facts.addresses import ANY_OF_LENGTH
 from ephmon.facts.namespaces import OWN_NETNS
+from ephmon.model.pools.bind_table.bind_pools import BindTableBindPools
+from ephmon.model.pools.bind_table.connect_pools import BindTableConnectPools
+from ephmon.model.pools.bind_table.ports import classes_of
 from ephmon.model.pools.classify_ports import NO_ANSWERS, Evidence, classify_ports
 from ephmon.model.pools.ignored_destinations import is_ignored
 from ephmon.model.pools.kinds import PoolKind
@@ -16,6 +19,7 @@ from ephmon.model.pools.port_classes import count_usable
 from ephmon.model.pools.ranking import every_pool_unordered, worst_first, worst_pools
 from ephmon.model.pools.tcp_bind_and_udp import AddressPools
 from ephmon.model.pools.tcp_connect import ConnectPools
+from ephmon.model.pools.time_wait import groups_open_to_reuse
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -92,17 +96,35 @@ def classify(
         answers: What the probe found in each namespace, by its inode; see `classify_ports`.
     """
     return {
-        namespace.inode: ClassifiedPorts(
-            *classify_ports(
-                namespace.sysctls,
-                namespace.tcp,
-                evidence.get(namespace.inode) or Evidence(),
-                answers=answers.get(namespace.inode, NO_ANSWERS),
-            )
-        )
+        namespace.inode: ports
+        for namespace in snapshot.namespaces
+        if (ports := _classify(namespace, evidence, answers)) is not None
+    }
+
+
+def _classify(
+    namespace: NamespaceSnapshot, evidence: Mapping[int, Evidence], answers: Mapping[int, Mapping[int, bool]]
+) -> ClassifiedPorts | None:
+    if namespace.binds is not None:
+        return ClassifiedPorts(classes_of(namespace.binds.table), Evidence())
+    if namespace.tcp is None:
+        return None
+    known = evidence.get(namespace.inode) or Evidence()
+    answered = answers.get(namespace.inode, NO_ANSWERS)
+    return ClassifiedPorts(*classify_ports(namespace.sysctls, namespace.tcp, known, answers=answered))
+
+
+def leaves_doubt(snapshot: Snapshot) -> bool:
+    """Tell whether the TCP sockets of a snapshot, as they were read, leave some number of a pool uncertain."""
+    classified = classify(snapshot)
+    return any(
+        (ports := classified[namespace.inode].ports).ambiguous > 0
+        or bool(ports.blind_to)
+        or bool(namespace.tcp.connections.groups.devices)
+        or bool(groups_open_to_reuse(namespace.tcp.connections.groups, namespace.sysctls))
         for namespace in snapshot.namespaces
         if namespace.tcp is not None
-    }
+    )
 
 
 def survey(
@@ -129,7 +151,12 @@ def _survey(
 ) -> NamespaceSurvey:
     pool_sets: list[PoolSet[Any]] = []
     overfull = 0
-    if namespace.tcp is not None and classified is not None:
+    if namespace.binds is not None and classified is not None:
+        table, ports = namespace.binds.table, classified.ports
+        counted = BindTableConnectPools(namespace.netns, taken_at, table, ports, doubted=doubted)
+        overfull = counted.overfull
+        pool_sets += [counted, BindTableBindPools(namespace.netns, taken_at, table, ports)]
+    elif namespace.tcp is not None and classified is not None:
         connect = ConnectPools(
             namespace.netns, taken_at, namespace.sysctls, namespace.tcp, classified.ports, doubted=doubted
         )

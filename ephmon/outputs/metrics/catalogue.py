@@ -45,6 +45,10 @@ def _build(source: MetricsInput) -> Iterable[Sample]:
     yield Sample((__version__, platform.python_version(), source.kernel_release), 1)
 
 
+def _backend_disagreements(source: MetricsInput) -> Iterable[Sample]:
+    return (Sample((), source.report.backend_disagreements),)
+
+
 def _backends(source: MetricsInput) -> Iterable[Sample]:
     return (Sample((protocol, backend), 1) for protocol, backend in source.report.backends.items())
 
@@ -245,6 +249,15 @@ METRICS: tuple[Metric, ...] = (
         "",
         "1, labelled with the interface through which the last successful poll read the protocol.",
         _backends,
+        expires=False,
+    ),
+    Metric(
+        "ephmon_backend_disagreements_total",
+        MetricType.COUNTER,
+        (),
+        "",
+        "How often the backend bpf was ended since the start because inet_diag showed other sockets.",
+        _backend_disagreements,
         expires=False,
     ),
     Metric(

@@ -66,6 +66,7 @@ def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:
         return
     if previous.error is not None:
         yield Line(logging.INFO, "Polls succeed again.", {"failed": sum(report.totals.failures.values())})
+    yield from _bpf_changes(previous.health(Collector.BPF), report.health(Collector.BPF))
     yield from _probe_changes(previous.health(Collector.PROBE), report.health(Collector.PROBE))
     yield from _owner_changes(previous.health(Collector.OWNERS), report.health(Collector.OWNERS))
     yield from _process_changes(previous.health(Collector.PROCESSES), report.health(Collector.PROCESSES))
@@ -89,6 +90,13 @@ def _backend_changes(previous: NamespaceReport | None, now: NamespaceReport) -> 
         if previous is None or previous.missing.get(protocol) != reason:
             fields = {"netns": now.netns, "protocol": protocol}
             yield Line(logging.ERROR, f"Sockets of {protocol} cannot be read: {reason}", fields)
+
+
+def _bpf_changes(previous: Health, now: Health) -> Iterator[Line]:
+    if now.reason is not None and now.reason != previous.reason:
+        # Nobody has to have it: most hosts are read well without.
+        level = logging.WARNING if previous.available else logging.INFO
+        yield Line(level, f"TCP is not read by BPF: {now.reason}")
 
 
 def _probe_changes(previous: Health, now: Health) -> Iterator[Line]:

@@ -1,0 +1,138 @@
+"""The bind table as a backend: loaded once, held against inet_diag now and then, ended where it fails for good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ephmon.errors import KernelError, Reason
+from ephmon.facts.snapshot import BpfStatus
+from ephmon.kernel.bpf.comparison import disagreement
+from ephmon.kernel.bpf.load import BpfUnavailableError
+from ephmon.kernel.bpf.reader import MOST_POOLS, BindTableReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ephmon.facts.bind_table import BindTable, NamespaceBinds
+    from ephmon.facts.sockets import TcpSockets
+    from ephmon.kernel.deadline import Deadline
+
+SECONDS_BETWEEN_COMPARISONS = 3600.0
+COMPARISONS = 3
+"""So many in a row have to fail before inet_diag is believed: each is of sockets that come and go."""
+
+
+class Walker(Protocol):
+    """What walks the table: a `BindTableReader`."""
+
+    def read(self, deadline: Deadline, /) -> BindTable:
+        """Walk once."""
+
+    def close(self) -> None:
+        """Give all back to the kernel."""
+
+
+class BpfBackend:
+    """Reads the bind table of the own namespace.
+
+    What is wrong for good, as a missing privilege, ends it until `retry`. Anything else fails one reading.
+
+    Args:
+        proc: Where procfs is mounted.
+        clock: The monotonic clock, seconds.
+        compares: Whether to hold walks against inet_diag.
+        open_reader: Loads the program.
+    """
+
+    def __init__(
+        self,
+        *,
+        proc: Path,
+        clock: Callable[[], float],
+        compares: bool = True,
+        open_reader: Callable[[Path], Walker] = lambda proc: BindTableReader(proc=proc),
+    ) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._compares = compares
+        self._open_reader = open_reader
+        self._reader: Walker | None = None
+        self._refusal: KernelError | None = None
+        self._failure: str | None = None
+        self._compared_at: float | None = None
+        self._disagreements = 0
+
+    @property
+    def status(self) -> BpfStatus:
+        """How it is, after the latest reading."""
+        refusal = self._failure if self._refusal is None else str(self._refusal)
+        return BpfStatus(refusal=refusal, disagreements=self._disagreements)
+
+    def retry(self) -> None:
+        """Try again at the next reading what ended it."""
+        self._refusal = None
+
+    def close(self) -> None:
+        """Take the program out of the kernel."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def read(self, deadline: Deadline, dump: Callable[[], TcpSockets | None]) -> NamespaceBinds:
+        """Walk the table, and where it is time, hold it against inet_diag.
+
+        Args:
+            deadline: When to give up.
+            dump: Reads the TCP sockets by inet_diag; None if that is not available.
+
+        Raises:
+            KernelError: The table could not be read, or cannot be trusted.
+        """
+        self._failure = None
+        try:
+            binds = self._walk(deadline)
+            if self._is_to_be_compared():
+                binds = self._compare(binds, deadline, dump)
+        except KernelError as error:
+            self._failure = str(error)
+            if isinstance(error, BpfUnavailableError) or error.reason == Reason.MALFORMED:
+                self._end(error)
+            raise
+        return binds
+
+    def _is_to_be_compared(self) -> bool:
+        is_due = self._compared_at is None or self._clock() - self._compared_at >= SECONDS_BETWEEN_COMPARISONS
+        return self._compares and is_due
+
+    def _walk(self, deadline: Deadline) -> NamespaceBinds:
+        if self._refusal is not None:
+            raise self._refusal
+        if self._reader is None:
+            self._reader = self._open_reader(self._proc)
+        table = self._reader.read(deadline)
+        if table.losses.pools or table.own is None:
+            raise KernelError(
+                f"There are more pools than BPF has room for ({MOST_POOLS:,}), so sockets are read in another way.",
+                reason=Reason.MEMORY,
+            )
+        return table.own
+
+    def _compare(
+        self, binds: NamespaceBinds, deadline: Deadline, dump: Callable[[], TcpSockets | None]
+    ) -> NamespaceBinds:
+        """Return the latest walk if it agrees with inet_diag."""
+        for _ in range(COMPARISONS):
+            shown = dump()
+            before, binds = binds, self._walk(deadline)
+            difference = None if shown is None else disagreement(before, shown, binds)
+            if difference is None:
+                self._compared_at = self._clock()
+                return binds
+        self._disagreements += 1
+        raise BpfUnavailableError(f"BPF and inet_diag disagree: {difference}.")
+
+    def _end(self, error: KernelError) -> None:
+        self._refusal = error
+        self._compared_at = None
+        self.close()
