@@ -152,7 +152,10 @@ def test_without_any_capability_the_daemon_names_owners_and_says_once_what_it_ma
     stage.connect(TO_HAPROXY, 30, tag="haproxy")
     stage.connect(TO_NGINX, 20, tag="nginx")
     with Running(stage.ns, beside(stage, *NO_CAPABILITY, *ephmon("run", "--config", config))) as daemon:
-        metrics = eventually(daemon.metrics, lambda metrics: metrics.get(available("processes")) is not None)
+        # Whether processes can be seen may be known a poll before it is known who holds the ports.
+        metrics = eventually(
+            daemon.metrics, lambda metrics: available("processes") in metrics and bool(owner_ports(metrics))
+        )
         put(config, QUIET)
         daemon.signal(signal.SIGHUP)
         eventually(daemon.metrics, lambda metrics: not owner_ports(metrics))
