@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ephmon.facts.sockets import Protocol
 from ephmon.model.pools.kinds import Pool, PoolKind
 from tests import sockets
 from tests.kernel_truth.differences import PATIENCE_SECONDS, hides_sockets, let_time_waits_grow_old
 from tests.kernel_truth.mixes import OWN, fresh_namespace, read_with_probe
-from tests.kernel_truth.prediction import look, pool_in
+from tests.kernel_truth.prediction import look, pool_in, walk
 from tests.ordinary_user import as_thread_of_ordinary_user
 from tests.sockets import Recipe
 
@@ -103,12 +104,15 @@ class Outcome:
     before: Pool
     probed: Pool | None
     """The prediction with the probe, for tcp_connect."""
+    walked: Pool | None
+    """The prediction by the kernel's bind table, for TCP where that can be walked."""
     count: int
     failure: str
     ports: int
     """On how many ports the sockets sit."""
     after: Pool
     probed_after: Pool | None
+    walked_after: Pool | None
     had_hidden: bool
     """Sockets were there that this kernel does not show."""
     has_hidden: bool
@@ -307,22 +311,30 @@ def prepare() -> None:
 
 def carry_out_draw(draw: Draw) -> Outcome:
     """Predict a draw, with and without the probe, do it, and predict once more."""
-    one, probed = look(), _with_probe(draw)
+    one, probed, walked = look(), _with_probe(draw), _by_walk(draw)
     had_hidden = hides_sockets(one)
     filled = sockets.open_sockets(draw.recipe, tag="drawn", limit=draw.most)
-    then, probed_then = look(), _with_probe(draw)
+    then, probed_then, walked_then = look(), _with_probe(draw), _by_walk(draw)
     return Outcome(
         draw=draw,
         before=_pool(one, draw),
         probed=probed,
+        walked=walked,
         count=filled.count,
         failure=errno.errorcode.get(filled.errno, "none"),
         ports=len(set(sockets.ports_of("drawn")[-filled.count :]) - {0}) if filled.count else 0,
         after=_pool(then, draw),
         probed_after=probed_then,
+        walked_after=walked_then,
         had_hidden=had_hidden,
         has_hidden=hides_sockets(then),
     )
+
+
+def _by_walk(draw: Draw) -> Pool | None:
+    if draw.kind.protocol is not Protocol.TCP or (one := walk()) is None:
+        return None
+    return _pool(one, draw)
 
 
 def _with_probe(draw: Draw) -> Pool | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ephmon.facts.socket_groups import ConnectKey
+from ephmon.kernel.bpf.backend import BpfBackend
+from ephmon.kernel.bpf.load import BpfUnavailableError
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.peer_timestamps import AT_ONCE, with_timestamps
@@ -23,11 +26,26 @@ if TYPE_CHECKING:
     from ephmon.model.pools.survey import NamespaceSurvey
 
 DEADLINE_SECONDS = 20.0
+_walkers: list[BpfBackend] = []
+"""The one of this process, because loading takes a while."""
 
 
 def look(mode: str = "inet_diag") -> NamespaceSurvey:
     """Read the namespace once."""
     (namespace,) = survey(read_snapshot(mode))
+    return namespace
+
+
+def walk() -> NamespaceSurvey | None:
+    """Read the namespace once from the kernel's bind table; None where this process or this kernel cannot."""
+    if not _walkers:
+        _walkers.append(BpfBackend(proc=Path("/proc"), clock=time.monotonic, compares=False))
+    source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode="bpf", bpf=_walkers[0])
+    try:
+        (namespace,) = survey(source.read(DEADLINE_SECONDS))
+    except BpfUnavailableError:
+        assert os.geteuid() or not Path("/sys/kernel/btf/vmlinux").exists(), "root has to read it where there is BTF"
+        return None
     return namespace
 
 

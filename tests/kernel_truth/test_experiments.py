@@ -44,6 +44,12 @@ def check(one: Outcome) -> None:
     assert one.before.failure_errno == draw.pool_failure
     if one.probed and one.probed_after:
         assert (one.probed.remaining, one.probed_after.remaining) == (says, left)
+    if one.walked and one.walked_after:
+        # The bind table has IPV6_V6ONLY of connected sockets too, which inet_diag does not show.
+        number = one.walked.remaining
+        assert number == says or (number == gives and not draw.is_outside)
+        assert one.walked_after.remaining == max(0, number - one.ports)
+        assert draw.is_outside or not one.walked.exact or one.walked.remaining == one.count
     if not draw.is_in_doubt:
         check_estimate(one, says, left)
     if not draw.is_outside:
