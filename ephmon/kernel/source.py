@@ -215,9 +215,9 @@ class SocketSource:
 
     def _read_namespace(self, sysctls: Sysctls, question: _Question) -> NamespaceSnapshot:
         missing: dict[Protocol, str] = {}
-        tcp = udp = None
-        binds = self._tcp_by_bpf(question)
+        tcp = udp = binds = None
         try:
+            binds = self._tcp_by_bpf(question)
             tcp = self._tcp.read(question) if binds is None else None
         except KernelError as error:
             missing[Protocol.TCP] = _survivable(error)

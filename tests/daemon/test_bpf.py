@@ -99,13 +99,16 @@ def test_without_capabilities_it_says_once_why_and_reads_otherwise(ns: Namespace
     ]
 
 
-def test_where_nothing_else_may_be_used_each_poll_fails_with_the_reason(ns: Namespace, config: Path) -> None:
+def test_where_nothing_else_may_be_used_tcp_is_missing_with_the_reason_and_udp_is_read(
+    ns: Namespace, config: Path
+) -> None:
     put(config, QUICK.replace("poll: {", "poll: {backend: bpf, "))
     with Running(ns, [*NOBODY, *ephmon("run", "--config", config)], env=environment_with_libbpf()) as daemon:
-        line = daemon.wait_for_line("The poll failed")
-        daemon.wait_for(poll_success=0)
+        line = daemon.wait_for_line("Sockets of tcp cannot be read")
+        metrics = daemon.wait_for(**{'collector_available{collector="tcp"}': 0, "poll_success": 1})
 
     assert NEEDS in line
+    assert metrics['ephmon_collector_available{collector="udp"}'] == 1
 
 
 def test_another_backend_takes_the_program_out_of_the_kernel_and_back(ns: Namespace, config: Path) -> None:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from ephmon.errors import KernelError, Reason
 from ephmon.facts.snapshot import BpfStatus
+from ephmon.facts.sockets import Backend
 from ephmon.kernel.bpf.comparison import disagreement
 from ephmon.kernel.bpf.load import BpfUnavailableError
 from ephmon.kernel.bpf.reader import MOST_POOLS, BindTableReader
+from ephmon.supervision.compartment import Compartment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,8 @@ class Walker(Protocol):
 class BpfBackend:
     """Reads the bind table of the own namespace.
 
-    What is wrong for good, as a missing privilege, ends it until `retry`. Anything else fails one reading.
+    What is wrong for good, as a missing privilege, ends it until `retry`. A defect switches it off for a while. All else
+    fails one reading.
 
     Args:
         proc: Where procfs is mounted.
@@ -57,6 +60,7 @@ class BpfBackend:
         self._clock = clock
         self._compares = compares
         self._open_reader = open_reader
+        self._compartment = Compartment(Backend.BPF, clock)
         self._reader: Walker | None = None
         self._refusal: KernelError | None = None
         self._failure: str | None = None
@@ -72,6 +76,7 @@ class BpfBackend:
     def retry(self) -> None:
         """Try again at the next reading what ended it."""
         self._refusal = None
+        self._compartment.retry_now()
 
     def close(self) -> None:
         """Take the program out of the kernel."""
@@ -89,17 +94,27 @@ class BpfBackend:
         Raises:
             KernelError: The table could not be read, or cannot be trusted.
         """
-        self._failure = None
+        result = self._compartment.run(lambda: self._read(deadline, dump), self._after_defect)
+        self._failure = str(result) if isinstance(result, KernelError) else None
+        if isinstance(result, KernelError):
+            raise result
+        return result
+
+    def _read(self, deadline: Deadline, dump: Callable[[], TcpSockets | None]) -> NamespaceBinds | KernelError:
+        """Return the error instead of raising it: it is no defect."""
         try:
             binds = self._walk(deadline)
             if self._is_to_be_compared():
                 binds = self._compare(binds, deadline, dump)
         except KernelError as error:
-            self._failure = str(error)
             if isinstance(error, BpfUnavailableError) or error.reason == Reason.MALFORMED:
                 self._end(error)
-            raise
+            return error
         return binds
+
+    def _after_defect(self, reason: str) -> NamespaceBinds | KernelError:
+        self.close()
+        return KernelError(reason, reason=Reason.DEFECT)
 
     def _is_to_be_compared(self) -> bool:
         is_due = self._compared_at is None or self._clock() - self._compared_at >= SECONDS_BETWEEN_COMPARISONS

@@ -153,6 +153,24 @@ def test_what_is_wrong_for_good_ends_it_and_all_else_fails_one_reading(error: Ke
     assert (stage.backend.status.refusal is None) is not is_final
 
 
+def test_a_defect_switches_it_off_for_a_while_and_nothing_else() -> None:
+    class Broken(Reader):
+        def read(self, _deadline: Deadline, /) -> BindTable:
+            raise IndexError
+
+    reader = Broken(table(10))
+    stage = Stage(reader, shown(10))
+    loads = []
+    for stage.now in (0.0, 5.0, 60.0):
+        with pytest.raises(KernelError, match="IndexError") as raised:
+            stage.read()
+        loads.append(stage.loads)
+
+    assert raised.value.reason is Reason.DEFECT
+    assert (loads, reader.is_closed) == ([1, 1, 2], True)
+    assert "IndexError" in str(stage.backend.status.refusal)
+
+
 def test_more_pools_than_there_is_room_for_fail_the_reading_and_not_the_next() -> None:
     stage = Stage(Reader(table(10, pools=1), table(10)), shown(10))
     with pytest.raises(KernelError, match="more pools than BPF has room for"):
