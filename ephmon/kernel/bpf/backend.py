@@ -38,8 +38,8 @@ class Walker(Protocol):
 class BpfBackend:
     """Reads the bind table of the own namespace.
 
-    What is wrong for good, as a missing privilege, ends it until `retry`. A defect switches it off for a while. All else
-    fails one reading.
+    What is wrong for good, as a missing privilege, ends it until `retry`. A defect switches it off for a while. What
+    else goes wrong fails one reading.
 
     Args:
         proc: Where procfs is mounted.
