@@ -64,13 +64,30 @@ def eventually(observe: Callable[[], T], holds: Callable[[T], bool]) -> T:
     return seen
 
 
+NO_LIBBPF = Path(__file__).parent / "no_libbpf"
+
+
 def ephmon(*arguments: str | Path) -> list[str]:
-    """Return the command line of `ephmon` with these arguments, run by the interpreter of the tests."""
+    """Return the command line of `ephmon` with these arguments, run by the interpreter of the tests, without libbpf."""
     return python("-m", "ephmon", *map(str, arguments))
 
 
+def ephmon_with_libbpf(*arguments: str | Path) -> list[str]:
+    """Return the same with the libbpf of this host."""
+    return python_with_libbpf("-m", "ephmon", *map(str, arguments))
+
+
 def python(*arguments: str) -> list[str]:
-    """Return a command line of the interpreter of the tests, which imports what they import."""
+    """Return a command line of the interpreter of the tests, which imports what they import, and finds no libbpf.
+
+    So it is on most hosts. To load the BPF program takes longer than the rest of a start of ephmon, so only the tests
+    that are about it do that.
+    """
+    return ["env", f"LD_LIBRARY_PATH={NO_LIBBPF}", *python_with_libbpf(*arguments)]
+
+
+def python_with_libbpf(*arguments: str) -> list[str]:
+    """Return the same with the libbpf of this host, which other programs need too, as ip."""
     return [sys.executable, "-P", *arguments]
 
 
@@ -98,22 +115,10 @@ def with_readable_code() -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "--", "sh", "-ec", program, "sh"]
 
 
-NO_LIBBPF = Path(__file__).parent / "no_libbpf"
-
-
 def environment(**changes: str) -> dict[str, str]:
-    """Return the environment that ephmon is started in: nothing in it changes what is printed, but for `changes`.
-
-    It has no libbpf, as most hosts. To load the BPF program takes longer than the rest of a start of ephmon, so
-    only the tests that are about it do that.
-    """
-    return {**environment_with_libbpf(), "LD_LIBRARY_PATH": str(NO_LIBBPF), **changes}
-
-
-def environment_with_libbpf() -> dict[str, str]:
-    """Return the same with the libbpf of this host."""
+    """Return the environment that ephmon is started in: nothing in it changes what is printed, but for `changes`."""
     kept = {name: value for name, value in os.environ.items() if not _ENVIRONMENT_OF_THE_TESTS.fullmatch(name)}
-    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), **changes}
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

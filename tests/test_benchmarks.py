@@ -15,7 +15,7 @@ from benchmarks.load import Population, destination, populated
 from benchmarks.measurement import Spread, percentile, table
 from benchmarks.scenario import NotMeasuredError
 from tests import sockets
-from tests.processes import environment, python
+from tests.processes import environment, python_with_libbpf
 
 PAGE = Path(__file__).parents[1] / "docs" / "proof" / "benchmarks.md"
 QUICK_SECONDS = 300.0
@@ -35,7 +35,7 @@ Transfer/sec:     78.34MB
 
 def test_the_quick_run_measures_one_scenario_of_each_way_and_fails_nowhere() -> None:
     done = subprocess.run(
-        python("-m", "benchmarks", "--quick"),
+        python_with_libbpf("-m", "benchmarks", "--quick"),
         env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,

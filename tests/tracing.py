@@ -24,7 +24,7 @@ from ephmon.kernel.trace.reader import ExhaustionCollector, ExhaustionReader
 from ephmon.kernel.trace.tracefs import FILTER, make_instance, open_instance
 from tests import sockets
 from tests.namespaces import Agent
-from tests.processes import Running, ephmon, python
+from tests.processes import Running, ephmon, python_with_libbpf
 from tests.sockets import FillResult
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def in_time_namespace(monotonic: int, boottime: int, *command: str) -> list[str]
     """Return the command line that runs a program in a time namespace of its own. For root."""
     code = "import os, sys; from tests.tracing import enter_time_namespace as enter; "
     code += f"enter({monotonic}, {boottime}); os.execvp(sys.argv[1], sys.argv[1:])"
-    return python("-c", code, *command)
+    return python_with_libbpf("-c", code, *command)
 
 
 def ours(names: set[str]) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 from tests import sockets
 from tests.kernel.bpf import walks
 from tests.namespaces import Namespace
-from tests.processes import Running, environment_with_libbpf, ephmon, eventually, put, run, with_readable_code
+from tests.processes import Running, ephmon_with_libbpf, eventually, put, run, with_readable_code
 from tests.sockets import Recipe
 from tests.tracing import seeing_tracefs
 
@@ -56,7 +56,7 @@ def _config() -> Iterator[Path]:
 
 
 def started(ns: Namespace, config: Path) -> Running:
-    return Running(ns, ephmon("run", "--config", config), env=environment_with_libbpf())
+    return Running(ns, ephmon_with_libbpf("run", "--config", config))
 
 
 def open_some(ns: Namespace) -> None:
@@ -88,7 +88,7 @@ def test_the_daemon_prefers_the_bind_table_and_its_numbers_are_what_the_kernel_g
 
 
 def test_without_capabilities_it_says_once_why_and_reads_otherwise(ns: Namespace, config: Path) -> None:
-    with Running(ns, [*NOBODY, *ephmon("run", "--config", config)], env=environment_with_libbpf()) as daemon:
+    with Running(ns, [*NOBODY, *ephmon_with_libbpf("run", "--config", config)]) as daemon:
         metrics = daemon.wait_for(**{TCP.format("inet_diag"): 1, "poll_success": 1})
         daemon.wait_for_polls(3)
         daemon.stop()
@@ -103,7 +103,7 @@ def test_where_nothing_else_may_be_used_tcp_is_missing_with_the_reason_and_udp_i
     ns: Namespace, config: Path
 ) -> None:
     put(config, QUICK.replace("poll: {", "poll: {backend: bpf, "))
-    with Running(ns, [*NOBODY, *ephmon("run", "--config", config)], env=environment_with_libbpf()) as daemon:
+    with Running(ns, [*NOBODY, *ephmon_with_libbpf("run", "--config", config)]) as daemon:
         line = daemon.wait_for_line("Sockets of tcp cannot be read")
         metrics = daemon.wait_for(**{'collector_available{collector="tcp"}': 0, "poll_success": 1})
 
@@ -148,8 +148,8 @@ def test_two_daemons_read_side_by_side_and_what_is_killed_leaves_nothing(ns: Nam
 
 def test_a_failed_connect_is_looked_at_before_the_next_poll_is_due(ns: Namespace, config: Path) -> None:
     put(config, "poll: {interval: 1h, urgent_interval: 100ms, cpu_budget: 1, urgent_cpu_budget: 1}\n")
-    command = seeing_tracefs(*ephmon("run", "--config", config))
-    with Running(ns, command, env=environment_with_libbpf()) as daemon:
+    command = seeing_tracefs(*ephmon_with_libbpf("run", "--config", config))
+    with Running(ns, command) as daemon:
         daemon.wait_for(**{"poll_success": 1, 'collector_available{collector="exhaustions"}': 1})
         ns.call(sockets.open_sockets, Recipe(connect=(HERE, PORT)), tag="fill", limit=sockets.ALL_PORTS)
         metrics = daemon.wait_for(**{f"pool_remaining_ports{{{LABELS}}}": 0})
@@ -159,8 +159,8 @@ def test_a_failed_connect_is_looked_at_before_the_next_poll_is_due(ns: Namespace
 
 
 def headroom(ns: Namespace, *options: str) -> dict[str, Any]:
-    command = ephmon("headroom", f"{HERE}:{PORT}", "--json", *options)
-    result = run(ns.command(*command), env=environment_with_libbpf())
+    command = ephmon_with_libbpf("headroom", f"{HERE}:{PORT}", "--json", *options)
+    result = run(ns.command(*command))
     assert result.returncode == 0, result.stderr
     answer: dict[str, Any] = json.loads(result.stdout)
     return answer

@@ -25,7 +25,7 @@ from demo.story import FASTER, RULES, cured, shortened_times
 from demo.timeline import COMMAND, WIDTH, Entry, shortened
 from tests.machine import HAS_HOST_PIDS, IS_ROOT
 from tests.namespaces import Namespace
-from tests.processes import WAIT_SECONDS, environment, eventually, python
+from tests.processes import WAIT_SECONDS, environment, eventually, python_with_libbpf
 from tests.tracing import host_pids, instances, only_root, tracing_agent
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Watched:
         """Of all its processes that were seen."""
         name, _, value = self.mark.partition("=")
         self.process = subprocess.Popen(
-            [*prefix, *python("-m", "demo", *arguments)],
+            [*prefix, *python_with_libbpf("-m", "demo", *arguments)],
             env=environment(**{name: value}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -351,7 +351,11 @@ def test_killing_it_leaves_nothing() -> None:
 
 def test_a_wrong_option_is_one_sentence() -> None:
     done = subprocess.run(
-        python("-m", "demo", "--fast"), env=environment(), capture_output=True, timeout=WAIT_SECONDS, check=False
+        python_with_libbpf("-m", "demo", "--fast"),
+        env=environment(),
+        capture_output=True,
+        timeout=WAIT_SECONDS,
+        check=False,
     )
 
     assert done.returncode == 2
