@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ephmon import cli
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.netlink.inet_diag import ALL_STATES, family_request, tcp_request
 from ephmon.kernel.netlink.sock_diag import NetlinkError, Request, SockDiag
 from tests import sockets
+from tests.commands.answers import answer
 from tests.ordinary_user import as_ordinary_user
 
 if TYPE_CHECKING:
+    from tests.commands.answers import Answer
     from tests.namespaces import Namespace
 
 LOW, HIGH = 40_000, 40_999
@@ -55,31 +54,20 @@ def prepare(ns: Namespace) -> None:
     assert ns.call(sockets.fill, HERE, PORT, tag="clients", limit=CONNECTIONS).count == CONNECTIONS
 
 
-def said(*arguments: str) -> tuple[int, str, str]:
-    """Return the exit status of a command line, and what it prints and complains of.
-
-    It runs in this process: on an emulated processor a new one takes three seconds to import ephmon.
-    """
-    files = [TextIOWrapper(BytesIO(), encoding="utf-8") for _ in range(2)]
-    with redirect_stdout(files[0]), redirect_stderr(files[1]):
-        status = cli.main(arguments)
-    for file in files:
-        file.seek(0)
-    output, errors = (file.read() for file in files)
-    return status, output, errors
-
-
 def pools(ns: Namespace) -> Any:
-    """Return what `ephmon pools --json` prints in the namespace."""
-    return _parsed(ns.call(said, "pools", "--json"))
+    """Return what `ephmon pools --json` prints in the namespace.
+
+    It runs in the agent: on an emulated processor a new process takes three seconds to import ephmon.
+    """
+    return _parsed(ns.call(answer, "pools", "--json"))
 
 
 def pools_of_ordinary_user(ns: Namespace) -> Any:
     """Return what it prints for a user without any privilege."""
-    return _parsed(ns.call(as_ordinary_user, said, "pools", "--json"))
+    return _parsed(ns.call(as_ordinary_user, answer, "pools", "--json"))
 
 
-def _parsed(result: tuple[int, str, str]) -> Any:
+def _parsed(result: Answer) -> Any:
     status, output, errors = result
     assert (status, errors) == (0, "")
     return json.loads(output)

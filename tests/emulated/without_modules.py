@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import sockets
+from tests.commands.answers import answer
 from tests.emulated.reading import (
     BOTH_FAMILIES,
     CONNECTIONS,
@@ -24,7 +25,6 @@ from tests.emulated.reading import (
     pools,
     prepare,
     refusal,
-    said,
 )
 from tests.kernel_truth.prediction import predict
 from tests.namespaces import Namespace
@@ -91,7 +91,7 @@ def test_the_backend_inet_diag_fails_with_a_sentence(ns: Namespace, tmp_path: Pa
     config = tmp_path / "config.yaml"
     config.write_text("poll: {backend: inet_diag}\n", encoding="utf-8")
 
-    assert ns.call(said, "pools", "--config", str(config)) == (1, "", NO_HANDLER)
+    assert ns.call(answer, "pools", "--config", str(config)) == (1, "", NO_HANDLER)
 
 
 def test_what_is_read_from_proc_is_what_connect_finds(ns: Namespace) -> None:
