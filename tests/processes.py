@@ -8,6 +8,7 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import ssl
 import stat
@@ -64,6 +65,7 @@ def eventually(observe: Callable[[], T], holds: Callable[[T], bool]) -> T:
     return seen
 
 
+_ENV = shutil.which("env") or "env"
 NO_LIBBPF = Path(__file__).parent / "no_libbpf"
 
 
@@ -83,7 +85,7 @@ def python(*arguments: str) -> list[str]:
     So it is on most hosts. To load the BPF program takes longer than the rest of a start of ephmon, so only the tests
     that are about it do that.
     """
-    return ["env", f"LD_LIBRARY_PATH={NO_LIBBPF}", *python_with_libbpf(*arguments)]
+    return [_ENV, f"LD_LIBRARY_PATH={NO_LIBBPF}", *python_with_libbpf(*arguments)]
 
 
 def python_with_libbpf(*arguments: str) -> list[str]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
-MOST_SECONDS = 120.0
+MOST_SECONDS = 180.0
+"""How long the demo takes at most beside other tests. On a machine that does nothing else it takes less than 120."""
 RUNBOOK = "runbook file:///usr/share/doc/ephmon/runbook.md#ephmonpoolnearexhaustion"
 LABELS = (
     'EphmonPoolNearExhaustion{severity="critical", kind="tcp_connect", source="10.8.0.1", destination="10.8.0.2", '
@@ -92,7 +93,7 @@ class Watched:
     def read_until(self, words: str | None) -> None:
         """Read standard error until it has these words, or to its end."""
         assert self.process.stderr is not None
-        deadline = time.monotonic() + 2 * MOST_SECONDS
+        deadline = time.monotonic() + 1.5 * MOST_SECONDS
         while words is None or words not in self.printed:
             ready = select.select([self.process.stderr], [], [], max(0.0, deadline - time.monotonic()))[0]
             assert ready, f"the demo does not go on after {self.printed}"
@@ -191,7 +192,7 @@ def number(shown: Shown, who: str, pattern: str) -> list[int]:
     return [int(group) for group in found.groups()]
 
 
-def test_it_ends_well_within_two_minutes(shown: Shown) -> None:
+def test_it_ends_by_itself_in_a_few_minutes(shown: Shown) -> None:
     assert shown.status == 0
     assert shown.said[-1].seconds < MOST_SECONDS
 

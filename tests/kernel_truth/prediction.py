@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.kernel.bpf.backend import BpfBackend
-from ephmon.kernel.bpf.load import BpfUnavailableError
 from ephmon.kernel.source import SocketSource
 from ephmon.model.pools.kinds import PoolKind
 from ephmon.model.pools.peer_timestamps import AT_ONCE, with_timestamps
@@ -41,11 +40,11 @@ def walk() -> NamespaceSurvey | None:
     if not _walkers:
         _walkers.append(BpfBackend(proc=Path("/proc"), clock=time.monotonic, compares=False))
     source = SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode="bpf", bpf=_walkers[0])
-    try:
-        (namespace,) = survey(source.read(DEADLINE_SECONDS))
-    except BpfUnavailableError:
+    snapshot = source.read(DEADLINE_SECONDS)
+    if snapshot.namespaces[0].binds is None:
         assert os.geteuid() or not Path("/sys/kernel/btf/vmlinux").exists(), "root has to read it where there is BTF"
         return None
+    (namespace,) = survey(snapshot)
     return namespace
 
 

@@ -62,7 +62,8 @@ class BpfBackend:
         self._open_reader = open_reader
         self._compartment = Compartment(Backend.BPF, clock)
         self._reader: Walker | None = None
-        self._refusal: KernelError | None = None
+        # Sentences and no errors, which would keep alive all that each reading had, and grow each time they are raised.
+        self._refusal: str | None = None
         self._failure: str | None = None
         self._compared_at: float | None = None
         self._disagreements = 0
@@ -70,8 +71,7 @@ class BpfBackend:
     @property
     def status(self) -> BpfStatus:
         """How it is, after the latest reading."""
-        refusal = self._failure if self._refusal is None else str(self._refusal)
-        return BpfStatus(refusal=refusal, disagreements=self._disagreements)
+        return BpfStatus(refusal=self._refusal or self._failure, disagreements=self._disagreements)
 
     def retry(self) -> None:
         """Try again at the next reading what ended it."""
@@ -108,7 +108,7 @@ class BpfBackend:
                 binds = self._compare(binds, deadline, dump)
         except KernelError as error:
             if isinstance(error, BpfUnavailableError) or error.reason == Reason.MALFORMED:
-                self._end(error)
+                self._end(str(error))
             return error
         return binds
 
@@ -122,7 +122,7 @@ class BpfBackend:
 
     def _walk(self, deadline: Deadline) -> NamespaceBinds:
         if self._refusal is not None:
-            raise self._refusal
+            raise BpfUnavailableError(self._refusal)
         if self._reader is None:
             self._reader = self._open_reader(self._proc)
         table = self._reader.read(deadline)
@@ -147,7 +147,7 @@ class BpfBackend:
         self._disagreements += 1
         raise BpfUnavailableError(f"BPF and inet_diag disagree: {difference}.")
 
-    def _end(self, error: KernelError) -> None:
-        self._refusal = error
+    def _end(self, refusal: str) -> None:
+        self._refusal = refusal
         self._compared_at = None
         self.close()

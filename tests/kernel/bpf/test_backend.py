@@ -94,6 +94,18 @@ def test_what_cannot_be_loaded_is_not_tried_again_until_somebody_asks() -> None:
     assert stage.backend.status.refusal == "It takes a capability."
 
 
+def test_what_is_refused_again_and_again_is_not_remembered_longer_and_longer() -> None:
+    """An error that is raised once more grows by the frames on its way, and keeps alive what they had."""
+    stage = Stage(BpfUnavailableError("It takes a capability."))
+    depths = []
+    for _ in range(3):
+        with pytest.raises(BpfUnavailableError) as raised:
+            stage.read()
+        depths.append(len(raised.traceback))
+
+    assert depths[2] <= depths[1]
+
+
 def test_walks_are_held_against_inet_diag_at_first_and_then_once_an_hour() -> None:
     stage = Stage(Reader(table(50)), shown(50))
     dumps = []
