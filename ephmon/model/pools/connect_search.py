@@ -75,11 +75,6 @@ class OpenPorts:
             self._ports.append(len(of_parity) - of_parity.count(PortClass.UNUSABLE))
             self._open.append(of_parity.translate(_IS_OPEN).count(1))
 
-    @property
-    def usable(self) -> int:
-        """The ports of both parities that are not reserved."""
-        return sum(self._ports)
-
     def expected_search(self, free: int, taken_of_second: int) -> float:
         """Return how many ports one connect() of a pool looks at.
 

@@ -44,6 +44,7 @@ sockets. The kernel does not show whether they are IPV6_V6ONLY.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import compress
@@ -100,7 +101,42 @@ class _HeldPorts:
     states: Counter[int] = field(default_factory=Counter)
 
 
-class AddressPools:
+class PoolsBySource(ABC):
+    """Pools of one kind in one namespace that have no destination. The own key of a pool is its packed source."""
+
+    kind: PoolKind
+    netns: str
+    _pools: Collection[bytes]
+    """The sources of the pools that exist."""
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pools)
+
+    def by_upper_bound(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield each pool with its `lost_and_held`, the greatest first."""
+        exact = ((*self.lost_and_held(source), source) for source in self._pools)
+        return iter(sorted(exact, reverse=True))
+
+    @abstractmethod
+    def lost_and_held(self, source: bytes) -> tuple[int, int]:
+        """Return how many usable ports are in use for a newcomer at the source, twice: all of them are lost to it."""
+
+    def find(self, key: PoolKey) -> bytes | None:
+        """Return the source of a pool that exists, None for others."""
+        if (key.netns, key.kind) != (self.netns, self.kind):
+            return None
+        source = packed_address(key.source)
+        return source if source in self._pools else None
+
+    def destination(self, source: bytes) -> None:  # noqa: ARG002 - the same question as of pools that have one
+        """Return None: these pools have no destination."""
+        return
+
+
+class AddressPools(PoolsBySource):
     """The pools of one of these kinds in one namespace. The own key of a pool is its packed source address.
 
     Args:
@@ -136,34 +172,12 @@ class AddressPools:
         self._pools = frozenset(sources)
         self._own, self._wildcards = self._count(self._pools)
 
-    def __len__(self) -> int:
-        return len(self._pools)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._pools)
-
-    def by_upper_bound(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield each pool with its `lost_and_held`, the greatest first."""
-        exact = ((*self.lost_and_held(source), source) for source in self._pools)
-        return iter(sorted(exact, reverse=True))
-
     def lost_and_held(self, source: bytes) -> tuple[int, int]:
         """Return how many usable ports are in use for a newcomer at the source, twice: all of them are lost to it."""
         own, wildcard = self._own[source], self._wildcards[len(source)]
         # Without building the union: there may be many sources, and the wildcard's ports are the same for all of them.
         in_use = len(wildcard.taken) + len(own.taken - wildcard.taken)
         return in_use, in_use
-
-    def find(self, key: PoolKey) -> bytes | None:
-        """Return the source of a pool that exists, None for others."""
-        if (key.netns, key.kind) != (self.netns, self.kind):
-            return None
-        source = packed_address(key.source)
-        return source if source in self._pools else None
-
-    def destination(self, source: bytes) -> None:  # noqa: ARG002 - the same question as of pools that have one
-        """Return None: these pools have no destination."""
-        return
 
     def pool(self, source: bytes) -> Pool:
         """Return the pool of a source, also of one that nobody allocates from."""

@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from ephmon.facts.addresses import ANY_V4, ANY_V6, V4_BYTES, address_text, packed_address
+from ephmon.facts.addresses import ANY_V4, ANY_V6, V4_BYTES, address_text
 from ephmon.facts.bind_table import PortFlag
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.pools.port_classes import PortClass
-from ephmon.model.pools.tcp_bind_and_udp import FAILURE_ERRNO
+from ephmon.model.pools.tcp_bind_and_udp import FAILURE_ERRNO, PoolsBySource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ephmon.facts.bind_table import AddressCounts, NamespaceBinds
     from ephmon.model.pools.port_classes import TcpPorts
@@ -32,7 +32,7 @@ A listener that is gone leaves one such port, with what it accepted.
 """
 
 
-class BindTableBindPools:
+class BindTableBindPools(PoolsBySource):
     """All tcp_bind pools of one namespace at one moment. The own key of a pool is its packed source address.
 
     Args:
@@ -55,33 +55,14 @@ class BindTableBindPools:
         self._addresses: defaultdict[bytes, list[AddressCounts]] = defaultdict(list)
         for one in binds.addresses():
             self._addresses[one.address].append(one)
-        self._pools = {source: self.pool(source) for source, rows in self._addresses.items() if _binds(rows)}
-
-    def __len__(self) -> int:
-        return len(self._pools)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._pools)
-
-    def by_upper_bound(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield each pool with its `lost_and_held`, the greatest first."""
-        return iter(sorted(((*self.lost_and_held(source), source) for source in self._pools), reverse=True))
+        self._pools: dict[bytes, Pool] = {
+            source: self.pool(source) for source, rows in self._addresses.items() if _binds(rows)
+        }
 
     def lost_and_held(self, source: bytes) -> tuple[int, int]:
         """Return how many usable ports are in use for a newcomer at the source, twice: all of them are lost to it."""
         in_use = self._pools[source].in_use
         return in_use, in_use
-
-    def find(self, key: PoolKey) -> bytes | None:
-        """Return the source of a pool that exists, None for others."""
-        if (key.netns, key.kind) != (self.netns, self.kind):
-            return None
-        source = packed_address(key.source)
-        return source if source in self._pools else None
-
-    def destination(self, source: bytes) -> None:  # noqa: ARG002 - the same question as of pools that have one
-        """Return None: these pools have no destination."""
-        return
 
     def pool(self, source: bytes) -> Pool:
         """Return the pool of a source, also of one that nobody allocates from."""

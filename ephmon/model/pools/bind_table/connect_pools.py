@@ -14,6 +14,7 @@ TIME_WAITs connect() takes, so the numbers are exact but for these:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +24,7 @@ from ephmon.facts.bind_table import total
 from ephmon.facts.socket_groups import ConnectKey, SocketGroup
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.connect_search import OpenPorts
-from ephmon.model.pools.kinds import MOSTLY, Pool, PoolKey, PoolKind, by_state_name
+from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind, by_state_name
 from ephmon.model.pools.port_classes import PortClass
 from ephmon.model.pools.tcp_connect import FAILURE_ERRNO, connect_key
 from ephmon.model.pools.time_wait import reusable_after_ms
@@ -158,9 +159,7 @@ class BindTableConnectPools:
         least = max(0, fullest.remaining - self._loses_one)
         most = max(scope.remaining_max for scope in scopes)
         lowered = least if key in self._doubted else fullest.remaining
-        live = sum(everything.states.values()) - everything.states.get(TcpState.TIME_WAIT, 0)
-        is_named = everything.named > 0 and everything.named >= MOSTLY * live
-        return Pool(
+        pool = Pool(
             key=PoolKey(
                 netns=self.netns,
                 kind=self.kind,
@@ -178,7 +177,7 @@ class BindTableConnectPools:
             remaining=lowered,
             remaining_min=least,
             remaining_max=most,
-            exact=least == most and self._binds.is_whole and not is_named,
+            exact=least == most and self._binds.is_whole,
             failure_errno=FAILURE_ERRNO,
             states=by_state_name(everything.states),
             held=everything.held + everything.on_blocked,
@@ -188,6 +187,7 @@ class BindTableConnectPools:
             only_on_devices=max(0, fullest.remaining_max - fullest.remaining),
             named=everything.named,
         )
+        return replace(pool, exact=False) if pool.application_chooses_ports else pool
 
     def _scope(self, l3mdev: int, rows: Iterable[_Row]) -> _Scope:
         here = [(row, counts) for row, counts in rows if row.l3mdev == l3mdev]
