@@ -97,6 +97,8 @@ def fail_a_poll(daemon: Running) -> None:
 def load(ns: Namespace) -> None:
     """Block ports, leave TIME_WAITs toward one port, and take all ports toward another until connect() fails."""
     ns.call(sockets.write_sysctl, "net.ipv4.tcp_tw_reuse", 0)
+    # Without it a late RST may delete a TIME_WAIT before its time.
+    ns.call(sockets.write_sysctl, "net.ipv4.tcp_rfc1337", 1)
     ns.call(sockets.listen, FULL, FULL_PORT, tag="server")
     ns.call(sockets.listen, HERE, PORT, tag="other server")
     assert ns.call(sockets.open_sockets, Recipe(bind=(HERE, 0)), tag="blockers", limit=BLOCKED).count == BLOCKED

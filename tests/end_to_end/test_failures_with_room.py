@@ -35,6 +35,8 @@ def _hosts() -> Iterator[tuple[Namespace, Namespace]]:
         connect(client, server, addresses=(f"{HERE}/24", f"{THERE}/24"))
         client.call(sockets.write_sysctl, "net.ipv4.ip_local_port_range", "40000 40199")
         client.call(sockets.write_sysctl, "net.ipv4.tcp_tw_reuse", 1)
+        # Without it a RST of the server, which answers a segment that comes after its end, deletes a TIME_WAIT here.
+        client.call(sockets.write_sysctl, "net.ipv4.tcp_rfc1337", 1)
         server.call(sockets.write_sysctl, "net.ipv4.tcp_timestamps", 0)
         server.call(sockets.listen, THERE, PORT, tag="server")
         yield client, server

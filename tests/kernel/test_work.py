@@ -162,6 +162,8 @@ def test_a_socket_that_named_its_port_is_copied_twice(ns: Namespace) -> None:
 
 
 def test_time_waits_are_copied_with_the_connections(ns: Namespace) -> None:
+    # Without it a late RST may delete a TIME_WAIT before its time.
+    ns.call(sockets.write_sysctl, "net.ipv4.tcp_rfc1337", 1)
     ns.call(sockets.fill, HERE, SERVER, tag="clients", limit=20)
     assert ns.call(sockets.accept_all, "server", tag="accepted") == 20
     ns.call(sockets.close, "clients")
