@@ -10,7 +10,6 @@ There may be as many pools as sockets, so they stay packed, and one is unpacked 
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ephmon.facts.sockets import TcpState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Self
 
     from ephmon.facts.snapshot import Sysctls
 
@@ -53,13 +53,14 @@ _PORT = struct.Struct("=IIHHI")
 _BYTES_OF_A_POOL = _CONNECT.size
 _INVERTED = bytes([1, *bytes(255)])
 """Translates 1 to 0 and 0 to 1."""
-_HEAD = struct.Struct("=16s16sII2sH")
-"""What of an entry tells it from all others: source, destination, device, VRF, destination port, namespace."""
+_HEAD = struct.Struct("=16s16sII2s")
+"""What of an entry tells it from the others of its namespace: source, destination, device, VRF, destination port."""
 _HEADS = struct.Struct(f"={_HEAD.size}s{_BYTES_OF_A_POOL - _HEAD.size}x")
 _DEVICE, _L3MDEV = 8, 9
 """Where these are, in units of four bytes."""
 # Where the columns are, in units of two bytes
-_COLUMNS = {"namespace": 21, "is_address": 23, "held": 26, "time_wait": 28, "reusable": 29, "on_blocked": 30}
+_NAMESPACE_OF_A_POOL, _NAMESPACE_OF_A_PORT = 21, 5
+_COLUMNS = {"is_address": 23, "held": 26, "time_wait": 28, "reusable": 29, "on_blocked": 30}
 _ENDS_IN = range(26 + 9 + len(COUNTED_STATES), 26 + 9 + len(COUNTED_STATES) + CELLS)
 
 
@@ -190,52 +191,71 @@ class Losses(NamedTuple):
         return self.torn + self.repeated + self.cut_short
 
 
-class PoolTable:
-    """The pools and local addresses of all namespaces, packed.
+def split_by_namespace(packed: bytes, size: int, column: int, namespaces: int) -> list[bytes]:
+    """Sort packed entries by the namespace that they are of, in the order of its number, which each of them bears.
 
     Args:
-        packed: As the walk left them.
+        packed: The entries, as the walk left them.
+        size: Bytes of an entry.
+        column: Where the number is, in units of two bytes.
         namespaces: How many namespaces there are.
+
+    Raises:
+        ValueError: An entry is cut off, or of a namespace that is not there.
+    """
+    if len(packed) % size:
+        raise ValueError("an entry is cut off")
+    owners = memoryview(packed).cast("H")[column :: size // 2].tolist()
+    if max(owners, default=-1) >= namespaces:
+        raise ValueError("an entry is of a namespace that is not there")
+    if namespaces == 1:
+        return [packed]
+    entries: list[list[bytes]] = [[] for _ in range(namespaces)]
+    for owner, (entry,) in zip(owners, struct.iter_unpack(f"{size}s", packed), strict=True):
+        entries[owner].append(entry)
+    return list(map(b"".join, entries))
+
+
+class PoolTable:
+    """The pools and local addresses of one namespace, packed.
 
     Raises:
         ValueError: They cannot be what a walk leaves.
     """
 
-    def __init__(self, packed: bytes, namespaces: int) -> None:
-        if len(packed) % _BYTES_OF_A_POOL:
-            raise ValueError("a pool is cut off")
+    def __init__(self, packed: bytes) -> None:
         self._packed = packed
         self._halves = memoryview(packed).cast("H")
         self._is_address = self.column("is_address").tobytes()[::2]
-        self._of_namespace: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
-        self._check(namespaces)
-        self._split(namespaces)
+        self._is_pool = self._is_address.translate(_INVERTED)
+        self._check()
+        self.connect_indices: Sequence[int] = list(compress(count(), self._is_pool))
+        """The indices of the pools."""
+        self.address_indices: Sequence[int] = list(compress(count(), self._is_address))
+        """The indices of the local addresses."""
 
-    def __len__(self) -> int:
-        return len(self._packed) // _BYTES_OF_A_POOL
+    @classmethod
+    def of_each(cls, packed: bytes, namespaces: int) -> list[Self]:
+        """Return the tables of all namespaces, as a walk left them together.
+
+        Raises:
+            ValueError: They cannot be what a walk leaves.
+        """
+        return list(map(cls, split_by_namespace(packed, _BYTES_OF_A_POOL, _NAMESPACE_OF_A_POOL, namespaces)))
 
     def column(self, name: str) -> array[int]:
-        """Return one number of each entry; of a local address only `namespace` and `is_address` mean anything."""
+        """Return one number of each entry; of a local address only `is_address` means anything."""
         return array("H", self._halves[_COLUMNS[name] :: _BYTES_OF_A_POOL // 2].tobytes())
 
-    def connect_indices(self, namespace: int) -> Sequence[int]:
-        """Return the indices of the pools of a namespace, which is given by its index."""
-        return self._of_namespace.get(namespace, ((), ()))[0]
-
-    def address_indices(self, namespace: int) -> Sequence[int]:
-        """Return the indices of the local addresses of a namespace, which is given by its index."""
-        return self._of_namespace.get(namespace, ((), ()))[1]
-
-    def find(self, key: PoolKey, namespace: int) -> int | None:
-        """Return the index of a pool of a namespace, which is given by its index; None if no socket has the key."""
+    def find(self, key: PoolKey) -> int | None:
+        """Return the index of a pool; None if no socket has the key."""
         addresses = mapped(key.source), mapped(key.destination)
-        port = key.destination_port.to_bytes(2)
-        return self._index.get(_HEAD.pack(*addresses, key.device, key.l3mdev, port, namespace))
+        return self._index.get(_HEAD.pack(*addresses, key.device, key.l3mdev, key.destination_port.to_bytes(2)))
 
-    def time_waits_from(self, source: bytes, namespace: int) -> Sequence[int]:
+    def time_waits_from(self, source: bytes) -> Sequence[int]:
         """Return how many TIME_WAITs of a local address, or of all that a wildcard stands for, end in which cell."""
         prefix = {ANY_V4: V4_MAPPED, ANY_V6: b""}.get(source, mapped(source))
-        packed, indices = self._packed, self.connect_indices(namespace)
+        packed, indices = self._packed, self.connect_indices
         chosen = [index for index in indices if packed.startswith(prefix, index * _BYTES_OF_A_POOL)]
         columns = (self._halves[first :: _BYTES_OF_A_POOL // 2].tolist() for first in _ENDS_IN)
         return [sum(map(column.__getitem__, chosen)) for column in columns]
@@ -256,7 +276,7 @@ class PoolTable:
 
     def key(self, index: int) -> PoolKey:
         """Return the key of a pool."""
-        source, destination, device, l3mdev, port, _ = self._unpack(_HEAD, index)
+        source, destination, device, l3mdev, port = self._unpack(_HEAD, index)
         return PoolKey(unmapped(source), unmapped(destination), int.from_bytes(port), device, l3mdev)
 
     def connect(self, index: int) -> tuple[PoolKey, ConnectCounts]:
@@ -278,71 +298,44 @@ class PoolTable:
     def _unpack(self, layout: struct.Struct, index: int) -> tuple[Any, ...]:
         return layout.unpack_from(self._packed, index * _BYTES_OF_A_POOL)
 
-    def _check(self, namespaces: int) -> None:
-        if max(self.column("namespace"), default=-1) >= namespaces:
-            raise ValueError("a pool is of a namespace that is not there")
+    def _check(self) -> None:
         if max(self.column("is_address"), default=0) > 1:
             raise ValueError("an entry is neither a pool nor an address")
-        is_pool = self._is_address.translate(_INVERTED)
+        is_pool = self._is_pool
         held, time_wait, reusable = (self.column(name) for name in ("held", "time_wait", "reusable"))
         if not any(compress(time_wait, is_pool)) and not any(compress(reusable, is_pool)):
             return
         if any(compress(map(gt, time_wait, held), is_pool)) or any(compress(map(gt, reusable, time_wait), is_pool)):
             raise ValueError("a pool has more TIME_WAITs than ports")
 
-    def _split(self, namespaces: int) -> None:
-        """Sort the entries by namespace and kind."""
-        every, is_address = range(len(self)), self._is_address
-        if namespaces == 1:
-            pools = list(compress(every, is_address.translate(_INVERTED)))
-            self._of_namespace[0] = pools, list(compress(every, is_address))
-            return
-        indices: defaultdict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-        for index, namespace, kind in zip(every, self.column("namespace"), is_address, strict=True):
-            indices[namespace][kind].append(index)
-        self._of_namespace.update(indices)
-
 
 class PortTable:
-    """The usable ports of all namespaces that some socket has, packed.
+    """The usable ports of one namespace that some socket has, packed."""
 
-    Raises:
-        ValueError: They cannot be what a walk leaves.
-    """
-
-    def __init__(self, packed: bytes, namespaces: int) -> None:
-        if len(packed) % _PORT.size:
-            raise ValueError("a port is cut off")
+    def __init__(self, packed: bytes) -> None:
         self._packed = packed
-        halves = memoryview(packed).cast("H")
-        self._namespaces = array("H", halves[5 :: _PORT.size // 2].tobytes())
-        if max(self._namespaces, default=-1) >= namespaces:
-            raise ValueError("a port is of a namespace that is not there")
 
-    def __len__(self) -> int:
-        return len(self._namespaces)
+    @classmethod
+    def of_each(cls, packed: bytes, namespaces: int) -> list[Self]:
+        """Return the tables of all namespaces, as a walk left them together.
 
-    def of_namespace(self, namespace: int) -> Iterator[BoundPort]:
-        """Yield the ports of a namespace, which is given by its index."""
-        for l3mdev, sockets, port, owner, flags in _PORT.iter_unpack(self._packed):
-            if owner == namespace:
-                yield BoundPort(port, l3mdev, sockets, PortFlag(flags))
+        Raises:
+            ValueError: They cannot be what a walk leaves.
+        """
+        return list(map(cls, split_by_namespace(packed, _PORT.size, _NAMESPACE_OF_A_PORT, namespaces)))
 
-    def ports_with(self, flag: PortFlag, namespace: int, l3mdev: int = 0) -> Sequence[int]:
-        """Return the ports of a namespace and VRF that have a flag, without bytecode for each of them."""
+    def __iter__(self) -> Iterator[BoundPort]:
+        for l3mdev, sockets, port, _, flags in _PORT.iter_unpack(self._packed):
+            yield BoundPort(port, l3mdev, sockets, PortFlag(flags))
+
+    def ports_with(self, flag: PortFlag, l3mdev: int = 0) -> Sequence[int]:
+        """Return the ports of a VRF that have a flag, without bytecode for each of them; 0: outside any VRF."""
         words, halves = memoryview(self._packed).cast("I"), memoryview(self._packed).cast("H")
         marks = map(and_, words[3 :: _PORT.size // 4].tolist(), repeat(flag.value))
-        if self._has_several(words, namespace, l3mdev):
-            vrfs = map(l3mdev.__eq__, words[0 :: _PORT.size // 4].tolist())
-            is_wanted = map(and_, map(namespace.__eq__, self._namespaces), vrfs)
-            marks = map(and_, map(bool, marks), is_wanted)
+        vrfs = words[0 :: _PORT.size // 4].tolist()
+        if not set(vrfs) <= {l3mdev}:
+            marks = map(and_, map(bool, marks), map(l3mdev.__eq__, vrfs))
         return list(compress(halves[4 :: _PORT.size // 2].tolist(), marks))
-
-    def _has_several(self, words: memoryview, namespace: int, l3mdev: int) -> bool:
-        """Tell whether there are ports of another namespace or VRF."""
-        of_others = self._namespaces.tobytes() != namespace.to_bytes(2, sys.byteorder) * len(self)
-        vrfs = set(words[0 :: _PORT.size // 4].tolist())
-        return of_others or not vrfs <= {l3mdev}
 
 
 class PortNumbers(NamedTuple):
@@ -364,8 +357,6 @@ class PortNumbers(NamedTuple):
 class NamespaceBinds:
     """The bind table of one network namespace."""
 
-    index: int
-    """Its number in this walk."""
     inode: int
     cookie: int
     """Never used again while the host is up, unlike the inode."""
@@ -386,21 +377,21 @@ class NamespaceBinds:
 
     def pools(self) -> Iterator[tuple[PoolKey, ConnectCounts]]:
         """Yield every pool, unpacked."""
-        return map(self.pool_table.connect, self.pool_table.connect_indices(self.index))
+        return map(self.pool_table.connect, self.pool_table.connect_indices)
 
     def addresses(self) -> Iterator[AddressCounts]:
         """Yield every local address, unpacked."""
-        return map(self.pool_table.address, self.pool_table.address_indices(self.index))
+        return map(self.pool_table.address, self.pool_table.address_indices)
 
     def ports(self) -> Iterator[BoundPort]:
         """Yield every usable port that some socket has."""
-        return self.port_table.of_namespace(self.index)
+        return iter(self.port_table)
 
     @cached_property
     def on_devices(self) -> Mapping[ConnectKey, Sequence[int]]:
         """The indices of the pools of connect keys that have sockets on a device or in a VRF, by key."""
         found: defaultdict[ConnectKey, list[int]] = defaultdict(list)
-        for index in frozenset(self.pool_table.on_devices).intersection(self.pool_table.connect_indices(self.index)):
+        for index in frozenset(self.pool_table.on_devices).intersection(self.pool_table.connect_indices):
             found[self.connect_key(index)].append(index)
         for key, indices in found.items():
             if (plain := self.find_plain(key)) is not None:
@@ -413,7 +404,7 @@ class NamespaceBinds:
 
     def find_plain(self, key: ConnectKey) -> int | None:
         """Return the index of the pool of a key's sockets on no device and in no VRF; None if there are none."""
-        return self.pool_table.find(PoolKey(*key), self.index)
+        return self.pool_table.find(PoolKey(*key))
 
     def find(self, key: ConnectKey) -> Sequence[int]:
         """Return the indices of all pools of a connect key."""
@@ -431,11 +422,11 @@ class NamespaceBinds:
 
         Those of a wildcard are those of all addresses that it stands for.
         """
-        return self.pool_table.time_waits_from(source, self.index)
+        return self.pool_table.time_waits_from(source)
 
     def ports_with(self, flag: PortFlag, l3mdev: int = 0) -> Sequence[int]:
         """Return the usable ports of a VRF that have a flag; 0: those outside any VRF."""
-        return self.port_table.ports_with(flag, self.index, l3mdev)
+        return self.port_table.ports_with(flag, l3mdev)
 
     def numbers(self, l3mdev: int = 0) -> PortNumbers:
         """Return how many usable ports of a VRF have which sockets; 0: outside any VRF."""

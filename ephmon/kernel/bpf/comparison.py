@@ -46,7 +46,7 @@ def _number(binds: NamespaceBinds, key: ConnectKey) -> int:
 
 def _largest(binds: NamespaceBinds) -> list[ConnectKey]:
     held = binds.pool_table.column("held")
-    indices = sorted(binds.pool_table.connect_indices(binds.index), key=held.__getitem__, reverse=True)
+    indices = sorted(binds.pool_table.connect_indices, key=held.__getitem__, reverse=True)
     return [binds.connect_key(index) for index in indices[:LARGEST]]
 
 

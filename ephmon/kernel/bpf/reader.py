@@ -28,7 +28,7 @@ from ephmon.kernel.bpf.load import BpfUnavailableError, load
 from ephmon.kernel.proc.sysctl import read_netns_inode, read_sysctls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ephmon.kernel.bpf.load import Loaded
     from ephmon.kernel.deadline import Deadline
@@ -224,8 +224,8 @@ def _parse(control: Control, maps: Mapping[str, bytes]) -> BindTable:
     for name, (number, most) in bounds.items():
         if number > most:
             raise ValueError(f"{number} {name} of at most {most}")
-    pools = PoolTable(maps["pools"][: control.pools * _POOL_BYTES], control.namespaces)
-    ports = PortTable(maps["ports"][: control.ports * _PORT_BYTES], control.namespaces)
+    pools = PoolTable.of_each(maps["pools"][: control.pools * _POOL_BYTES], control.namespaces)
+    ports = PortTable.of_each(maps["ports"][: control.ports * _PORT_BYTES], control.namespaces)
     rows = _NAMESPACE.iter_unpack(maps["namespaces"][: control.namespaces * _NAMESPACE.size])
     bitmaps = maps["bitmaps"][: control.bitmaps * _BITMAP_BYTES]
     losses = Losses(
@@ -248,10 +248,10 @@ def _parse(control: Control, maps: Mapping[str, bytes]) -> BindTable:
 
 
 class _Tables(NamedTuple):
-    """What all namespaces share."""
+    """The tables of all namespaces, and what they share."""
 
-    pools: PoolTable
-    ports: PortTable
+    pools: Sequence[PoolTable]
+    ports: Sequence[PortTable]
     bitmaps: bytes
     is_whole: bool
 
@@ -274,7 +274,6 @@ def _parse_namespace(index: int, row: tuple[int, ...], tables: _Tables) -> Names
         start = (bitmap - 1) * _BITMAP_BYTES
         reserved = _parse_bitmap(tables.bitmaps[start : start + _BITMAP_BYTES])
     return NamespaceBinds(
-        index=index,
         inode=inode,
         cookie=cookie,
         user_namespace_inode=user_inode,
@@ -292,8 +291,8 @@ def _parse_namespace(index: int, row: tuple[int, ...], tables: _Tables) -> Names
         accepted=accepted,
         sockets=sockets,
         is_whole=tables.is_whole,
-        pool_table=tables.pools,
-        port_table=tables.ports,
+        pool_table=tables.pools[index],
+        port_table=tables.ports[index],
     )
 
 

@@ -121,11 +121,11 @@ def test_more_than_there_is_room_for_is_refused(what: str, numbers: dict[str, in
         ({"namespaces": namespace(usable=101)}, "10 ports in use of 101, 3 of them blocked"),
         ({"namespaces": namespace(usable=9)}, "10 ports in use of 9, 3 of them blocked"),
         ({"namespaces": namespace(bitmap=2)}, "reserved ports that are not there"),
-        ({"pools": pool(namespace=1)}, "a pool is of a namespace that is not there"),
+        ({"pools": pool(namespace=1)}, "an entry is of a namespace that is not there"),
         ({"pools": address(kind=2)}, "an entry is neither a pool nor an address"),
         ({"pools": pool(held=3)}, "a pool has more TIME_WAITs than ports"),
         ({"pools": pool(reusable=5)}, "a pool has more TIME_WAITs than ports"),
-        ({"ports": port(namespace=1)}, "a port is of a namespace that is not there"),
+        ({"ports": port(namespace=1)}, "an entry is of a namespace that is not there"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(parts: dict[str, bytes], what: str) -> None:

@@ -88,7 +88,7 @@ class BindTableConnectPools:
         self._taken_at = taken_at
         self._binds = binds
         self._table = binds.pool_table
-        self._rows = self._table.connect_indices(binds.index)
+        self._rows = self._table.connect_indices
         self._open = OpenPorts(binds.sysctls.port_range, ports.classes)
         self._loses_one = any(
             ports.classes[port] == PortClass.SHARED for port in binds.sysctls.port_range.may_be_passed_over

@@ -45,7 +45,6 @@ def make_binds(
     outside = [one.flags for one in bound if not one.l3mdev]
     flags = (PortFlag.BLOCKED, PortFlag.V4, PortFlag.ANY_V4, PortFlag.ANY_V6)
     return NamespaceBinds(
-        index=0,
         inode=1,
         cookie=2,
         user_namespace_inode=3,
@@ -55,8 +54,8 @@ def make_binds(
         accepted=0,
         sockets=sum(one.sockets for one in bound),
         is_whole=is_whole,
-        pool_table=PoolTable(b"".join(entries), 1),
-        port_table=PortTable(b"".join(map(_pack_port, bound)), 1),
+        pool_table=PoolTable(b"".join(entries)),
+        port_table=PortTable(b"".join(map(_pack_port, bound))),
     )
 
 
