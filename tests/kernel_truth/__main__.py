@@ -7,12 +7,13 @@ import os
 import sys
 
 from tests.kernel_truth import cold_start
-from tests.kernel_truth.memory_fuzz import Found, play
+from tests.kernel_truth.memory_fuzz import Found, Way, play
 from tests.kernel_truth.mixes import Asks, connect_outcomes
+from tests.kernel_truth.prediction import walk
 from tests.kernel_truth.test_mixes import summary
 from tests.namespaces import Namespace
 
-_PROBES = {"with": True, "without": False}
+_WAYS = {"with": Way.PROBE, "without": Way.NO_PROBE, "bpf": Way.BPF}
 SECONDS = 900.0
 """An emulated machine takes its time."""
 
@@ -24,8 +25,8 @@ def main() -> int:
     kinds = parser.add_subparsers(required=True)
     memory = kinds.add_parser("memory", help="sequences of what happens to sockets between polls")
     memory.add_argument("--numbers", type=int, default=500, help="numbers of TCP to compare in each way")
-    memory.add_argument("--only", choices=_PROBES, help="leave out half of the four ways")
-    memory.set_defaults(run=lambda options: compare_memory(options.numbers, options.seed, only=options.only))
+    memory.add_argument("--only", choices=_WAYS, help="with or without the probe, or by BPF; default: all of them")
+    memory.set_defaults(run=lambda options: compare_memory(options.numbers, options.seed, only=_WAYS.get(options.only)))
     mixes = kinds.add_parser("mixes", help="random mixes of sockets, asked about by a user without a capability")
     mixes.add_argument("--number", type=int, default=100, help="how many mixes")
     mixes.set_defaults(run=lambda options: compare_mixes(options.number, options.seed))
@@ -37,20 +38,23 @@ def main() -> int:
     return 1 if options.run(options) else 0
 
 
-def compare_memory(numbers: int, first_seed: int, *, only: str | None) -> int:
-    """Play sequences with and without the probe, by one daemon and by many, and return how many numbers were wrong."""
+def compare_memory(numbers: int, first_seed: int, *, only: Way | None) -> int:
+    """Play sequences in each way, by one daemon and started anew, and return how many numbers were wrong."""
     wrong = 0
     with Namespace() as agent:
-        for words, probe in _PROBES.items():
-            for remembers in (True, False) if only in (None, words) else ():
+        for way in Way if only is None else [only]:
+            if way is Way.BPF and only is None and not agent.call(can_walk):
+                print(f"{way.value}: not to be had here", flush=True)
+                continue
+            for remembers in (True, False):
                 found, seed = Found(), first_seed
                 while found.of_tcp < numbers:
-                    found.add(agent.call_within(SECONDS, play, [seed], probe=probe, remembers=remembers))
+                    found.add(agent.call_within(SECONDS, play, [seed], way=way, remembers=remembers))
                     seed += 1
-                way = f"{words} the probe, {'one daemon' if remembers else 'started anew'}"
                 of_kinds = ", ".join(f"{number} of {kind}" for kind, number in sorted(found.compared.items()))
                 print(
-                    f"{way}: {seed - first_seed} sequences, {found.polls} polls, {found.pools} pools, "
+                    f"{way.value}, {'one daemon' if remembers else 'started anew'}: {seed - first_seed} sequences, "
+                    f"{found.polls} polls, {found.pools} pools, "
                     f"{found.compared.total()} numbers called exact ({of_kinds}), {len(found.wrong)} wrong",
                     flush=True,
                 )
@@ -58,6 +62,11 @@ def compare_memory(numbers: int, first_seed: int, *, only: str | None) -> int:
                     print(f"  {line}", flush=True)
                 wrong += len(found.wrong)
     return wrong
+
+
+def can_walk() -> bool:
+    """Tell whether TCP can be read by BPF here; runs in an agent."""
+    return walk() is not None
 
 
 def compare_mixes(number: int, first_seed: int) -> int:

@@ -3,12 +3,13 @@
 `python -m tests.kernel_truth memory --numbers 2000` plays sequences until so many numbers have been compared, and
 prints how many were wrong. A sequence has a network namespace of its own and a small port range. Between two polls
 sockets are opened, closed, bound, listened on and accepted, ports run out, and sysctls change. Then the poller of the
-daemon polls, or the ports are asked about as `ephmon headroom` does, and pools that are called exact are drawn from
+daemon polls, or all is read anew as `ephmon headroom` does, and pools that are called exact are drawn from
 until that fails. What was drawn is given back at once; that it was there is one more thing that happened between two
 polls.
 
-Before Linux 6.8 no poll calls a TCP number exact, because the kernel hides sockets that are bound and unconnected. The
-sequence knows whether it has such sockets. While it has none, a number counts as exact if nothing else is in doubt.
+Before Linux 6.8 no poll by inet_diag calls a TCP number exact, because the kernel hides sockets that are bound and
+unconnected. The sequence knows whether it has such sockets. While it has none, a number counts as exact if nothing else
+is in doubt.
 
 Two things are held fixed, as in `tests.kernel_truth.mixes` and for the same reason: tcp_rfc1337, and the age from which
 a TIME_WAIT may be reused, where that can be set.
@@ -22,17 +23,19 @@ import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import packed_address
 from ephmon.facts.socket_groups import ConnectKey
-from ephmon.facts.sockets import Blindness
+from ephmon.facts.sockets import Backend, Blindness
 from ephmon.model.pools.kinds import PoolKind
 from tests import sockets
 from tests.kernel_truth.differences import holds_bound_unconnected, is_bound_unconnected
 from tests.kernel_truth.mixes import OWN, fresh_namespace, read_with_probe
 from tests.kernel_truth.polls import Polls
+from tests.kernel_truth.prediction import walk
 from tests.sockets import Recipe
 
 if TYPE_CHECKING:
@@ -55,12 +58,26 @@ _FRESH = [
 _TIME_WAIT_DELAY = Path("/proc/sys/net/ipv4/tcp_tw_reuse_delay")
 
 
+class Way(Enum):
+    """How it is found out which ports connect() passes over."""
+
+    PROBE = "with the probe"
+    NO_PROBE = "without the probe"
+    BPF = "by BPF"
+    """From the kernel's bind table, which leaves nothing to ask the probe."""
+
+    @property
+    def backend(self) -> Backend:
+        """By which TCP is read."""
+        return Backend.BPF if self is Way.BPF else Backend.INET_DIAG
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Play:
     """How a sequence is played."""
 
     seed: int
-    probe: bool
+    way: Way
     remembers: bool
     """Whether one daemon polls throughout; else each poll is the first one, as a command's is."""
 
@@ -161,7 +178,14 @@ class Sequence:
             sockets.listen(address, port, tag=f"server {address} {port}")
         sockets.listen(*DROPS, tag="drops", backlog=0)
         sockets.open_sockets(Recipe(connect=DROPS, wait=False, bind=("127.0.0.1", 1_000)), tag="drops", limit=1)
-        daemon = Polls(probe=self.play.probe)
+        daemon = Polls(probe=self.play.way is Way.PROBE, backend=self.play.way.backend)
+        try:
+            return self._play(daemon)
+        finally:
+            daemon.close()
+            sockets.close_all()
+
+    def _play(self, daemon: Polls) -> Found:
         found = Found()
         for _ in range(POLLS):
             for _ in range(self.random.randrange(1, 6)):
@@ -172,7 +196,6 @@ class Sequence:
             pools = self._pools(daemon)
             self.done.append("POLL")
             self._compare(pools, found)
-        sockets.close_all()
         return found
 
     def _let_time_waits_grow_old(self) -> None:
@@ -181,8 +204,8 @@ class Sequence:
 
     def _pools(self, daemon: Polls) -> list[Pool]:
         """Poll, and return the pools; those that are as exact as this kernel permits are called exact."""
-        if self.play.probe and not self.play.remembers:
-            return list(_pools_of_a_command())
+        if self.play.way is not Way.NO_PROBE and not self.play.remembers:
+            return list(_pools_of_a_command(self.play.way))
         if not self.play.remembers:
             daemon.restart()
         report = daemon.poll()
@@ -257,9 +280,10 @@ def _has_one_number(pool: Pool) -> bool:
     return pool.remaining_min == pool.remaining_max and not pool.application_chooses_ports
 
 
-def _pools_of_a_command() -> Iterator[Pool]:
-    """Yield the pools as a command counts them that asks about every port, and those toward all servers."""
-    one = read_with_probe()
+def _pools_of_a_command(way: Way) -> Iterator[Pool]:
+    """Yield the pools as a command counts them that leaves no port in doubt, and those toward all servers."""
+    one = walk() if way is Way.BPF else read_with_probe()
+    assert one is not None
     for pools in one.pool_sets:
         yield from (
             pools.pool(key) for key in dict.fromkeys([*pools, *(_FRESH if pools.kind == PoolKind.TCP_CONNECT else ())])
@@ -464,9 +488,9 @@ STEPS = [
 ]
 
 
-def play(seeds: list[int], *, probe: bool, remembers: bool) -> Found:
+def play(seeds: list[int], *, way: Way, remembers: bool) -> Found:
     """Play the sequences of some seeds; runs in an agent."""
     found = Found()
     for seed in seeds:
-        found.add(Sequence(Play(seed=seed, probe=probe, remembers=remembers)).run())
+        found.add(Sequence(Play(seed=seed, way=way, remembers=remembers)).run())
     return found

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from ephmon.config.settings import PollConfig, ProbeChoice
 from ephmon.daemon.owner_watch import OwnerWatch
 from ephmon.daemon.poller import Poller
+from ephmon.facts.sockets import Backend, Protocol
+from ephmon.kernel.bpf.backend import BpfBackend
 from ephmon.kernel.source import SocketSource
 from ephmon.model.alerting.thresholds import Threshold, Thresholds
 from ephmon.model.report import ReloadStatus
@@ -27,13 +29,21 @@ _RULES = Rules(
 
 
 class Polls:
-    """A daemon that polls the namespace of the caller, as an agent does."""
+    """A daemon that polls the namespace of the caller, as an agent does.
 
-    def __init__(self, *, probe: bool) -> None:
+    Args:
+        probe: Whether it asks the kernel about ports in doubt.
+        backend: By which it reads TCP.
+    """
+
+    def __init__(self, *, probe: bool, backend: Backend = Backend.INET_DIAG) -> None:
         choice = ProbeChoice.AUTO if probe else ProbeChoice.NEVER
+        proc = Path("/proc")
+        self._backend = backend
+        self._bpf = BpfBackend(proc=proc, clock=time.monotonic)
         self._poller = Poller(
-            SocketSource(proc=Path("/proc"), clock=time.monotonic, wall_clock=time.time, mode="inet_diag"),
-            OwnerWatch(Path("/proc"), time.monotonic, lambda: True),
+            SocketSource(proc=proc, clock=time.monotonic, wall_clock=time.time, mode=backend, bpf=self._bpf),
+            OwnerWatch(proc, time.monotonic, lambda: True),
             PollConfig(deadline_seconds=PATIENCE_SECONDS, probe=choice),
             clock=time.monotonic,
             wanted=lambda: True,
@@ -47,5 +57,12 @@ class Polls:
     def poll(self) -> Report:
         """Poll once and return what the daemon says then."""
         self._state = self._poller.full(self._state)
-        assert self._state.report.success, self._state.report.error
-        return self._state.report
+        report = self._state.report
+        assert report.success, report.error
+        (namespace,) = report.namespaces
+        assert namespace.backends[Protocol.TCP] is self._backend, namespace.missing
+        return report
+
+    def close(self) -> None:
+        """Give back to the kernel what the backend has of it."""
+        self._bpf.close()

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel_truth.memory_fuzz import KINDS, play
+from tests.kernel_truth.memory_fuzz import KINDS, Way, play
 
 if TYPE_CHECKING:
     from tests.namespaces import Namespace
 
-SEEDS = {True: [1, 2], False: [3, 4, 5]}
-"""With the probe, and without it, where less is called exact."""
+SEEDS = {Way.PROBE: [1, 2], Way.NO_PROBE: [3, 4, 5]}
+"""Without the probe less is called exact."""
 SECONDS = 600.0
 """An emulated machine takes its time."""
 
 
-@pytest.mark.parametrize("probe", [True, False], ids=["with the probe", "without the probe"])
-def test_what_a_daemon_calls_exact_is(agent: Namespace, probe: bool) -> None:
-    found = agent.call_within(SECONDS, play, SEEDS[probe], probe=probe, remembers=True)
+@pytest.mark.parametrize("way", SEEDS, ids=[way.value for way in SEEDS])
+def test_what_a_daemon_calls_exact_is(agent: Namespace, way: Way) -> None:
+    found = agent.call_within(SECONDS, play, SEEDS[way], way=way, remembers=True)
 
     assert found.wrong == []
     assert found.of_tcp > 0
