@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.bind_table import PoolKey, PortFlag
+from ephmon.facts.bind_counts import PoolKey, PortFlag
 from ephmon.kernel.bpf.load import BpfUnavailableError
 from ephmon.kernel.bpf.reader import BindTableReader
 from ephmon.kernel.proc.sysctl import read_release

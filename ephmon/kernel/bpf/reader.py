@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.errors import KernelError, Reason
 from ephmon.facts.addresses import PORTS
-from ephmon.facts.bind_table import (
-    SECONDS_OF_A_CELL,
-    BindTable,
-    Losses,
-    NamespaceBinds,
-    PoolTable,
-    PortNumbers,
-    PortTable,
-)
+from ephmon.facts.bind_counts import SECONDS_OF_A_CELL, PortNumbers
+from ephmon.facts.bind_table import BindTable, Losses, NamespaceBinds, PoolTable, PortTable
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.kernel.bpf.load import BpfUnavailableError, load
 from ephmon.kernel.proc.sysctl import read_netns_inode, read_sysctls

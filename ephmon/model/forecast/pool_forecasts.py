@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.addresses import packed_address
-from ephmon.facts.bind_table import SECONDS_OF_A_CELL, total
+from ephmon.facts.bind_counts import SECONDS_OF_A_CELL, total
 from ephmon.facts.socket_groups import SocketGroup
 from ephmon.facts.sockets import NO_SOCKETS, TcpState
 from ephmon.model.forecast.forecast import Forecast, forecast

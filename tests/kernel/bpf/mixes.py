@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.facts.bind_table import NamespaceBinds, PoolKey
+from ephmon.facts.bind_counts import PoolKey
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.reader import BindTableReader
@@ -29,6 +29,7 @@ from tests.sockets import Recipe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ephmon.facts.bind_table import NamespaceBinds
     from ephmon.facts.snapshot import NamespaceSnapshot
 
 _DEADLINE_SECONDS = 20.0

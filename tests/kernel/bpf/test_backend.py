@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ephmon.errors import KernelError, Reason
-from ephmon.facts.bind_table import BindTable, ConnectCounts, Losses, PoolKey
+from ephmon.facts.bind_counts import ConnectCounts, PoolKey
+from ephmon.facts.bind_table import BindTable, Losses
 from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.backend import COMPARISONS, SECONDS_BETWEEN_COMPARISONS, BpfBackend
 from ephmon.kernel.bpf.comparison import disagreement

@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ephmon.errors import KernelError
-from ephmon.facts.bind_table import CELLS, AddressCounts, BindTable, PoolKey, PortFlag
+from ephmon.facts.bind_counts import CELLS, AddressCounts, PoolKey, PortFlag
 from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.reader import (
     MOST_NAMESPACES,
@@ -20,6 +21,9 @@ from ephmon.kernel.bpf.reader import (
     Control,
     parse_bind_table,
 )
+
+if TYPE_CHECKING:
+    from ephmon.facts.bind_table import BindTable
 
 OWN = 4026531840
 BITMAP = bytearray(8192)

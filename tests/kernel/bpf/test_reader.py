@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.bind_table import SECONDS_OF_A_CELL, PortFlag
+from ephmon.facts.bind_counts import SECONDS_OF_A_CELL, PortFlag
 from ephmon.facts.sockets import TcpState
 from ephmon.kernel.bpf.reader import MOST_BITMAPS
 from ephmon.kernel.proc.sysctl import read_release, read_sysctls

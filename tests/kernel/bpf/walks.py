@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ephmon.facts.bind_table import AddressCounts, ConnectCounts, Losses, PoolKey, PortFlag
+from ephmon.facts.bind_counts import AddressCounts, ConnectCounts, PoolKey, PortFlag
 from ephmon.kernel.bpf import load
 from ephmon.kernel.bpf.libbpf import LIBRARY
 from ephmon.kernel.bpf.reader import BindTableReader
@@ -24,7 +24,7 @@ from tests.namespaces import bring_loopback_up
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ephmon.facts.bind_table import NamespaceBinds
+    from ephmon.facts.bind_table import Losses, NamespaceBinds
     from ephmon.facts.snapshot import Sysctls
 
 _DEADLINE_SECONDS = 20.0

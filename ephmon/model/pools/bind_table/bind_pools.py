@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import ANY_V4, ANY_V6, V4_BYTES, address_text
-from ephmon.facts.bind_table import PortFlag
+from ephmon.facts.bind_counts import PortFlag
 from ephmon.model.pools.kinds import Pool, PoolKey, PoolKind
 from ephmon.model.pools.port_classes import PortClass
 from ephmon.model.pools.tcp_bind_and_udp import FAILURE_ERRNO, PoolsBySource
@@ -22,7 +22,8 @@ from ephmon.model.pools.tcp_bind_and_udp import FAILURE_ERRNO, PoolsBySource
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ephmon.facts.bind_table import AddressCounts, NamespaceBinds
+    from ephmon.facts.bind_counts import AddressCounts
+    from ephmon.facts.bind_table import NamespaceBinds
     from ephmon.model.pools.port_classes import TcpPorts
 
 LEAST_CONNECTED_PORTS = 16

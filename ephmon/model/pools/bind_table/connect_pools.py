@@ -20,7 +20,7 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 from ephmon.facts.addresses import address_text
-from ephmon.facts.bind_table import total
+from ephmon.facts.bind_counts import total
 from ephmon.facts.socket_groups import ConnectKey, SocketGroup
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.connect_search import OpenPorts
@@ -32,8 +32,9 @@ from ephmon.model.pools.time_wait import reusable_after_ms
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from ephmon.facts.bind_table import ConnectCounts, NamespaceBinds
-    from ephmon.facts.bind_table import PoolKey as RowKey
+    from ephmon.facts.bind_counts import ConnectCounts
+    from ephmon.facts.bind_counts import PoolKey as RowKey
+    from ephmon.facts.bind_table import NamespaceBinds
     from ephmon.model.pools.port_classes import TcpPorts
 
 _Row = tuple["RowKey", "ConnectCounts"]

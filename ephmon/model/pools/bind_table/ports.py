@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ephmon.facts.bind_table import PortFlag
+from ephmon.facts.bind_counts import PortFlag
 from ephmon.model.pools.port_classes import PortClass, TcpPorts, usable_ports
 
 if TYPE_CHECKING:

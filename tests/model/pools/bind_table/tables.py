@@ -6,15 +6,8 @@ import struct
 from typing import TYPE_CHECKING
 
 from ephmon.facts.addresses import mapped
-from ephmon.facts.bind_table import (
-    COUNTED_STATES,
-    BoundPort,
-    NamespaceBinds,
-    PoolTable,
-    PortFlag,
-    PortNumbers,
-    PortTable,
-)
+from ephmon.facts.bind_counts import BoundPort, PortFlag, PortNumbers
+from ephmon.facts.bind_table import COUNTED_STATES, NamespaceBinds, PoolTable, PortTable
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.facts.sockets import TcpState
 from ephmon.model.pools.port_classes import count_usable
@@ -22,7 +15,7 @@ from ephmon.model.pools.port_classes import count_usable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ephmon.facts.bind_table import AddressCounts, ConnectCounts, PoolKey
+    from ephmon.facts.bind_counts import AddressCounts, ConnectCounts, PoolKey
 
 LOW = 40_000
 RANGE = PortRange(LOW, LOW + 99)

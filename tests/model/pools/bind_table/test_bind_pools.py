@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ephmon.facts.bind_table import AddressCounts, BoundPort, NamespaceBinds, PortFlag
+from ephmon.facts.bind_counts import AddressCounts, BoundPort, PortFlag
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.model.pools.bind_table.bind_pools import BindTableBindPools
 from ephmon.model.pools.bind_table.ports import classes_of
 from tests.model.pools.bind_table.tables import LOW, RANGE, make_binds
+
+if TYPE_CHECKING:
+    from ephmon.facts.bind_table import NamespaceBinds
 
 HERE = ip_address("10.0.0.1").packed
 ANY_V4, ANY_V6 = bytes(4), bytes(16)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ephmon.facts.bind_table import CELLS, ConnectCounts, PoolKey
+from ephmon.facts.bind_counts import CELLS, ConnectCounts, PoolKey
 from ephmon.facts.snapshot import PortRange, Sysctls
 from ephmon.facts.socket_groups import ConnectKey
 from ephmon.facts.sockets import TcpState
