@@ -173,3 +173,15 @@ def test_commands_walk_the_table_where_a_dump_leaves_doubt_and_only_there(ns: Na
 
     assert (certain["method"], certain["remaining_ports"], certain["exact"]) == ("inet_diag", 1000, True)
     assert (doubtful["method"], doubtful["remaining_ports"], doubtful["exact"]) == ("bpf", 820, True)
+
+
+def test_ports_that_are_reserved_outside_the_range_do_not_keep_it_from_the_table(ns: Namespace, config: Path) -> None:
+    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_reserved_ports", "8080")
+    with started(ns, config) as daemon:
+        daemon.wait_for(**{TCP.format("bpf"): 1, "poll_success": 1})
+        ns.call(sockets.write_sysctl, "net.ipv4.ip_local_reserved_ports", "8080-8099")
+        daemon.wait_for_polls(3)
+        metrics = daemon.wait_for(**{TCP.format("bpf"): 1, "poll_success": 1})
+        daemon.stop()
+
+    assert not [name for name, value in metrics.items() if "poll_failures_total" in name and value]

@@ -487,7 +487,8 @@ struct word_loop {
 	struct walk *walk;
 	struct bitmap *bitmap;
 	__u32 low, high;
-	__u32 reserved;
+	__u32 reserved;		/* inside the range */
+	__u64 any;		/* not zero: some port is reserved, inside the range or not */
 };
 
 static __always_inline __u32 ones(__u64 word)
@@ -498,14 +499,16 @@ static __always_inline __u32 ones(__u64 word)
 }
 
 /* Counts the reserved ports of one word of the bitmap, inside the range. */
-static long count_reserved(__u32 index, struct word_loop *loop)
+static long count_reserved(__u32 number, struct word_loop *loop)
 {
-	__u32 number = loop->low / WORD + index;
 	__u64 word;
 
-	if (number > loop->high / WORD || number >= PORTS / WORD)
+	if (number >= PORTS / WORD)
 		return 1;
 	word = loop->bitmap->words[number];
+	loop->any |= word;
+	if (number < loop->low / WORD || number > loop->high / WORD)
+		return 0;
 	if (number == loop->low / WORD)
 		word &= ~0ull << (loop->low % WORD);
 	if (number == loop->high / WORD)
@@ -534,7 +537,7 @@ static __always_inline void read_reserved(struct walk *walk, __u64 net, struct n
 	}
 	loop.bitmap = bitmap;
 	bpf_loop(PORTS / WORD, count_reserved, &loop, 0);
-	if (!loop.reserved)
+	if (!loop.any)
 		return; /* the next namespace uses the same memory */
 	control->bitmaps = index + 1;
 	namespace->bitmap = index + 1;

@@ -87,6 +87,16 @@ def test_reserved_ports_count_nowhere(ns: Namespace) -> None:
     assert seen.pool(HERE, HERE, PORT).held == 89
 
 
+def test_ports_that_are_reserved_outside_the_range_alone_are_known_and_cost_none_of_it(ns: Namespace) -> None:
+    """/proc has them too, and a reading whose settings are not those of /proc is not trusted."""
+    ns.call(sockets.write_sysctl, "net.ipv4.ip_local_reserved_ports", "1,8080,65535")
+    seen = ns.call(walks.walk)
+
+    assert seen.sysctls == ns.call(read_sysctls, PROC)
+    assert seen.sysctls.reserved_ports == {1, 8080, 65535}
+    assert seen.usable == seen.sysctls.port_range.size
+
+
 def test_ports_outside_the_range_are_not_even_visited(ns: Namespace) -> None:
     """So what a server accepted on its own port costs nothing."""
     ns.call(sockets.open_sockets, Recipe(connect=(HERE, PORT)), tag="clients", limit=7)
