@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ephmon import log
 from ephmon.config.settings import ProbeChoice
-from ephmon.errors import KernelError, StopRequestedError, shortages_explained
+from ephmon.errors import EphmonError, KernelError, StopRequestedError, shortages_explained
 from ephmon.facts.sockets import Capability
 from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import ask
+from ephmon.log import Line
 from ephmon.model.collectors import Collector, Health, unavailable
 from ephmon.model.pace import Poll
 from ephmon.model.pools.peer_timestamps import with_timestamps
@@ -17,6 +20,7 @@ from ephmon.model.step import (
     after_failed_narrow_poll,
     after_failed_poll,
     after_narrow_poll,
+    after_repeated_poll,
     classify_with_memory,
     conclude,
     narrow_destinations,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from ephmon.model.report import Report
     from ephmon.model.state import State
 
+_log = logging.getLogger(__name__)
 PROBE_CUT = "The probe was cut after poll.deadline; its answers count, and the next polls ask about the rest."
 
 
@@ -85,17 +90,31 @@ class Poller:
     def full(self, previous: State) -> State:
         """Read everything and conclude."""
         started = self._clock()
-        evidence = next_full_poll(previous) is Poll.FULL
         try:
             with shortages_explained():
-                snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
-                state = self._conclude(self._with_timestamps(snapshot, previous), previous, evidence=evidence)
+                state = self._read_and_conclude(previous)
             state = replace(state, report=self._with_owners(state))
         except StopRequestedError:
             return previous
         except KernelError as error:
             return after_failed_poll(previous, str(error), error.reason, self._clock() - started)
         return state.with_report(duration_seconds=self._clock() - started)
+
+    def _read_and_conclude(self, previous: State) -> State:
+        """Read everything and conclude. A defect in what is made of a walk by BPF ends BPF, and all is read again."""
+        evidence = next_full_poll(previous) is Poll.FULL
+        snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
+        try:
+            return self._conclude(self._with_timestamps(snapshot, previous), previous, evidence=evidence)
+        except (EphmonError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            if all(one.binds is None for one in snapshot.namespaces):
+                raise
+            log.write(_log, Line(logging.ERROR, "A defect of ephmon ends reading by BPF, please report it."), error)
+            self._source.end_bpf(log.defect_sentence(error))
+        del snapshot  # before there is another one
+        return self._read_and_conclude(after_repeated_poll(previous))
 
     def narrow(self, previous: State) -> State:
         """Read only what leads to the destinations that are watched.

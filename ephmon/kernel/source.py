@@ -165,6 +165,11 @@ class SocketSource:
                 port_range = sysctl.read_sysctls(self._proc).port_range
                 self._tcp_by_bpf(_Question(port_range, deadline, evidence=False))
 
+    def end_bpf(self, reason: str) -> None:
+        """Read TCP otherwise from now on; the reason is one sentence. A reload begins with BPF again."""
+        if self._bpf is not None:
+            self._bpf.end(reason)
+
     @property
     def uses_bpf(self) -> bool:
         """Whether its mode lets it read TCP by BPF."""

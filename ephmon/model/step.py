@@ -338,6 +338,11 @@ def after_defect(state: State, error: str) -> State:
     return state.with_report(success=False, error=error, totals=state.report.totals.failed(Reason.DEFECT))
 
 
+def after_repeated_poll(previous: State) -> State:
+    """Return the state after a poll that failed by a defect and is made again at once, in another way."""
+    return previous.with_report(totals=previous.report.totals.counted(failure=Reason.DEFECT))
+
+
 def after_failed_narrow_poll(previous: State, error: str, reason: Reason) -> State:
     """Return the state after a narrow poll that failed: all is as the last full poll left it."""
     totals: PollTotals = previous.report.totals.counted(Poll.NARROW, failure=reason)

@@ -13,7 +13,15 @@ import pytest
 from tests import sockets
 from tests.kernel.bpf import walks
 from tests.namespaces import Namespace
-from tests.processes import Running, ephmon_with_libbpf, eventually, put, run, with_readable_code
+from tests.processes import (
+    Running,
+    ephmon_with_libbpf,
+    eventually,
+    put,
+    python_with_libbpf,
+    run,
+    with_readable_code,
+)
 from tests.sockets import Recipe
 from tests.tracing import seeing_tracefs
 
@@ -185,3 +193,38 @@ def test_ports_that_are_reserved_outside_the_range_do_not_keep_it_from_the_table
         daemon.stop()
 
     assert not [name for name, value in metrics.items() if "poll_failures_total" in name and value]
+
+
+DEFECT = """\
+from ephmon.__main__ import entry_point
+from ephmon.model.pools.bind_table.connect_pools import BindTableConnectPools
+
+
+def fail(self, key):
+    raise ZeroDivisionError("provoked")
+
+
+BindTableConnectPools.pool = fail
+entry_point()
+"""
+
+
+def test_a_defect_in_what_is_made_of_the_table_ends_it_and_inet_diag_goes_on(ns: Namespace, config: Path) -> None:
+    open_some(ns)
+    with Running(ns, python_with_libbpf("-c", DEFECT, "run", "--config", str(config))) as daemon:
+        metrics = daemon.wait_for(**{TCP.format("inet_diag"): 1, "poll_success": 1})
+        daemon.wait_for_polls(3)
+        mapped = ns.call(walks.mapped_maps_of, daemon.pid)
+        later = daemon.wait_for(poll_success=1)
+        daemon.stop()
+    said = [line.partition(" level=")[2] for line in daemon.lines if "BPF" in line and " level=" in line]
+
+    assert metrics[f"ephmon_{AVAILABLE}"] == 0
+    assert f"ephmon_pool_remaining_ports{{{LABELS}}}" in metrics
+    assert later['ephmon_poll_failures_total{reason="defect"}'] == 1
+    assert mapped == 0
+    assert len(said) == 2
+    assert said[0].startswith('error msg="A defect of ephmon ends reading by BPF, please report it."')
+    assert said[1].startswith(
+        'info msg="TCP is not read by BPF: A defect of ephmon, please report it: ZeroDivisionError'
+    )

@@ -38,8 +38,8 @@ class Walker(Protocol):
 class BpfBackend:
     """Reads the bind table of the own namespace.
 
-    What is wrong for good, as a missing privilege, ends it until `retry`. A defect switches it off for a while. What
-    else goes wrong fails one reading.
+    What is wrong for good, as a missing privilege, ends it until `retry`. A defect in reading switches it off for a
+    while, and one in what is made of the reading ends it. What else goes wrong fails one reading.
 
     Args:
         proc: Where procfs is mounted.
@@ -78,6 +78,16 @@ class BpfBackend:
         self._refusal = None
         self._compartment.retry_now()
 
+    def end(self, refusal: str) -> None:
+        """Take the program out of the kernel, and read no more until `retry`.
+
+        Args:
+            refusal: Why, as one sentence.
+        """
+        self._refusal = refusal
+        self._compared_at = None
+        self.close()
+
     def close(self) -> None:
         """Take the program out of the kernel."""
         if self._reader is not None:
@@ -108,7 +118,7 @@ class BpfBackend:
                 binds = self._compare(binds, deadline, dump)
         except KernelError as error:
             if isinstance(error, BpfUnavailableError) or error.reason == Reason.MALFORMED:
-                self._end(str(error))
+                self.end(str(error))
             return error
         return binds
 
@@ -146,8 +156,3 @@ class BpfBackend:
                 return binds
         self._disagreements += 1
         raise BpfUnavailableError(f"BPF and inet_diag disagree: {difference}.")
-
-    def _end(self, refusal: str) -> None:
-        self._refusal = refusal
-        self._compared_at = None
-        self.close()
