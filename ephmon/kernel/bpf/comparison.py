@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from heapq import nlargest
 from itertools import compress
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,12 @@ def disagreement(before: NamespaceBinds, dump: TcpSockets, after: NamespaceBinds
         dump: What inet_diag showed.
         after: The walk after it.
     """
-    shown = _sockets_by_key(dump, before)
-    most_shown = (key for key, _ in shown.most_common(LARGEST))
+    # There may be as many keys as sockets, so only those that are compared are unpacked.
+    shown, keys = _sockets_by_key(dump, before), dump.connections.groups.connect_keys
+    most_shown = (keys[index] for index, _ in shown.most_common(LARGEST))
     for key in dict.fromkeys((*_largest(before), *_largest(after), *most_shown)):
-        first, second, number = _number(before, key), _number(after, key), shown[key]
+        index = keys.find(key)
+        first, second, number = _number(before, key), _number(after, key), 0 if index is None else shown[index]
         slack = SLACK_PORTS + SLACK_SHARE * number + SLACK_PER_CHANGE * abs(first - second)
         if not min(first, second) - slack <= number <= max(first, second) + slack:
             peer = host_and_port(address_text(key.destination), key.destination_port)
@@ -46,12 +49,12 @@ def _number(binds: NamespaceBinds, key: ConnectKey) -> int:
 
 def _largest(binds: NamespaceBinds) -> list[ConnectKey]:
     held = binds.pool_table.column("held")
-    indices = sorted(binds.pool_table.connect_indices, key=held.__getitem__, reverse=True)
-    return [binds.connect_key(index) for index in indices[:LARGEST]]
+    indices = nlargest(LARGEST, binds.pool_table.connect_indices, key=held.__getitem__)
+    return [binds.connect_key(index) for index in indices]
 
 
-def _sockets_by_key(dump: TcpSockets, binds: NamespaceBinds) -> Counter[ConnectKey]:
-    """Count the connections of a dump on usable ports that nobody listens on, by their key."""
+def _sockets_by_key(dump: TcpSockets, binds: NamespaceBinds) -> Counter[int]:
+    """Count the connections of a dump on usable ports that nobody listens on, by the index of their key."""
     counts_here = bytearray(PORTS)
     low, high = binds.sysctls.port_range
     counts_here[low : high + 1] = bytes([1]) * (high + 1 - low)
@@ -62,8 +65,8 @@ def _sockets_by_key(dump: TcpSockets, binds: NamespaceBinds) -> Counter[ConnectK
         if states[group] == TcpState.LISTEN:
             counts_here[port] = 0
     groups = dump.connections.groups
-    by_index: Counter[int] = Counter()
+    numbers: Counter[int] = Counter()
     for rows in dump.connections.pieces():
         chosen = compress(rows.group_of, map(counts_here.__getitem__, rows.port_of))
-        by_index.update(map(groups.connect_key_of.__getitem__, chosen))
-    return Counter({groups.connect_keys[index]: number for index, number in by_index.items()})
+        numbers.update(map(groups.connect_key_of.__getitem__, chosen))
+    return numbers
