@@ -6,12 +6,16 @@ import ctypes
 import os
 import pickle
 import platform
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+from tests.processes import with_readable_code
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +35,24 @@ class _Calls(NamedTuple):
 
 _CALLS = {"x86_64": _Calls(116, 119, 117), "aarch64": _Calls(159, 149, 147)}
 """arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h."""
+
+
+def command_of_nobody(*rights: str) -> list[str]:
+    """Return the beginning of a command line that runs a program as uid 65534; for root.
+
+    Args:
+        rights: Options of setpriv; without them the program has no capability and cannot get one.
+    """
+    user = f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"
+    return [*with_readable_code(), "setpriv", *user, *(rights or ("--bounding-set=-all",)), "--"]
+
+
+@contextmanager
+def readable_folder() -> Iterator[Path]:
+    """Make a folder that every user can look into, unlike into pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def as_ordinary_user(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

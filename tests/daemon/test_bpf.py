@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from tests import sockets
 from tests.kernel.bpf import walks
 from tests.namespaces import Namespace
+from tests.ordinary_user import command_of_nobody, readable_folder
 from tests.processes import (
     Running,
     ephmon_with_libbpf,
@@ -20,13 +19,13 @@ from tests.processes import (
     put,
     python_with_libbpf,
     run,
-    with_readable_code,
 )
 from tests.sockets import Recipe
 from tests.tracing import seeing_tracefs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.only_root("loads a BPF program")
 
@@ -35,15 +34,6 @@ TCP = 'backend_info{{backend="{}",protocol="tcp"}}'
 AVAILABLE = 'collector_available{collector="bpf"}'
 HERE, PORT = "127.0.0.1", 8080
 LABELS = f'destination="{HERE}",destination_port="{PORT}",kind="tcp_connect",netns="own",source="{HERE}"'
-NOBODY = [
-    *with_readable_code(),
-    "setpriv",
-    "--reuid=65534",
-    "--regid=65534",
-    "--clear-groups",
-    "--bounding-set=-all",
-    "--",
-]
 NEEDS = "Loading a BPF program takes the capabilities CAP_BPF and CAP_PERFMON, and this process lacks them."
 
 
@@ -58,9 +48,8 @@ def _ns() -> Iterator[Namespace]:
 @pytest.fixture(name="config")
 def _config() -> Iterator[Path]:
     """A file that everybody may read: who runs without capabilities is not root."""
-    with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
-        Path(folder).chmod(0o755)
-        yield put(Path(folder) / "config.yaml", QUICK)
+    with readable_folder() as folder:
+        yield put(folder / "config.yaml", QUICK)
 
 
 def started(ns: Namespace, config: Path) -> Running:
@@ -96,7 +85,7 @@ def test_the_daemon_prefers_the_bind_table_and_its_numbers_are_what_the_kernel_g
 
 
 def test_without_capabilities_it_says_once_why_and_reads_otherwise(ns: Namespace, config: Path) -> None:
-    with Running(ns, [*NOBODY, *ephmon_with_libbpf("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon_with_libbpf("run", "--config", config)]) as daemon:
         metrics = daemon.wait_for(**{TCP.format("inet_diag"): 1, "poll_success": 1})
         daemon.wait_for_polls(3)
         daemon.stop()
@@ -111,7 +100,7 @@ def test_where_nothing_else_may_be_used_tcp_is_missing_with_the_reason_and_udp_i
     ns: Namespace, config: Path
 ) -> None:
     put(config, QUICK.replace("poll: {", "poll: {backend: bpf, "))
-    with Running(ns, [*NOBODY, *ephmon_with_libbpf("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon_with_libbpf("run", "--config", config)]) as daemon:
         line = daemon.wait_for_line("Sockets of tcp cannot be read")
         metrics = daemon.wait_for(**{'collector_available{collector="tcp"}': 0, "poll_success": 1})
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 import signal
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.delivery import delivering
-from tests.processes import Metrics, Running, ephmon, eventually, put, run, with_readable_code
+from tests.ordinary_user import command_of_nobody, readable_folder
+from tests.processes import Metrics, Running, ephmon, eventually, put, run
 from tests.proxies import HERE, TO_HAPROXY, TO_HAPROXY_THAT_BINDS, TO_NGINX, UPSTREAM, Stage, proxies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.only_root("makes cgroups")
 
@@ -32,8 +32,6 @@ QUIET = QUICK + f'pools: {{ignore_destinations: ["{HERE}"]}}\n'
 TOLD = f'notify: {{webhook: {{url: "http://{HERE}:{HOOK_PORT}/hook"}}}}\n'
 POOL = f'destination="{UPSTREAM}",destination_port="80",kind="tcp_connect",netns="own"'
 POOL_LABELS = f'{POOL},source="{HERE}"'
-NOBODY = [*with_readable_code(), "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-NO_CAPABILITY = [*NOBODY, "--bounding-set=-all", "--"]
 NEEDED = "processes. To see which processes own ports, give it CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH."
 HAPROXY, NGINX = "haproxy.service", "3f2a9c0b1d4e"
 BOTH_OF_NGINX = r", nginx \(pid \d+, 2 sockets\), nginx \(pid \d+, 2 sockets\)"
@@ -49,9 +47,8 @@ def _stage(tmp_path: Path) -> Iterator[Stage]:
 @pytest.fixture(name="config")
 def _config() -> Iterator[Path]:
     """A file that everybody may read: who runs without capabilities is not root."""
-    with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
-        Path(folder).chmod(0o755)
-        yield put(Path(folder) / "config.yaml", ALERTING)
+    with readable_folder() as folder:
+        yield put(folder / "config.yaml", ALERTING)
 
 
 def beside(stage: Stage, *command: str) -> list[str]:
@@ -151,7 +148,7 @@ def test_without_any_capability_the_daemon_names_owners_and_says_once_what_it_ma
 ) -> None:
     stage.connect(TO_HAPROXY, 30, tag="haproxy")
     stage.connect(TO_NGINX, 20, tag="nginx")
-    with Running(stage.ns, beside(stage, *NO_CAPABILITY, *ephmon("run", "--config", config))) as daemon:
+    with Running(stage.ns, beside(stage, *command_of_nobody(), *ephmon("run", "--config", config))) as daemon:
         # Whether processes can be seen may be known a poll before it is known who holds the ports.
         metrics = eventually(
             daemon.metrics, lambda metrics: available("processes") in metrics and bool(owner_ports(metrics))
@@ -180,7 +177,7 @@ def test_it_takes_both_capabilities_to_name_processes(
 ) -> None:
     stage.connect(TO_HAPROXY, 30, tag="haproxy")
     rights = (f"--{kind}=-all,{capabilities}" for kind in ("inh-caps", "ambient-caps", "bounding-set"))
-    with Running(stage.ns, beside(stage, *NOBODY, *rights, "--", *ephmon("run", "--config", config))) as daemon:
+    with Running(stage.ns, beside(stage, *command_of_nobody(*rights), *ephmon("run", "--config", config))) as daemon:
         metrics = eventually(daemon.metrics, lambda metrics: metrics.get(available("processes")) is not None)
         daemon.stop()
 
@@ -251,7 +248,7 @@ def test_the_command_says_it_in_json_too(stage: Stage, config: Path) -> None:
 
 def test_the_command_names_owners_without_any_capability(stage: Stage, config: Path) -> None:
     stage.connect(TO_HAPROXY, 30, tag="haproxy")
-    status, out, err = pools(stage, config, "--destination", UPSTREAM, prefix=tuple(NO_CAPABILITY))
+    status, out, err = pools(stage, config, "--destination", UPSTREAM, prefix=tuple(command_of_nobody()))
 
     assert (status, err) == (0, "")
     assert f"to {UPSTREAM}:80: {HAPROXY} 30 ports\n" in out

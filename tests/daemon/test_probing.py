@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import signal
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import sockets
 from tests.namespaces import Namespace
-from tests.processes import Running, ephmon, put, with_readable_code
+from tests.ordinary_user import command_of_nobody, readable_folder
+from tests.processes import Running, ephmon, put
 from tests.sockets import FillResult, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.only_root("becomes another user")
 
@@ -29,10 +29,6 @@ QUICK = "poll: {interval: 100ms, cpu_budget: 1}\n"
 ONE_POLL = "poll: {interval: 1h, deadline: 50s}\n"
 MANY = 4_000
 """More ports in doubt than are asked about in one poll where they cannot matter."""
-ORDINARY_USER = [
-    *with_readable_code(),
-    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--"),
-]
 
 
 @pytest.fixture(name="ns")
@@ -49,13 +45,12 @@ def _ns() -> Iterator[Namespace]:
 @pytest.fixture(name="config")
 def _config() -> Iterator[Path]:
     """A file that everybody may read."""
-    with tempfile.TemporaryDirectory(prefix="ephmon-test-") as folder:
-        Path(folder).chmod(0o755)
-        yield put(Path(folder) / "config.yaml", QUICK)
+    with readable_folder() as folder:
+        yield put(folder / "config.yaml", QUICK)
 
 
 def test_its_figures_are_those_of_the_kernel(ns: Namespace, config: Path) -> None:
-    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon("run", "--config", config)]) as daemon:
         metrics = daemon.wait_for(poll_success=1)
         daemon.stop()
 
@@ -66,7 +61,7 @@ def test_its_figures_are_those_of_the_kernel(ns: Namespace, config: Path) -> Non
 
 def test_where_the_probe_is_not_possible_the_log_says_what_would_help(ns: Namespace, config: Path) -> None:
     ns.call(sockets.write_sysctl, "net.ipv4.tcp_fastopen", 0)
-    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon("run", "--config", config)]) as daemon:
         metrics = daemon.wait_for(poll_success=1)
         daemon.wait_for_polls(2)
         daemon.stop()
@@ -88,7 +83,7 @@ def listen_for_a_moment(number: int) -> None:
 def test_ports_that_connect_took_after_a_listener_had_left_count_as_in_use(ns: Namespace, config: Path) -> None:
     ns.call(sockets.abort, "clients")
     ns.call(listen_for_a_moment, 30)
-    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon("run", "--config", config)]) as daemon:
         daemon.wait_for(**{BLOCKED: 30})
         ns.call(sockets.close, "moment")
         taken = ns.call(sockets.fill, HERE, PORT, tag="clients").count
@@ -106,7 +101,7 @@ def test_where_ports_in_doubt_can_matter_the_first_poll_asks_about_as_many_as_it
     ns.call(sockets.write_sysctl, RANGE, f"{LOW} {LOW + MANY - 1}")
     ns.call(sockets.open_sockets, Recipe(bind=(HERE, 0), connect=(HERE, PORT)), tag="clients", limit=MANY * 19 // 20)
     put(config, ONE_POLL)
-    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon("run", "--config", config)]) as daemon:
         metrics = daemon.wait_for(poll_success=1)
         daemon.stop()
 
@@ -117,7 +112,7 @@ def test_where_they_cannot_matter_they_have_their_turn_in_a_later_poll(ns: Names
     ns.call(sockets.write_sysctl, RANGE, f"{LOW} {LOW + MANY * 5 // 2 - 1}")
     ns.call(sockets.fill, HERE, PORT, tag="clients", limit=MANY)
     put(config, ONE_POLL)
-    with Running(ns, [*ORDINARY_USER, *ephmon("run", "--config", config)]) as daemon:
+    with Running(ns, [*command_of_nobody(), *ephmon("run", "--config", config)]) as daemon:
         first = daemon.wait_for(poll_success=1)
         put(config, QUICK)
         daemon.signal(signal.SIGHUP)
