@@ -188,6 +188,7 @@ def make_report(
         duration_seconds=duration_seconds,
         pace=Pace(full=interval_seconds),
         namespaces=found,
+        namespaces_read=len(found),
         listed=tuple(ListedPool(pool=p, peak_utilisation=p.utilisation) if isinstance(p, Pool) else p for p in pools),
         totals=PollTotals().counted() if totals is None else totals,
         reload=ReloadStatus(successful=True, succeeded_at=TAKEN_AT - 60) if reload is None else reload,

@@ -213,6 +213,15 @@ def _parse_label_value(text: str) -> str:
 LABEL_VALUE: Scalar[str] = Scalar(_parse_label_value, str)
 
 
+def _parse_namespace_pattern(text: str) -> str:
+    if not text or any(character.isspace() for character in text):
+        raise ValueError("write the name of a network namespace or a pattern, as in pod/kube-system/*")
+    return text
+
+
+NAMESPACE_PATTERN: Scalar[str] = Scalar(_parse_namespace_pattern, str)
+
+
 def _parse_port_range(text: str) -> PortRange:
     low_text, dash, high_text = text.partition("-")
     if not dash:

@@ -19,6 +19,7 @@ from ephmon.config.scalars import (
     HOST_NAME,
     LABEL_NAME,
     LABEL_VALUE,
+    NAMESPACE_PATTERN,
     PATH,
     PORT_RANGE,
     RATIO,
@@ -35,7 +36,7 @@ from ephmon.errors import ConfigError
 from ephmon.facts.addresses import HIGHEST_PORT
 from ephmon.facts.snapshot import PortRange
 from ephmon.model.alerting.thresholds import Thresholds
-from ephmon.model.rules import ListingRules, PollingRules, Rules
+from ephmon.model.rules import ListingRules, NamespaceRules, PollingRules, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,6 +50,13 @@ class BackendChoice(StrEnum):
     BPF = "bpf"
     INET_DIAG = "inet_diag"
     PROCFS = "procfs"
+
+
+class Watched(StrEnum):
+    """Which network namespaces are read: the own one, or all of the host."""
+
+    OWN = "own"
+    ALL = "all"
 
 
 class ProbeChoice(StrEnum):
@@ -101,6 +109,13 @@ class PollConfig(PollingRules):
     deadline_seconds: float = 5.0
     backend: BackendChoice = BackendChoice.AUTO
     probe: ProbeChoice = ProbeChoice.AUTO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespacesConfig(NamespaceRules):
+    """Which network namespaces are read."""
+
+    watch: Watched = Watched.OWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +206,7 @@ class Config:
 
     listen: ListenAddress = field(default=ListenAddress())
     poll: PollConfig = field(default=PollConfig())
+    namespaces: NamespacesConfig = field(default=NamespacesConfig())
     listing: ListingRules = field(default=ListingRules())
     thresholds: Thresholds = field(default=Thresholds())
     alerts: AlertsConfig = field(default=AlertsConfig())
@@ -206,6 +222,7 @@ class Config:
         """The part of the configuration that the model needs."""
         return Rules(
             listing=self.listing,
+            namespaces=self.namespaces,
             thresholds=self.thresholds,
             polling=self.poll,
             max_active=self.alerts.max_active,
@@ -294,6 +311,10 @@ _POLL = Section(
         "probe": ("probe", Single(one_of(ProbeChoice))),
     },
 )
+_NAMESPACES = Section(
+    NamespacesConfig(),
+    {"watch": ("watch", Single(one_of(Watched))), "ignore": ("ignore", ListOf(Single(NAMESPACE_PATTERN)))},
+)
 _POOLS = Section(
     ListingRules(),
     {
@@ -351,6 +372,7 @@ _CONFIG = Section(
     {
         "listen": ("listen", Single(LISTEN)),
         "poll": ("poll", _POLL),
+        "namespaces": ("namespaces", _NAMESPACES),
         "pools": ("listing", _POOLS),
         "thresholds": ("thresholds", ThresholdsShape(Thresholds())),
         "alerts": (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ephmon import __version__, log
 from ephmon.config.secrets import read_token, read_webhook_url
-from ephmon.config.settings import Config, HttpConfig, ListenAddress, TlsConfig
+from ephmon.config.settings import Config, HttpConfig, ListenAddress, TlsConfig, Watched
 from ephmon.daemon import signals
 from ephmon.daemon.extras import Extras
 from ephmon.daemon.owner_watch import OwnerWatch
@@ -27,6 +27,7 @@ from ephmon.daemon.search_timer import SearchTimer
 from ephmon.daemon.service_manager import ServiceManager
 from ephmon.delivery.settings import DeliverySettings
 from ephmon.errors import ConfigError, EphmonError, KernelError, Reason, shortages_explained
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.http.access import AccessRules
 from ephmon.http.rendering import publication_of
 from ephmon.http.server import HttpServer
@@ -64,6 +65,11 @@ EXPIRY_INTERVALS = 3
 """Data older than so many intervals is no longer served: two polls in a row may fail before a scrape fails."""
 
 _log = logging.getLogger("ephmon.daemon")
+
+
+def _reads_alike(one: Config, other: Config) -> bool:
+    """Tell whether both configurations have the kernel read in the same way."""
+    return (one.poll.backend, one.namespaces.watch) == (other.poll.backend, other.namespaces.watch)
 
 
 class Daemon:
@@ -297,7 +303,7 @@ class Daemon:
             )
         # First all that may fail, in the end what cannot.
         tls, access = self._open_tls(config.tls), _access_rules(config.http)
-        source = self._source if config.poll.backend == self._config.poll.backend else self._open_source(config)
+        source = self._source if _reads_alike(config, self._config) else self._open_source(config)
         reload = ReloadStatus(successful=True, succeeded_at=self._wall_clock())
         state = with_pace(self._state.with_rules(config.rules, reload))
         self._deliver(config, read_webhook_url(config.notify.webhook))
@@ -326,6 +332,7 @@ class Daemon:
             mode=config.poll.backend,
             wanted=signals.no_stop_requested,
             bpf=self._bpf,
+            every_namespace=config.namespaces.watch is Watched.ALL,
         )
 
     def _open_tls(self, tls: TlsConfig) -> RenewedTls | None:
@@ -376,11 +383,11 @@ class Daemon:
             log.write(_log, line)
 
     def _log_what_is_not_seen(self, report: Report) -> None:
-        log.write(_log, start_lines.not_seen(self._conntrack_count()))
-        for namespace in report.namespaces:
-            line = start_lines.listen_port_at_risk(self._server.port, namespace.sysctls)
-            if line is not None:
-                log.write(_log, line)
+        log.write(_log, start_lines.not_seen(self._conntrack_count(), namespaces=report.namespaces_read))
+        own = report.namespace(OWN_NETNS)
+        line = None if own is None else start_lines.listen_port_at_risk(self._server.port, own.sysctls)
+        if line is not None:
+            log.write(_log, line)
 
     def _warn_about_source_ports(self, report: Report) -> None:
         """Warn once for each value of notify.source_ports."""
@@ -388,10 +395,10 @@ class Daemon:
         if source_ports == self._checked_source_ports or not self._extras.delivery.is_running or not report.success:
             return
         self._checked_source_ports = source_ports
-        for namespace in report.namespaces:
-            line = start_lines.source_ports_at_risk(source_ports, namespace.sysctls)
-            if line is not None:
-                log.write(_log, line)
+        own = report.namespace(OWN_NETNS)
+        line = None if own is None else start_lines.source_ports_at_risk(source_ports, own.sysctls)
+        if line is not None:
+            log.write(_log, line)
 
     def _conntrack_count(self) -> int | None:
         try:

@@ -14,6 +14,7 @@ from ephmon.kernel.deadline import Deadline
 from ephmon.kernel.probe import ask
 from ephmon.log import Line
 from ephmon.model.collectors import Collector, Health, unavailable
+from ephmon.model.namespace_names import name_namespaces
 from ephmon.model.pace import Poll
 from ephmon.model.pools.peer_timestamps import with_timestamps
 from ephmon.model.step import (
@@ -105,7 +106,9 @@ class Poller:
         evidence = next_full_poll(previous) is Poll.FULL
         snapshot = self._source.read(self._config.deadline_seconds, evidence=evidence)
         try:
-            return self._conclude(self._with_timestamps(snapshot, previous), previous, evidence=evidence)
+            named, names = name_namespaces(snapshot, previous.names, self._clock(), previous.rules.namespaces.ignore)
+            before = replace(previous, names=names)
+            return self._conclude(self._with_timestamps(named, before), before, evidence=evidence)
         except (EphmonError, OSError, MemoryError):
             raise
         except Exception as error:

@@ -238,6 +238,8 @@ class NamespaceBinds:
     inode: int
     cookie: int
     """Never used again while the host is up, unlike the inode."""
+    cgroup_id: int | None
+    """The oldest cgroup that made sockets on its usable ports; None where it is not known, or of our own namespace."""
     user_namespace_inode: int
     """Of the user namespace that owns it (man 7 user_namespaces)."""
     sysctls: Sysctls

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from ephmon.facts.namespaces import Netns
+from ephmon.facts.namespaces import NO_PODS, Netns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ephmon.facts.addresses import Endpoint
     from ephmon.facts.bind_table import NamespaceBinds
+    from ephmon.facts.namespaces import NamespaceIdentity, Pod
     from ephmon.facts.sockets import Backend, Protocol, SocketTable, TcpSockets, UdpSockets
 
 
@@ -85,6 +86,10 @@ class NamespaceSnapshot:
     """Why a protocol was read in another way than the one that is preferred, one sentence each."""
     binds: TcpBinds | None = None
     """TCP, where the kernel's bind table was read."""
+    identity: NamespaceIdentity | None = None
+    """None of our own namespace, and where only that is read."""
+    may_alert: bool = True
+    """Whether alerts are raised about it: nobody's who can make and fill a namespace without a privilege."""
 
     @property
     def namespace(self) -> Netns:
@@ -119,6 +124,8 @@ class Snapshot:
     namespaces: tuple[NamespaceSnapshot, ...]
     bpf: BpfStatus | None = None
     """None if it is not to be used."""
+    pods: Mapping[str, Pod] = field(default_factory=lambda: NO_PODS)
+    """The pods of this node by their uid, where some namespace is of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

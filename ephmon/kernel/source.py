@@ -1,4 +1,6 @@
-"""The source of snapshots: reads one network namespace, TCP by BPF where it may, the rest by inet_diag or /proc/net.
+"""The source of snapshots: reads a network namespace, TCP by BPF where it may, the rest by inet_diag or /proc/net.
+
+By BPF the TCP sockets of all namespaces can be read in one go. Of the others nothing else is read: nothing enters them.
 
 The backend is chosen for each protocol by itself. What could not be read is named in the snapshot; only when nothing
 could be read does the reading as a whole fail.
@@ -18,6 +20,7 @@ from ephmon.facts.snapshot import NamespaceSnapshot, NarrowReading, NarrowSnapsh
 from ephmon.facts.sockets import Backend, Blindness, Protocol, TcpSockets, UdpSockets
 from ephmon.kernel import features
 from ephmon.kernel.deadline import Deadline
+from ephmon.kernel.namespaces import NamespaceIdentities
 from ephmon.kernel.netlink import connection_timestamps, dumps, links
 from ephmon.kernel.netlink.sock_diag import InterruptedDumpError, NetlinkError, SockDiag
 from ephmon.kernel.proc import procnet, sysctl
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
+    from ephmon.facts.bind_table import NamespaceBinds
     from ephmon.facts.failed_calls import Destination
     from ephmon.facts.snapshot import PortRange, Sysctls
     from ephmon.facts.socket_groups import ConnectKey
@@ -89,6 +93,7 @@ class SocketSource:
         wanted: Says False as soon as a reading under way should be given up.
         open_diag: Opens the netlink socket; one is opened and closed in each reading.
         bpf: Reads TCP in the modes `auto`, which prefers it, and `bpf`; without it `auto` begins with inet_diag.
+        every_namespace: Whether BPF reads all namespaces of the host, and not the own one alone.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class SocketSource:
         wanted: Callable[[], bool] = lambda: True,
         open_diag: Callable[[], SockDiag] = SockDiag,
         bpf: BpfBackend | None = None,
+        every_namespace: bool = False,
     ) -> None:
         self._proc = proc
         self._clock = clock
@@ -110,6 +116,8 @@ class SocketSource:
         self._shows_bound_unconnected: bool | None = None
         self._bpf = bpf if mode in (AUTO, Backend.BPF) else None
         self._requires_bpf = mode == Backend.BPF
+        self._every_namespace = every_namespace
+        self._identities = NamespaceIdentities(proc, clock)
         self._tcp_backend: Backend | None = None
         # UDP has no bind table that is read here.
         mode = AUTO if mode == Backend.BPF else mode
@@ -135,7 +143,7 @@ class SocketSource:
         deadline = Deadline(deadline_seconds, self._clock, self._wanted)
         sysctls = sysctl.read_sysctls(self._proc)
         for _ in range(2):
-            namespace = self._read_namespace(sysctls, _Question(sysctls.port_range, deadline, evidence))
+            namespace, others = self._read_namespaces(sysctls, _Question(sysctls.port_range, deadline, evidence))
             now = sysctl.read_sysctls(self._proc)
             if all(
                 (one.port_range, one.reserved_ports) == (sysctls.port_range, sysctls.reserved_ports)
@@ -144,8 +152,9 @@ class SocketSource:
                 return Snapshot(
                     taken_at=self._wall_clock(),
                     duration_seconds=self._clock() - started,
-                    namespaces=(namespace,),
+                    namespaces=(namespace, *others),
                     bpf=self._bpf.status if self._bpf else None,
+                    pods=self._identities.pods(one.identity for one in others if one.identity),
                 )
             sysctls = now
         raise KernelError(
@@ -218,11 +227,15 @@ class SocketSource:
         with self._open_diag() as diag:
             return connection_timestamps.read_timestamps(diag, questions, deadline)
 
-    def _read_namespace(self, sysctls: Sysctls, question: _Question) -> NamespaceSnapshot:
+    def _read_namespaces(
+        self, sysctls: Sysctls, question: _Question
+    ) -> tuple[NamespaceSnapshot, list[NamespaceSnapshot]]:
+        """Return the own namespace, and the others where all are read."""
         missing: dict[Protocol, str] = {}
         tcp = udp = binds = None
+        others: tuple[NamespaceBinds, ...] = ()
         try:
-            binds = self._tcp_by_bpf(question)
+            binds, others = self._tcp_by_bpf(question)
             tcp = self._tcp.read(question) if binds is None else None
         except KernelError as error:
             missing[Protocol.TCP] = _survivable(error)
@@ -237,7 +250,7 @@ class SocketSource:
         if binds is not None:
             backends = {Protocol.TCP: Backend.BPF, **backends}
         self._tcp_backend = backends.get(Protocol.TCP)
-        return NamespaceSnapshot(
+        own = NamespaceSnapshot(
             netns=OWN_NETNS,
             inode=sysctl.read_netns_inode(self._proc),
             sysctls=binds.table.sysctls if binds else sysctls,
@@ -248,18 +261,37 @@ class SocketSource:
             fallbacks={protocol: one.fallback for protocol, one in readings.items() if one.fallback},
             binds=binds,
         )
+        return own, self._name(others)
 
-    def _tcp_by_bpf(self, question: _Question) -> TcpBinds | None:
-        """Walk the bind table; None if that is not to be had, and something else may be read instead."""
+    def _name(self, others: Sequence[NamespaceBinds]) -> list[NamespaceSnapshot]:
+        identities = self._identities.identify(others)
+        return [
+            NamespaceSnapshot(
+                netns=f"netns:{one.inode}",
+                inode=one.inode,
+                sysctls=one.sysctls,
+                tcp=None,
+                udp=None,
+                backends={Protocol.TCP: Backend.BPF},
+                binds=TcpBinds(table=one, listening_ports=None),
+                identity=identities[one.inode],
+            )
+            for one in others
+        ]
+
+    def _tcp_by_bpf(self, question: _Question) -> tuple[TcpBinds | None, tuple[NamespaceBinds, ...]]:
+        """Walk the bind table; without the own namespace if something else may be read instead of it."""
         if self._bpf is None:
-            return None
+            return None, ()
         try:
-            table = self._bpf.read(question.deadline, lambda: self._dump_to_compare(question))
+            own, others = self._bpf.read(
+                question.deadline, lambda: self._dump_to_compare(question), own_only=not self._every_namespace
+            )
         except KernelError as error:
             if self._requires_bpf or error.reason in _FATAL_REASONS:
                 raise
-            return None
-        return TcpBinds(table=table, listening_ports=self._listening_ports(question.deadline))
+            return None, ()
+        return TcpBinds(table=own, listening_ports=self._listening_ports(question.deadline)), others
 
     def _dump_to_compare(self, question: _Question) -> TcpSockets | None:
         try:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+MOST_NAMESPACES = 50
+"""So many namespaces beside our own have series and rows."""
 NOT_ASKED_FOR = Health(available=False)
 """What stands for the health of a collector that has none."""
 
@@ -66,6 +68,10 @@ class NamespaceReport:
 
     As last asked for; None where it is not known who listens.
     """
+    mount: str | None = None
+    """Its name in /run/netns, None if it has none there."""
+    may_alert: bool = True
+    """As in `NamespaceSnapshot`."""
 
     @property
     def blocked(self) -> BlockedPorts | None:
@@ -139,7 +145,7 @@ class Report:
     pace: Pace
     """How often polls come from now on."""
     namespaces: tuple[NamespaceReport, ...]
-    """Our own first."""
+    """Our own first, and of the others at most `MOST_NAMESPACES`, those with the fullest pools."""
     listed: tuple[ListedPool, ...]
     """Worst utilisation first, then most ports held."""
     totals: PollTotals
@@ -154,6 +160,10 @@ class Report:
     """How each collector is that was asked for."""
     exhaustions: Exhaustions | None = None
     """The failed connect() calls since the start; None if none were ever counted."""
+    namespaces_read: int = 0
+    """How many namespaces were read, in `namespaces` or not."""
+    pools_elsewhere: int = 0
+    """How many pools exist in those that are not in `namespaces`."""
     owners: Mapping[PoolKey, Owners] = field(default_factory=dict)
     """Who holds the ports of pools, as the last full poll saw it; of those only that somebody asked about."""
     blocked_owners: Mapping[str, Owners] = field(default_factory=dict)

@@ -34,6 +34,14 @@ class ListingRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceRules:
+    """Which network namespaces are left out."""
+
+    ignore: tuple[str, ...] = ()
+    """Patterns of names, as a shell has them: `pod/kube-system/*`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PollingRules:
     """How often to poll, in seconds, and which shares of one core polls may use."""
 
@@ -48,6 +56,7 @@ class Rules:
     """Everything that a poll is judged by, beside what it read."""
 
     listing: ListingRules = field(default=ListingRules())
+    namespaces: NamespaceRules = field(default=NamespaceRules())
     thresholds: Thresholds = field(default=Thresholds())
     polling: PollingRules = field(default=PollingRules())
     max_active: int = 50

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ephmon.facts.timestamps import NOTHING_KNOWN, PeerTimestamps
+from ephmon.model.namespace_names import NamespaceNames
 from ephmon.model.pace import Costs
 from ephmon.model.pools.listing import ListingMemory
 from ephmon.model.report import initial_report
@@ -42,12 +43,16 @@ class State:
     """What the user asks for; a reload puts others here."""
     report: Report
     """The latest one: a failed poll keeps its facts, a narrow one most of them."""
-    listing: ListingMemory = field(default=ListingMemory())
+    listing: ListingMemory[PoolKey] = field(default=ListingMemory())
     """Which pools are and were listed."""
+    listed_namespaces: ListingMemory[str] = field(default=ListingMemory())
+    """Which namespaces beside our own are and were listed, by their names."""
     histories: Mapping[PoolKey, History] = field(default_factory=dict)
     """What the full polls saw of the listed pools."""
     namespaces: Mapping[int, NamespaceMemory] = field(default_factory=dict)
     """By inode, because a label may come to mean another namespace."""
+    names: NamespaceNames = field(default=NamespaceNames())
+    """How the namespaces beside our own are called."""
     costs: Costs = field(default=Costs())
     """What the latest polls cost."""
     search_seconds: float | None = None

@@ -27,7 +27,7 @@ from ephmon.model.pools.probe_questions import Questions, questions
 from ephmon.model.pools.ranking import worst_first, worst_utilisation
 from ephmon.model.pools.survey import NO_ANSWERS_AT_ALL, Classified, classify, survey
 from ephmon.model.pools.tcp_connect import ConnectPools, connect_key, destination_of
-from ephmon.model.report import ListedPool, NamespaceReport, PollTotals
+from ephmon.model.report import MOST_NAMESPACES, ListedPool, NamespaceReport, PollTotals
 from ephmon.model.state import NamespaceMemory, State
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ephmon.model.failures.recent import RecentFailures
     from ephmon.model.pools.kinds import Pool, PoolKey
     from ephmon.model.pools.listing import ListingMemory
+    from ephmon.model.pools.ranking import RankedPool
     from ephmon.model.pools.survey import NamespaceSurvey
     from ephmon.model.rules import DestinationPattern, ListingRules
 
@@ -129,6 +130,12 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
         )
         for pool in pools
     )
+    reports = [
+        _namespace_report(one, pools, previous.rules.listing.ignore_destinations, _kept(one, namespaces, previous))
+        for one in surveys
+    ]
+    listed_namespaces = _list_namespaces(reports, previous.listed_namespaces, now)
+    shown = tuple(one for one in reports if one.netns == OWN_NETNS or one.netns in listed_namespaces.listed)
     report = replace(
         before.with_health(
             tcp=_health(surveys, Protocol.TCP), udp=_health(surveys, Protocol.UDP), bpf=_bpf_health(snapshot)
@@ -139,10 +146,9 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
         taken_at_monotonic=now,
         duration_seconds=snapshot.duration_seconds,
         backend_disagreements=snapshot.bpf.disagreements if snapshot.bpf else before.backend_disagreements,
-        namespaces=tuple(
-            _namespace_report(one, pools, previous.rules.listing.ignore_destinations, _kept(one, namespaces, previous))
-            for one in surveys
-        ),
+        namespaces=shown,
+        namespaces_read=len(reports),
+        pools_elsewhere=sum(sum(one.pools.values()) for one in reports) - sum(sum(one.pools.values()) for one in shown),
         listed=listed,
         totals=before.totals.counted(),
         alerts=judge_full_poll(
@@ -162,10 +168,23 @@ def after_full_poll(surveys: Sequence[NamespaceSurvey], snapshot: Snapshot, prev
         previous,
         report=report,
         listing=replace(listing, listed=remembered),
+        listed_namespaces=listed_namespaces,
         histories=histories,
         namespaces=namespaces,
         counting_polls=0 if _has_evidence(snapshot) else previous.counting_polls + 1,
     )
+
+
+def _list_namespaces(
+    reports: Iterable[NamespaceReport], previous: ListingMemory[str], now: float
+) -> ListingMemory[str]:
+    """Choose the namespaces beside our own that are listed: those that may alert first, then by their fullest pool."""
+    others = sorted(
+        (one for one in reports if one.netns != OWN_NETNS),
+        key=lambda one: (not one.may_alert, -max(one.worst.values(), default=0.0), one.netns),
+    )
+    ranked = [one.netns for one in others]
+    return choose(previous, ranked, [netns for netns in ranked if netns in previous.listed], MOST_NAMESPACES, now)
 
 
 def _health(surveys: Iterable[NamespaceSurvey], protocol: Protocol) -> Health:
@@ -356,12 +375,13 @@ def _namespace_report(
     kept_ports: frozenset[int] | None,
 ) -> NamespaceReport:
     namespace, sysctls = one.namespace, one.namespace.sysctls
+    here = [pool for pool in listed if pool.key.netns == namespace.netns]
     worst = {pools.kind: worst_utilisation(pools, ignored) for pools in one.pool_sets}
     worst_unlisted = {
-        pools.kind: worst_utilisation(pools, ignored, {pools.find(pool.key) for pool in listed})
+        pools.kind: worst_utilisation(pools, ignored, {pools.find(pool.key) for pool in here})
         for pools in one.pool_sets
     }
-    kinds = [pool.key.kind for pool in listed if pool.key.netns == namespace.netns]
+    kinds = [pool.key.kind for pool in here]
     blind_to = {blindness for sockets in (namespace.tcp, namespace.udp) if sockets for blindness in sockets.blind_to}
     return NamespaceReport(
         netns=namespace.netns,
@@ -381,20 +401,29 @@ def _namespace_report(
         missing=namespace.missing,
         fallbacks=namespace.fallbacks,
         kept_ports=kept_ports,
+        mount=namespace.identity.mount if namespace.identity else None,
+        may_alert=namespace.may_alert,
     )
 
 
 def _worst(surveys: Iterable[NamespaceSurvey], rules: ListingRules) -> dict[PoolKey, Pool]:
-    """Return the pools that may be listed, as many as may, worst first."""
-    worst = chain.from_iterable(
-        one.worst(rules.ignore_destinations, number=rules.top, held=rules.min_in_use) for one in surveys
-    )
-    chosen = nsmallest(rules.top, worst, key=attrgetter("worst_first"))
+    """Return the pools that may be listed, as many as may, worst first.
+
+    Those of namespaces that may not alert come last: anybody could fill up such a namespace to have others unlisted.
+    """
+    chosen: list[RankedPool] = []
+    for may_alert in (True, False):
+        worst = chain.from_iterable(
+            one.worst(rules.ignore_destinations, number=rules.top, held=rules.min_in_use)
+            for one in surveys
+            if one.namespace.may_alert is may_alert
+        )
+        chosen += nsmallest(rules.top - len(chosen), worst, key=attrgetter("worst_first"))
     return {pool.key: pool for pool in (entry.pools.pool(entry.key) for entry in chosen)}
 
 
 def _still_there(
-    surveys: Sequence[NamespaceSurvey], listing: ListingMemory, rules: ListingRules
+    surveys: Sequence[NamespaceSurvey], listing: ListingMemory[PoolKey], rules: ListingRules
 ) -> dict[PoolKey, Pool]:
     """Return those of the pools listed so far that still exist and are not ignored, worst first."""
     found = [

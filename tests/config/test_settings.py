@@ -73,6 +73,9 @@ poll:
   urgent_cpu_budget: 0.25
   backend: auto
   probe: auto
+namespaces:
+  watch: own
+  ignore: []
 pools:
   top: 50
   min_in_use: 10
@@ -260,6 +263,7 @@ def test_the_model_is_given_its_rules() -> None:
 
     assert config.rules == Rules(
         listing=config.listing,
+        namespaces=config.namespaces,
         thresholds=config.thresholds,
         polling=config.poll,
         max_active=config.alerts.max_active,

@@ -161,7 +161,7 @@ def test_a_certificate_that_is_renewed_is_shown_without_a_reload_and_a_broken_on
         wait_until_it_polls(daemon)
         first = expiry(ns, files)
         files.certificate.write_text("broken\n", encoding="utf-8")
-        broken = ns.call(fetch, "/-/ready", authority=str(old)).status
+        broken = ns.call(fetch, "/-/healthy", authority=str(old)).status
         line = daemon.wait_for_line("The TLS files changed, and the old ones stay in use")
         make_certificate(tmp_path, "server", days=3)
         later = eventually(lambda: expiry(ns, files), lambda moment: moment > first)

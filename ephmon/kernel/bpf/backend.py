@@ -25,18 +25,22 @@ COMPARISONS = 3
 """So many in a row have to fail before inet_diag is believed: each is of sockets that come and go."""
 
 
+_Walk = tuple["NamespaceBinds", tuple["NamespaceBinds", ...]]
+"""The own namespace, and the others."""
+
+
 class Walker(Protocol):
     """What walks the table: a `BindTableReader`."""
 
-    def read(self, deadline: Deadline, /) -> BindTable:
-        """Walk once."""
+    def read(self, deadline: Deadline, /, *, own_only: bool) -> BindTable:
+        """Walk once; with `own_only`, count the sockets of the own namespace alone."""
 
     def close(self) -> None:
         """Give all back to the kernel."""
 
 
 class BpfBackend:
-    """Reads the bind table of the own namespace.
+    """Reads the bind table, of the own namespace or of all.
 
     What is wrong for good, as a missing privilege, ends it until `retry`. A defect in reading switches it off for a
     while, and one in what is made of the reading ends it. What else goes wrong fails one reading.
@@ -94,35 +98,41 @@ class BpfBackend:
             self._reader.close()
             self._reader = None
 
-    def read(self, deadline: Deadline, dump: Callable[[], TcpSockets | None]) -> NamespaceBinds:
-        """Walk the table, and where it is time, hold it against inet_diag.
+    def read(self, deadline: Deadline, dump: Callable[[], TcpSockets | None], *, own_only: bool = True) -> _Walk:
+        """Walk the table, and where it is time, hold the own namespace against inet_diag.
 
         Args:
             deadline: When to give up.
-            dump: Reads the TCP sockets by inet_diag; None if that is not available.
+            dump: Reads the TCP sockets of the own namespace by inet_diag; None if that is not available.
+            own_only: Whether only the own namespace is read.
+
+        Returns:
+            The own namespace, and the others.
 
         Raises:
             KernelError: The table could not be read, or cannot be trusted.
         """
-        result = self._compartment.run(lambda: self._read(deadline, dump), self._after_defect)
+        result = self._compartment.run(lambda: self._read(deadline, dump, own_only=own_only), self._after_defect)
         self._failure = str(result) if isinstance(result, KernelError) else None
         if isinstance(result, KernelError):
             raise result
         return result
 
-    def _read(self, deadline: Deadline, dump: Callable[[], TcpSockets | None]) -> NamespaceBinds | KernelError:
+    def _read(
+        self, deadline: Deadline, dump: Callable[[], TcpSockets | None], *, own_only: bool
+    ) -> _Walk | KernelError:
         """Return the error instead of raising it: it is no defect."""
         try:
-            binds = self._walk(deadline)
+            walk = self._walk(deadline, own_only=own_only)
             if self._is_to_be_compared():
-                binds = self._compare(binds, deadline, dump)
+                walk = self._compare(walk, deadline, dump, own_only=own_only)
         except KernelError as error:
             if isinstance(error, BpfUnavailableError) or error.reason == Reason.MALFORMED:
                 self.end(str(error))
             return error
-        return binds
+        return walk
 
-    def _after_defect(self, reason: str) -> NamespaceBinds | KernelError:
+    def _after_defect(self, reason: str) -> _Walk | KernelError:
         self.close()
         return KernelError(reason, reason=Reason.DEFECT)
 
@@ -130,29 +140,30 @@ class BpfBackend:
         is_due = self._compared_at is None or self._clock() - self._compared_at >= SECONDS_BETWEEN_COMPARISONS
         return self._compares and is_due
 
-    def _walk(self, deadline: Deadline) -> NamespaceBinds:
+    def _walk(self, deadline: Deadline, *, own_only: bool) -> _Walk:
         if self._refusal is not None:
             raise BpfUnavailableError(self._refusal)
         if self._reader is None:
             self._reader = self._open_reader(self._proc)
-        table = self._reader.read(deadline)
-        if table.losses.pools or table.own is None:
+        table = self._reader.read(deadline, own_only=own_only)
+        own = table.own
+        if table.losses.pools or own is None:
             raise KernelError(
                 f"There are more pools than BPF has room for ({MOST_POOLS:,}), so sockets are read in another way.",
                 reason=Reason.MEMORY,
             )
-        return table.own
+        return own, tuple(one for one in table.namespaces if one is not own)
 
     def _compare(
-        self, binds: NamespaceBinds, deadline: Deadline, dump: Callable[[], TcpSockets | None]
-    ) -> NamespaceBinds:
+        self, walk: _Walk, deadline: Deadline, dump: Callable[[], TcpSockets | None], *, own_only: bool
+    ) -> _Walk:
         """Return the latest walk if it agrees with inet_diag."""
         for _ in range(COMPARISONS):
             shown = dump()
-            before, binds = binds, self._walk(deadline)
-            difference = None if shown is None else disagreement(before, shown, binds)
+            before, walk = walk, self._walk(deadline, own_only=own_only)
+            difference = None if shown is None else disagreement(before[0], shown, walk[0])
             if difference is None:
                 self._compared_at = self._clock()
-                return binds
+                return walk
         self._disagreements += 1
         raise BpfUnavailableError(f"BPF and inet_diag disagree: {difference}.")

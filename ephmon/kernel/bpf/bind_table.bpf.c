@@ -96,9 +96,23 @@ struct sock_common {
 	struct in6_addr skc_v6_rcv_saddr;
 };
 
+/* include/linux/kernfs.h: the directory of a cgroup. Its id is the cgroup's, cgroup_id() in include/linux/cgroup.h. */
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	unsigned char sk_userlocks;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct timer_list {
@@ -257,6 +271,7 @@ struct control {
 
 struct namespace {
 	__u64 cookie;		/* never used again while the host is up, unlike the inode */
+	__u64 cgroup;		/* the lowest id of the cgroups that made sockets here, which is the oldest; 0: not known */
 	__u32 inode;
 	__u32 user_inode;	/* of the user namespace that owns it */
 	__u32 low, high;	/* ip_local_port_range */
@@ -338,7 +353,7 @@ struct port {
 };
 
 _Static_assert(sizeof(struct control) == 96, "reader.py");
-_Static_assert(sizeof(struct namespace) == 80, "reader.py");
+_Static_assert(sizeof(struct namespace) == 88, "reader.py");
 _Static_assert(sizeof(struct pool) == 128, "reader.py");
 _Static_assert(sizeof(struct port) == 16, "reader.py");
 
@@ -393,6 +408,7 @@ struct place {
 	__u64 owner;		/* the next node of a list of sockets */
 	__u64 first;		/* the first node of the bucket's list of addresses, or of sockets */
 	__u64 address;		/* of the socket */
+	__u64 full_socket;	/* of one of the port's sockets that is no TIME_WAIT, 0 if there is none */
 	__u64 net;		/* of the bucket, as all that follows */
 	__u32 hash_mix;
 	__u32 namespace;
@@ -551,6 +567,7 @@ static __always_inline void read_settings(struct walk *walk, __u64 net, struct n
 	struct net___before_6_8 *older = (void *)net;
 
 	namespace->cookie = READ(net, net, net_cookie);
+	namespace->cgroup = 0;
 	namespace->inode = READ(net, net, ns.inum);
 	namespace->user_inode = READ(READ(net, net, user_ns), user_namespace, ns.inum);
 	namespace->tw_reuse = READ(net, net, ipv4.sysctl_tcp_tw_reuse);
@@ -1005,6 +1022,8 @@ static long visit_socket(__u32 index, struct walk *walk)
 		at->flags |= HAS_DEVICE;
 	if (is_v4 || !v6_only)
 		at->flags |= HAS_V4;
+	if (state != TCP_TIME_WAIT)
+		at->full_socket = at->address;
 	/* Only on blocked ports are there sockets that came by their port in another way than by connect(). */
 	if (at->flags & HAS_BLOCKED && state != TCP_TIME_WAIT)
 		locks = BPF_CORE_READ_BITFIELD_PROBED((struct sock *)at->address, sk_userlocks);
@@ -1062,6 +1081,19 @@ static long visit_sockets(__u32 pass, struct walk *walk)
 
 /* --- One port, and the table. ------------------------------------------------------------------------------------- */
 
+/* Remembers the cgroup of one socket of a port: sock_cgroup_ptr(), include/linux/cgroup.h. */
+static __always_inline void note_cgroup(struct place *at, struct namespace *namespace)
+{
+	struct sock *socket = (void *)at->full_socket;
+	__u64 id;
+
+	if (!bpf_core_field_exists(socket->sk_cgrp_data)) /* a kernel without CONFIG_SOCK_CGROUP_DATA */
+		return;
+	id = READ(READ(READ(socket, sock, sk_cgrp_data.cgroup), cgroup, kn), kernfs_node, id);
+	if (id && (!namespace->cgroup || id < namespace->cgroup))
+		namespace->cgroup = id;
+}
+
 static __always_inline void count_port(struct walk *walk, struct namespace *namespace)
 {
 	struct control *control = walk->control;
@@ -1072,6 +1104,8 @@ static __always_inline void count_port(struct walk *walk, struct namespace *name
 	control->sockets += at->sockets;
 	namespace->sockets += at->sockets;
 	namespace->accepted += at->accepted;
+	if (at->full_socket && at->net != at->own_net)
+		note_cgroup(at, namespace);
 	if (!at->l3mdev) {
 		namespace->ports++;
 		namespace->blocked += !!(at->flags & HAS_BLOCKED);
@@ -1142,6 +1176,7 @@ static long visit_bucket(__u32 index, struct walk *walk)
 	at->first = bpf_core_field_exists(older->owners) ? (__u64)older->owners.first : (__u64)bucket->bhash2.first;
 	at->flags = bucket->fastreuse >= 0 || bucket->fastreuseport >= 0 ? HAS_BLOCKED : 0;
 	at->sockets = at->accepted = at->is_counted = 0;
+	at->full_socket = 0;
 	at->is_second = search_order(namespace->low, at->port) & (at->flags ^ HAS_BLOCKED);
 	at->tw_reuse = namespace->tw_reuse;
 	at->tw_reuse_delay_ms = namespace->tw_reuse_delay_ms;

@@ -33,7 +33,7 @@ CHAINS_AT_ONCE = 2048
 sockets takes 200 ms."""
 
 _CONTROL = struct.Struct("=Q5I17I")
-_NAMESPACE = struct.Struct("=Q18I")
+_NAMESPACE = struct.Struct("=QQ18I")
 _POOL_BYTES, _PORT_BYTES, _BITMAP_BYTES = 128, 16, PORTS // 8
 _NO_BITMAP, _LOST_BITMAP = 0, 0xFFFFFFFF
 _RESERVED = "reserved"
@@ -250,7 +250,7 @@ class _Tables(NamedTuple):
 
 
 def _parse_namespace(index: int, row: tuple[int, ...], tables: _Tables) -> NamespaceBinds | None:
-    cookie, inode, user_inode, low, high, usable, bitmap, *settings_and_numbers = row
+    cookie, cgroup, inode, user_inode, low, high, usable, bitmap, *settings_and_numbers = row
     if bitmap == _LOST_BITMAP:
         return None
     if bitmap * _BITMAP_BYTES > len(tables.bitmaps):
@@ -269,6 +269,7 @@ def _parse_namespace(index: int, row: tuple[int, ...], tables: _Tables) -> Names
     return NamespaceBinds(
         inode=inode,
         cookie=cookie,
+        cgroup_id=cgroup or None,
         user_namespace_inode=user_inode,
         sysctls=Sysctls(
             port_range=port_range,

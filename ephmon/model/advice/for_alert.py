@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ephmon.model.advice.causes import Advice, advise, advise_blocked
+from ephmon.model.advice.inside import inside
 from ephmon.model.advice.proxies import known_program
 from ephmon.model.alerting.blocked import BlockedPorts
 from ephmon.model.alerting.state_machine import AlertName
@@ -12,7 +13,7 @@ from ephmon.model.alerting.state_machine import AlertName
 if TYPE_CHECKING:
     from ephmon.model.alerting.state_machine import Alert
     from ephmon.model.owners.shares import Owners
-    from ephmon.model.report import Report
+    from ephmon.model.report import NamespaceReport, Report
 
 
 def advice_on(alert: Alert, report: Report) -> Advice | None:
@@ -22,8 +23,11 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
     made the call that failed, the advice is about that proxy.
     """
     namespace = report.namespace(alert.key.netns)
-    if namespace is None:
-        return None
+    advice = None if namespace is None else _advice_on(alert, report, namespace)
+    return None if namespace is None or advice is None else inside(advice, namespace)
+
+
+def _advice_on(alert: Alert, report: Report, namespace: NamespaceReport) -> Advice | None:
     if alert.key.name is AlertName.PORTS_BLOCKED:
         return advise_blocked(
             namespace.blocked or BlockedPorts(netns=namespace.netns, blocked=0, usable=namespace.usable_ports),

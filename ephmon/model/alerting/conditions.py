@@ -63,6 +63,8 @@ def judge_full_poll(
     """
     observations: dict[AlertKey, Observation] = {}
     for one in surveys:
+        if not one.namespace.may_alert:
+            continue
         netns = one.namespace.netns
         failed = [recent for recent in exhaustions or () if recent.key.netns == netns]
         ahead = seconds_to_exhaustion(forecasts, netns)

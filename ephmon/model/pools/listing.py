@@ -1,5 +1,7 @@
 """Which pools are listed, so that they have series and rows: a bounded number that changes slowly.
 
+The same is done with network namespaces.
+
 - The worst `top` pools are listed.
 - A pool that leaves these stays listed for STAY_SECONDS more, while there is room.
 - At most `top` new pools are listed within STAY_SECONDS (`ephmon.model.newcomers`).
@@ -10,14 +12,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ephmon.model.newcomers import Admission, Newcomers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ephmon.model.pools.kinds import PoolKey
+Key = TypeVar("Key")
 
 STAY_SECONDS = 600.0
 """How long a pool stays listed after it left the worst, and the time in which new pools are counted."""
@@ -46,18 +48,18 @@ class PoolMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListingMemory:
+class ListingMemory(Generic[Key]):
     """The listed pools, and those that were listed recently. Times are monotonic seconds."""
 
-    listed: Mapping[PoolKey, PoolMemory] = field(default_factory=dict)
-    newcomers: Newcomers[PoolKey] = field(default_factory=Newcomers)
+    listed: Mapping[Key, PoolMemory] = field(default_factory=dict)
+    newcomers: Newcomers[Key] = field(default_factory=Newcomers)
     """The pools of the last STAY_SECONDS, the latest REMEMBERED_PER_LISTED * `top` of them."""
     is_first: bool = True
 
 
 def choose(
-    previous: ListingMemory, ranked: Sequence[PoolKey], existing: Sequence[PoolKey], top: int, now: float
-) -> ListingMemory:
+    previous: ListingMemory[Key], ranked: Sequence[Key], existing: Sequence[Key], top: int, now: float
+) -> ListingMemory[Key]:
     """Return the next listing.
 
     Args:

@@ -67,6 +67,11 @@ def _thresholds(source: MetricsInput) -> Iterable[Sample]:
     yield Sample((Severity.CRITICAL,), thresholds.critical.utilisation)
 
 
+def _namespaces(source: MetricsInput) -> Iterable[Sample]:
+    if source.report.namespaces_read:
+        yield Sample(("read",), source.report.namespaces_read)
+
+
 def _unlisted(namespace: NamespaceReport) -> Mapping[PoolKind, int]:
     return {kind: number - namespace.listed.get(kind, 0) for kind, number in namespace.pools.items()}
 
@@ -232,6 +237,15 @@ METRICS: tuple[Metric, ...] = (
         "Pools that exist but have no ephmon_pool_* series, because of pools.top, pools.min_in_use or"
         " pools.ignore_destinations.",
         each_kind(_unlisted),
+    ),
+    Metric(
+        "ephmon_namespaces",
+        MetricType.GAUGE,
+        ("state",),
+        "namespaces",
+        "Network namespaces by how they were looked at: `read`. Those beyond the 51 with the fullest pools have no"
+        " series of their own.",
+        _namespaces,
     ),
     Metric(
         "ephmon_build_info",

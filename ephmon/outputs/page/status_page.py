@@ -64,10 +64,7 @@ _HEAD = (
 )
 _FIGURES = frozenset({"UTIL%", "PEAK%", "IN-USE", "TIME-WAIT", "REUSABLE", "REMAINING", "FULL-IN"})
 _MINUTES_FROM_SECONDS = 120
-_NOT_SEEN = (
-    "Not visible here: pods and containers with their own network namespace, forwarded or translated (NAT)"
-    " connections, and sockets with their own port range."
-)
+_NOT_SEEN = "forwarded or translated (NAT) connections, and sockets with their own port range."
 
 
 def render(report: Report, *, expired: bool) -> bytes:
@@ -80,7 +77,7 @@ def render(report: Report, *, expired: bool) -> bytes:
         *_paragraphs(_troubles(report, expired=expired), "trouble"),
         *_alerts(report, expired=expired),
         *(() if expired or report.taken_at is None else _facts(report)),
-        *_paragraphs([_polls(report), _NOT_SEEN]),
+        *_paragraphs([_polls(report), _not_seen(report)]),
         "<p>" + " &middot; ".join(f'<a href="{path}">{_text(name)}</a>' for path, name in _LINKS) + "</p>",
     )
     return "\n".join((*_HEAD, *body, "</body>", "</html>", "")).encode()
@@ -154,6 +151,11 @@ def _row(columns: tuple[str, ...], tag: str, cells: tuple[str, ...], severity: S
     starts = (f'<{tag} class="figure">' if column in _FIGURES else f"<{tag}>" for column in columns)
     row = "".join(f"{start}{_text(cell)}</{tag}>" for start, cell in zip(starts, cells, strict=True))
     return f"<tr>{row}</tr>" if severity is None else f'<tr class="{severity}">{row}</tr>'
+
+
+def _not_seen(report: Report) -> str:
+    others = "" if report.namespaces_read > 1 else "pods and containers with their own network namespace, "
+    return f"Not visible here: {others}{_NOT_SEEN}"
 
 
 def _polls(report: Report) -> str:

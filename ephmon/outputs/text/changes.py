@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ephmon.facts.namespaces import OWN_NETNS
 from ephmon.log import Line
 from ephmon.model.advice.for_alert import advice_on
 from ephmon.model.alerting.conditions import is_covered
@@ -71,10 +72,11 @@ def _poll_changes(previous: Report, report: Report) -> Iterator[Line]:
     yield from _owner_changes(previous.health(Collector.OWNERS), report.health(Collector.OWNERS))
     yield from _process_changes(previous.health(Collector.PROCESSES), report.health(Collector.PROCESSES))
     yield from _pace_changes(previous, report)
-    before = {namespace.netns: namespace for namespace in previous.namespaces}
-    for namespace in report.namespaces:
-        yield from _backend_changes(before.get(namespace.netns), namespace)
-        yield from _namespace_changes(before.get(namespace.netns), namespace)
+    # Containers come and go by the thousand, so that they are in metrics and not in the log.
+    own = report.namespace(OWN_NETNS)
+    if own is not None:
+        yield from _backend_changes(previous.namespace(OWN_NETNS), own)
+        yield from _namespace_changes(previous.namespace(OWN_NETNS), own)
 
 
 def _backend_changes(previous: NamespaceReport | None, now: NamespaceReport) -> Iterator[Line]:

@@ -51,12 +51,17 @@ def access_at_risk(
     return None
 
 
-def not_seen(conntrack_entries: int | None) -> Line:
-    """Return what ephmon does not see; some of the `conntrack_entries` may be forwarded connections."""
+def not_seen(conntrack_entries: int | None, *, namespaces: int) -> Line:
+    """Return what ephmon sees and does not see; some of the `conntrack_entries` may be forwarded connections."""
+    if namespaces > 1:
+        sees = f"ephmon sees the TCP sockets of {namespaces} network namespaces, and UDP in its own. It does not see "
+    else:
+        sees = (
+            "ephmon sees the sockets of its own network namespace. It does not see pods and containers with their own, "
+        )
     return Line(
         logging.INFO,
-        "ephmon sees the sockets of its own network namespace. It does not see pods and containers with their own, "
-        "forwarded or NATed connections, or port ranges of single sockets (IP_LOCAL_PORT_RANGE).",
+        f"{sees}forwarded or NATed connections, or port ranges of single sockets (IP_LOCAL_PORT_RANGE).",
         {"conntrack_entries": conntrack_entries or None},
     )
 

@@ -135,7 +135,7 @@ def grid(pools: Sequence[Pool]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def existing_pools(report: Report) -> int:
     """Return how many pools exist, listed or not."""
-    return sum(sum(namespace.pools.values()) for namespace in report.namespaces)
+    return report.pools_elsewhere + sum(sum(namespace.pools.values()) for namespace in report.namespaces)
 
 
 def failures(report: Report) -> tuple[str, ...]:
@@ -151,9 +151,9 @@ def failures(report: Report) -> tuple[str, ...]:
 
 
 def exhaustion(report: Report) -> tuple[str, ...]:
-    """Return a sentence for each namespace in which no connect() gets a port, whatever its destination."""
+    """Return a sentence for each namespace that may alert and in which no connect() gets a port, wherever to."""
     sentences = []
-    for namespace in report.namespaces:
+    for namespace in filter(_may_alert, report.namespaces):
         usable, reserved = namespace.usable_ports, namespace.reserved_ports
         if not usable:
             sentences.append(f"No port{_of(namespace)} is usable: all {reserved} ports of the range are reserved.")
@@ -176,17 +176,31 @@ def blindness(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
-    """Return a sentence for the port range of each namespace, then one with the time and the backends of the poll.
+    """Return sentences about the port ranges, then one with the time and the backends of the poll.
 
-    The sentence of a range comes with the severity that its blocked ports have reached.
+    Of the namespaces beside our own, only those have a sentence in which blocked ports have reached a severity. The
+    sentence of a range comes with that.
     """
-    ranges = [(range_sentence(namespace), _severity(report, namespace)) for namespace in report.namespaces]
-    if any(_severity(report, namespace) and namespace.blocked_ports for namespace in report.namespaces):
+    severities = {one.netns: _severity(report, one) for one in report.namespaces if _may_alert(one)}
+    ranges = [
+        (range_sentence(namespace), severities.get(namespace.netns))
+        for namespace in report.namespaces
+        if namespace.netns == OWN_NETNS or severities.get(namespace.netns)
+    ]
+    if any(severities.get(namespace.netns) and namespace.blocked_ports for namespace in report.namespaces):
         ranges.append((_WHO_BLOCKS, None))
+    if report.namespaces_read > 1:
+        others = report.namespaces_read - 1
+        noun = "network namespace" if others == 1 else "network namespaces"
+        ranges.append((f"TCP of {others} other {noun} is read too, and no UDP there.", None))
     if report.taken_at is not None:
         backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
         ranges.append((f"Read at {utc_time(report.taken_at)}: {', '.join(backends) or 'no protocol'}.", None))
     return tuple(ranges)
+
+
+def _may_alert(namespace: NamespaceReport) -> bool:
+    return namespace.may_alert
 
 
 def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:

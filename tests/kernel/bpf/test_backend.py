@@ -45,7 +45,8 @@ class Reader:
         self._results = itertools.chain(results, itertools.repeat(results[-1]))
         self.is_closed = False
 
-    def read(self, _deadline: Deadline, /) -> BindTable:
+    def read(self, _deadline: Deadline, /, *, own_only: bool) -> BindTable:
+        assert own_only
         result = next(self._results)
         if isinstance(result, KernelError):
             raise result
@@ -74,7 +75,9 @@ class Stage:
         return self._reader
 
     def read(self) -> NamespaceBinds:
-        return self.backend.read(NEVER, self._dump)
+        own, others = self.backend.read(NEVER, self._dump)
+        assert others == ()
+        return own
 
     def _dump(self) -> TcpSockets | None:
         self.dumps += 1
@@ -168,7 +171,8 @@ def test_what_is_wrong_for_good_ends_it_and_all_else_fails_one_reading(error: Ke
 
 def test_a_defect_switches_it_off_for_a_while_and_nothing_else() -> None:
     class Broken(Reader):
-        def read(self, _deadline: Deadline, /) -> BindTable:
+        def read(self, _deadline: Deadline, /, *, own_only: bool) -> BindTable:
+            assert own_only
             raise IndexError
 
     reader = Broken(table(10))

@@ -33,7 +33,7 @@ MAPPED = bytes(10) + b"\xff\xff"
 
 def namespace(inode: int = OWN, *, low: int = 40_000, high: int = 40_099, usable: int = 98, bitmap: int = 1) -> bytes:
     """Return struct namespace with 10 ports in use, 3 of them blocked."""
-    return struct.pack("=Q18I", 7, inode, 8, low, high, usable, bitmap, 2, 1000, 1, 0, 4096, 10, 3, 10, 2, 1, 5, 20)
+    return struct.pack("=QQ18I", 7, 9, inode, 8, low, high, usable, bitmap, 2, 1000, 1, 0, 4096, 10, 3, 10, 2, 1, 5, 20)
 
 
 def pool(*, held: int = 9, time_wait: int = 4, reusable: int = 1, namespace: int = 0) -> bytes:
@@ -72,7 +72,8 @@ def test_every_number_stands_where_the_program_puts_it() -> None:
     assert own.sysctls.port_range == (40_000, 40_099)
     assert own.sysctls.reserved_ports == {40_000, 40_002}
     assert own.outside == (10, 3, 10, 2, 1)
-    assert (own.accepted, own.sockets, own.cookie, own.user_namespace_inode) == (5, 20, 7, 8)
+    assert (own.accepted, own.sockets, own.cookie, own.cgroup_id) == (5, 20, 7, 9)
+    assert own.user_namespace_inode == 8
     assert key == PoolKey(bytes([127, 0, 0, 1]), bytes([192, 0, 2, 1]), 443)
     assert (counts.held, counts.held_second, counts.time_wait, counts.reusable, counts.reusable_later) == (
         9,

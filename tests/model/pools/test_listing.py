@@ -24,7 +24,7 @@ class Host:
     """Pools that come and go, polled one time after another, and the listing as it becomes."""
 
     top: int
-    listing: ListingMemory = field(default_factory=ListingMemory)
+    listing: ListingMemory[PoolKey] = field(default_factory=ListingMemory)
 
     def poll(self, now: float, ranked: list[PoolKey], drained: tuple[PoolKey, ...] = ()) -> set[PoolKey]:
         """Return what is listed after a poll that found `ranked`; the drained exist but may not be listed anew."""

@@ -231,7 +231,7 @@ def test_markup_in_any_string_is_shown_as_text() -> None:
         assert b'"&' not in page.replace(b'"&amp;', b"").replace(b'">', b"")
         assert "script" not in outline.tags
         assert outline.open == []
-    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 15
+    assert sum(text.count(SCRIPT) for text in Outline(render(report, expired=False)).texts) == 14
 
 
 def test_lone_surrogates_and_control_characters_do_not_reach_the_page() -> None:

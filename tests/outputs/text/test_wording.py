@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ephmon.facts.sockets import Backend, Blindness, Protocol
@@ -144,16 +146,24 @@ def test_first_failure_says_why_there_are_no_figures() -> None:
 
 
 def test_facts_say_unknown_rather_than_zero() -> None:
-    namespaces = [
-        make_namespace_report(),
-        make_namespace_report(netns="blue", blocked_ports=None, ambiguous_ports=None),
-    ]
+    namespaces = [make_namespace_report(blocked_ports=None, ambiguous_ports=None)]
 
     assert facts(make_report(namespaces=namespaces, backends={Protocol.UDP: Backend.PROCFS})) == (
-        ("Ports 32768-60999: 28232 usable (0 reserved), 3 blocked for connect(), 120 ambiguous.", None),
-        (
-            "Ports of blue 32768-60999: 28232 usable (0 reserved), unknown blocked for connect(), unknown ambiguous.",
-            None,
-        ),
+        ("Ports 32768-60999: 28232 usable (0 reserved), unknown blocked for connect(), unknown ambiguous.", None),
         ("Read at 2026-01-02T03:04:05.006Z: udp through procfs.", None),
     )
+
+
+def test_of_other_namespaces_only_those_have_a_sentence_whose_blocked_ports_may_raise_an_alert() -> None:
+    namespaces = [
+        make_namespace_report(),
+        make_namespace_report(netns="blue", blocked_ports=27_000),
+        replace(make_namespace_report(netns="netns:7", blocked_ports=27_000), may_alert=False),
+        make_namespace_report(netns="quiet"),
+    ]
+
+    sentences = [sentence for sentence, _ in facts(make_report(namespaces=namespaces))]
+
+    assert [one.partition(":")[0] for one in sentences[:2]] == ["Ports 32768-60999", "Ports of blue 32768-60999"]
+    assert sentences[3] == "TCP of 3 other network namespaces is read too, and no UDP there."
+    assert not any("netns:7" in one or "quiet" in one for one in sentences)

@@ -40,6 +40,7 @@ def make_binds(
     return NamespaceBinds(
         inode=1,
         cookie=2,
+        cgroup_id=None,
         user_namespace_inode=3,
         sysctls=settings,
         usable=count_usable(settings),
