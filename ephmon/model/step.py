@@ -228,6 +228,8 @@ def _remember_ports(surveys: Iterable[NamespaceSurvey], previous: State) -> dict
     remembered = {}
     for one in surveys:
         namespace, before = one.namespace, previous.namespaces.get(one.namespace.inode)
+        if namespace.identity is not None:
+            continue  # read by BPF alone, which needs no memory, and there may be a thousand of these
         if one.ports and one.evidence:
             listening_ports = namespace.listening_ports
             if listening_ports is None and before is not None:

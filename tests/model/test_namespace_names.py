@@ -9,6 +9,10 @@ import pytest
 from ephmon.facts.namespaces import NamespaceIdentity, Pod
 from ephmon.facts.snapshot import NamespaceSnapshot, PortRange, Snapshot, Sysctls, TcpBinds
 from ephmon.model.namespace_names import SECONDS_BEFORE_REUSE, NamespaceNames, name_namespaces, pod_uid, runtime_of
+from ephmon.model.report import MOST_NAMESPACES, ReloadStatus
+from ephmon.model.rules import Rules
+from ephmon.model.state import initial_state
+from ephmon.model.step import conclude
 from tests.model.pools.bind_table.tables import make_binds
 
 HOST, OTHER_USER = 3, 9
@@ -130,3 +134,26 @@ def test_a_runtime_is_known_by_its_cgroups() -> None:
     }
 
     assert {path: runtime_of(path) for path in paths} == paths
+
+
+def test_nothing_is_remembered_of_the_ports_of_others() -> None:
+    """There may be a thousand of them, and what is remembered of one takes hundreds of KiB."""
+    state = initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
+    named, _ = name_namespaces(snapshot(other(7), other(8)), NamespaceNames(), 0.0)
+
+    after = conclude(named, state, 1.0)
+
+    assert list(after.namespaces) == [1]
+    assert [one.netns for one in after.report.namespaces] == ["own", "netns:4007", "netns:4008"]
+
+
+def test_of_many_namespaces_those_that_may_alert_are_listed_and_all_are_counted() -> None:
+    state = initial_state(Rules(), ReloadStatus(successful=True, succeeded_at=0.0))
+    theirs = [other(cookie, user=OTHER_USER) for cookie in range(100, 100 + MOST_NAMESPACES)]
+    named, _ = name_namespaces(snapshot(*theirs, other(7), other(8)), NamespaceNames(), 0.0)
+
+    report = conclude(named, state, 1.0).report
+
+    assert len(report.namespaces) == 1 + MOST_NAMESPACES
+    assert {"own", "netns:4007", "netns:4008"} <= {one.netns for one in report.namespaces}
+    assert report.namespaces_read == 3 + MOST_NAMESPACES

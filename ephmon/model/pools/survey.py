@@ -71,6 +71,10 @@ NO_EVIDENCE: Mapping[int, Evidence] = MappingProxyType({})
 NO_ANSWERS_AT_ALL: Mapping[int, Mapping[int, bool]] = MappingProxyType({})
 
 
+_NOTHING_TO_REMEMBER = Evidence()
+"""Of a bind table. One for all, because it takes 270 KiB, and there may be a thousand namespaces."""
+
+
 class ClassifiedPorts(NamedTuple):
     """The TCP ports of one namespace, and what to remember of them."""
 
@@ -106,7 +110,7 @@ def _classify(
     namespace: NamespaceSnapshot, evidence: Mapping[int, Evidence], answers: Mapping[int, Mapping[int, bool]]
 ) -> ClassifiedPorts | None:
     if namespace.binds is not None:
-        return ClassifiedPorts(classes_of(namespace.binds.table), Evidence())
+        return ClassifiedPorts(classes_of(namespace.binds.table), _NOTHING_TO_REMEMBER)
     if namespace.tcp is None:
         return None
     known = evidence.get(namespace.inode) or Evidence()
