@@ -8,7 +8,6 @@ from __future__ import annotations
 
 AGAIN = {
     "config": "PyYAML parses the configuration",
-    "daemon/test_owner_watch.py": "psutil lists processes for a daemon that runs",
     "delivery/test_real_alertmanager.py": "the installed modules send alerts",
     "fuzz/test_corpora.py": "PyYAML and tornado answer the corpus",
     "http": "tornado has the streams and parses heads",
@@ -20,6 +19,12 @@ AGAIN = {
 """Files and folders below tests/, and what of a dependency or of the wheel they try."""
 
 SOME_AGAIN = {
+    "daemon/test_owner_watch.py": (
+        "test_who_holds_the_ports_of_a_pool_is_reported_everywhere_while_it_alerts",
+        "test_without_any_capability_the_daemon_names_owners_and_says_once_what_it_may_not",
+        "test_it_takes_both_capabilities_to_name_processes",
+        "test_the_command_names_owners_without_any_capability",
+    ),
     "daemon/test_loop.py": (
         "test_it_starts_on_its_defaults_and_serves",
         "test_a_reload_takes_the_new_file_over",
@@ -46,6 +51,7 @@ The others are about signals, pipes, threads and the kernel, and each starts a p
 """
 
 ONCE = {
+    "config/test_endpoint.py": "addresses and URLs of the standard library",
     "daemon": "threads, signals and files of the standard library; some of `test_loop.py` runs the daemon again",
     "commands": "the command line, which some of `test_cli.py` runs again as it is installed",
     "delivery": "sockets, TLS and JSON of the standard library",
@@ -54,6 +60,7 @@ ONCE = {
     "facts": "values of the standard library",
     "fuzz": "atheris instruments a checkout; `test_corpora.py` runs again",
     "faults": "faults around the daemon, which some of `daemon/test_loop.py` runs again",
+    "log/test_handler.py": "threads and pipes of the standard library",
     "kernel": "the kernel, read by the standard library",
     "kernel_truth": "the kernel, read by the standard library",
     "outputs": "text of the standard library; prometheus-client renders only the metrics, which run again",
