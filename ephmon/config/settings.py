@@ -299,6 +299,12 @@ def _tls_mistakes(tls: TlsConfig) -> Iterator[tuple[str, str]]:
         yield "client_ca", "client certificates need TLS; set certificate and key too"
 
 
+def _config_mistakes(config: Config) -> Iterator[tuple[str, str]]:
+    without_bpf = (BackendChoice.INET_DIAG, BackendChoice.PROCFS)
+    if config.namespaces.watch is Watched.ALL and config.poll.backend in without_bpf:
+        yield "namespaces.watch", f"all takes BPF, and poll.backend: {config.poll.backend} does without it; set auto"
+
+
 _POLL = Section(
     PollConfig(),
     {
@@ -392,4 +398,5 @@ _CONFIG = Section(
         "http": ("http", _HTTP),
         "tls": ("tls", _TLS),
     },
+    _config_mistakes,
 )
