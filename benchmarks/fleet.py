@@ -118,7 +118,7 @@ def _listed(nature: Random, figures: Random, number: int) -> ListedPool:
 def exposition(host: int, top: int, moment: int, process: Collector | None) -> bytes:
     """Return what a scrape of the host gets."""
     report = host_report(host, top, moment)
-    return render(report, kernel_release=os.uname().release, process_registry=process, openmetrics=False).full
+    return render(report, kernel_release=os.uname().release, process_registry=process, openmetrics=False)
 
 
 class _Host(RequestHandler):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ephmon.facts.snapshot import Snapshot
+    from ephmon.http.publication import Publication
     from ephmon.kernel.deadline import Deadline
 
 _DEADLINE_SECONDS = 120.0
@@ -46,7 +47,8 @@ class Stages(NamedTuple):
     """Asking the kernel and tabulating what it answers."""
     conclude: float
     """Building the report."""
-    render: float
+    scrape: float
+    """Rendering and compressing OpenMetrics, which is done once a poll if somebody asks for it, and not by the poll."""
 
 
 READINGS: Mapping[PollKind, Callable[[SocketSource], Snapshot]] = {
@@ -96,22 +98,26 @@ class EphmonPoll:
         return sent
 
     def stages(self) -> Stages:
-        """Poll once more and return what each stage took."""
-        return self._poll(self._kind)
-
-    def _poll(self, kind: PollKind) -> Stages:
+        """Poll and scrape once more and return what each stage took."""
         started = time.process_time()
-        snapshot = READINGS[kind](self._source)
+        snapshot = READINGS[self._kind](self._source)
         collected = time.process_time()
-        self._state = conclude(snapshot, self._state, time.monotonic())
+        publication = self._conclude(snapshot)
         concluded = time.process_time()
-        publication_of(
+        _ = publication.openmetrics.gzipped
+        return Stages(collected - started, concluded - collected, time.process_time() - concluded)
+
+    def _poll(self, kind: PollKind) -> None:
+        self._conclude(READINGS[kind](self._source))
+
+    def _conclude(self, snapshot: Snapshot) -> Publication:
+        self._state = conclude(snapshot, self._state, time.monotonic())
+        return publication_of(
             self._state.report,
             kernel_release=os.uname().release,
             process_registry=self._process,
             expires_at=time.monotonic(),
         )
-        return Stages(collected - started, concluded - collected, time.process_time() - concluded)
 
     def _open_diag(self) -> SockDiag:
         return SockDiag() if self._sent is None else _Recorder(self._sent)

@@ -1,36 +1,45 @@
-"""The bytes that the HTTP server may send, rendered once after each poll.
+"""What the HTTP server may send until the next poll.
 
-A request never renders and never reads the kernel: it chooses one of these bodies. Each exists for live data and for
-expired data, so that the server stays honest by itself if polls stop.
+A request chooses one of these bodies and never reads the kernel. A body is rendered when it is first asked for, and
+kept until the next publication. So nobody pays for what nobody reads, and no client can make it cost more than once a
+poll. Each exists for live data and for expired data, so that the server stays honest by itself if polls stop.
 """
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 # Level 9 takes twelve times as long and makes metrics only a fifth smaller.
 _GZIP_LEVEL = 1
 
+Content = str | bytes | Callable[[], str | bytes]
+"""What a body consists of, or what renders it. Text becomes UTF-8."""
 
-@dataclass(frozen=True, slots=True)
+
 class Body:
-    """One body, plain and compressed."""
+    """One body, plain and compressed, each made when it is first asked for.
 
-    plain: bytes
-    gzipped: bytes
+    Whoever asks meets what the renderer raises, and so does the next one. Text with a lone surrogate, which no label or
+    name may contain, raises UnicodeEncodeError.
+    """
 
-    @classmethod
-    def of(cls, content: str | bytes) -> Self:
-        """Encode `content` (text becomes UTF-8) and compress it.
+    def __init__(self, content: Content) -> None:
+        self._content = content
 
-        Raises:
-            UnicodeEncodeError: The text contains a lone surrogate, which no label or name may contain.
-        """
-        plain = content.encode() if isinstance(content, str) else content
-        # Without a timestamp, so that equal content gives equal bytes.
-        return cls(plain=plain, gzipped=gzip.compress(plain, _GZIP_LEVEL, mtime=0))
+    @cached_property
+    def plain(self) -> bytes:
+        """The bytes as they are."""
+        content = self._content() if callable(self._content) else self._content
+        return content.encode() if isinstance(content, str) else content
+
+    @cached_property
+    def gzipped(self) -> bytes:
+        """The bytes compressed, without a timestamp, so that equal content gives equal bytes."""
+        return gzip.compress(self.plain, _GZIP_LEVEL, mtime=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +59,9 @@ class Publication:
     """The JSON of `/api/v1/pools`."""
     exhaustions: Body
     """The JSON of `/api/v1/exhaustions`."""
-    page: bytes
+    page: Body
     """The HTML of `/`."""
-    expired_page: bytes
+    expired_page: Body
     """Replaces `page` from `expires_at` on and says that its figures are old."""
 
     @classmethod
@@ -60,30 +69,26 @@ class Publication:
         cls,
         *,
         expires_at: float | None,
-        metrics: str | bytes,
-        openmetrics: str | bytes,
-        expired_metrics: str | bytes,
-        expired_openmetrics: str | bytes,
-        pools: str | bytes,
-        exhaustions: str | bytes,
-        page: str | bytes,
-        expired_page: str | bytes,
+        metrics: Content,
+        openmetrics: Content,
+        expired_metrics: Content,
+        expired_openmetrics: Content,
+        pools: Content,
+        exhaustions: Content,
+        page: Content,
+        expired_page: Content,
     ) -> Self:
-        """Encode what the renderers return.
-
-        Raises:
-            UnicodeEncodeError: As `Body.of` does.
-        """
+        """Make bodies of what the renderers return, or of the renderers."""
         return cls(
             expires_at=expires_at,
-            metrics=Body.of(metrics),
-            openmetrics=Body.of(openmetrics),
-            expired_metrics=Body.of(expired_metrics),
-            expired_openmetrics=Body.of(expired_openmetrics),
-            pools=Body.of(pools),
-            exhaustions=Body.of(exhaustions),
-            page=page.encode() if isinstance(page, str) else page,
-            expired_page=expired_page.encode() if isinstance(expired_page, str) else expired_page,
+            metrics=Body(metrics),
+            openmetrics=Body(openmetrics),
+            expired_metrics=Body(expired_metrics),
+            expired_openmetrics=Body(expired_openmetrics),
+            pools=Body(pools),
+            exhaustions=Body(exhaustions),
+            page=Body(page),
+            expired_page=Body(expired_page),
         )
 
     def is_live(self, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""Renders one report into all bodies of the HTTP server."""
+"""How one report is rendered into each body of the HTTP server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def publication_of(
     process_registry: Collector,
     expires_at: float | None,
 ) -> Publication:
-    """Render the report.
+    """Return what renders the report, body by body, as it is asked for.
 
     Args:
         report: The report of the last poll.
@@ -34,18 +34,17 @@ def publication_of(
         expires_at: When the data stops being live, in seconds of the monotonic clock.
     """
     render = partial(exposition.render, report, kernel_release=kernel_release, process_registry=process_registry)
-    text, openmetrics = render(openmetrics=False), render(openmetrics=True)
     return Publication.of(
         expires_at=expires_at,
-        metrics=text.full,
-        openmetrics=openmetrics.full,
-        expired_metrics=text.expired,
-        expired_openmetrics=openmetrics.expired,
-        pools=api.encode(
+        metrics=partial(render, openmetrics=False),
+        openmetrics=partial(render, openmetrics=True),
+        expired_metrics=partial(render, openmetrics=False, expired=True),
+        expired_openmetrics=partial(render, openmetrics=True, expired=True),
+        pools=lambda: api.encode(
             api.pools_document(report, [listed.pool for listed in report.listed])
             | {"alerts": alert_objects(report.alerts)}
         ),
-        exhaustions=api.encode(exhaustions_document(report)),
-        page=status_page.render(report, expired=False),
-        expired_page=status_page.render(report, expired=True),
+        exhaustions=lambda: api.encode(exhaustions_document(report)),
+        page=partial(status_page.render, report, expired=False),
+        expired_page=partial(status_page.render, report, expired=True),
     )

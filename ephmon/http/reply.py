@@ -133,7 +133,7 @@ def _page(_request: Request, state: ServerState) -> Reply:
     published = state.publication
     if published is None:
         return STARTING
-    return Reply(HTTPStatus.OK, HTML, published.page if state.live else published.expired_page)
+    return Reply(HTTPStatus.OK, HTML, (published.page if state.live else published.expired_page).plain)
 
 
 def _reason_not_live(state: ServerState) -> str:

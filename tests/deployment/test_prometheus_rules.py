@@ -215,7 +215,8 @@ def test_alertmanager_takes_the_inhibitions_of_the_page(tmp_path: Path) -> None:
 
 def test_the_page_states_the_series_of_a_host() -> None:
     """Its formula, of a host with ten pools that all have ten series, and of one with all that a host may have."""
-    ((fixed, for_each_pool),) = re.findall(r"^    (\d+) \+ (\d+) L \+ E \+ A \+ 7 W$", PAGE, re.MULTILINE)
+    formula = r"^    (\d+) \+ (\d+) L \+ (\d+) N \+ E \+ A \+ 7 W$"
+    ((fixed, for_each_pool, for_each_namespace),) = re.findall(formula, PAGE, re.MULTILINE)
     (most,) = re.findall(r"; up to (\d+) with `notify`", PAGE)
     (by_default,) = re.findall(r"^At most (\d+) by default", PAGE, re.MULTILINE)
     forecast = make_forecast(opens_per_second=1.0, seconds_to_exhaustion=1.0)
@@ -231,6 +232,10 @@ def test_the_page_states_the_series_of_a_host() -> None:
 
     assert _series(host_report(1, 0, 0)) == int(fixed)
     assert _series(replace(host_report(1, 0, 0), listed=tuple(ten))) == int(fixed) + 10 * int(for_each_pool)
+    two = dict.fromkeys((PoolKind.TCP_CONNECT, PoolKind.TCP_BIND), 1)
+    blue = make_namespace_report(netns="blue", pools=two, listed={}, worst=dict.fromkeys(two, 0.5))
+    with_another = replace(host_report(1, 0, 0), namespaces=(*host_report(1, 0, 0).namespaces, blue))
+    assert _series(with_another) == int(fixed) + int(for_each_namespace)
     assert _series(_crowded(DELIVERY)) <= int(most)
     defaults = Config()
     assert int(by_default) == (
@@ -266,7 +271,7 @@ def _crowded(delivery: DeliveryStatus | None = None) -> Report:
 def _series(report: Report) -> int:
     """Return how many series a host has in Prometheus."""
     registry = process_registry()
-    body = render(report, kernel_release="6.1", process_registry=registry, openmetrics=False).full.decode()
+    body = render(report, kernel_release="6.1", process_registry=registry, openmetrics=False).decode()
     return OF_EACH_TARGET + sum(not line.startswith("#") for line in body.splitlines())
 
 

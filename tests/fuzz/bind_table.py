@@ -10,7 +10,7 @@ from ephmon.kernel.bpf.reader import Control, parse_bind_table
 from tests.fuzz.target import RECORDED, Target, answer
 
 _CONTROL = struct.Struct("=Q22I")
-_BYTES = {"namespaces": 80, "pools": 128, "ports": 16, "bitmaps": 8192}
+_BYTES = {"namespaces": 88, "pools": 128, "ports": 16, "bitmaps": 8192}
 
 
 def check_bind_table(data: bytes) -> None:

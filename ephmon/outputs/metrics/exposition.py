@@ -1,11 +1,10 @@
 """The exposition of `/metrics`: a Report goes in, bytes in Prometheus text or OpenMetrics come out.
 
-It is rendered once after each poll. `ephmon.outputs.metrics.catalogue` lists the metrics.
+`ephmon.outputs.metrics.catalogue` lists the metrics.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
@@ -40,15 +39,6 @@ _FAMILY_OF: dict[MetricType, type[GaugeMetricFamily | CounterMetricFamily]] = {
 _generate_openmetrics: Callable[[Collector], bytes] = openmetrics_text.generate_latest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exposition:
-    """The bodies for a scrape, in one format."""
-
-    full: bytes
-    expired: bytes
-    """For when the facts of the report are too old: only metrics about ephmon, with `ephmon_poll_success` 0."""
-
-
 class _Families(Collector):
     """Finished families in the form that the library needs."""
 
@@ -74,19 +64,21 @@ def render(
     kernel_release: str,
     process_registry: Collector | None,
     openmetrics: bool,
-) -> Exposition:
-    """Return both bodies of a report in Prometheus text 0.0.4 or OpenMetrics 1.0.
+    expired: bool = False,
+) -> bytes:
+    """Return the body of a scrape in Prometheus text 0.0.4 or OpenMetrics 1.0.
 
-    `kernel_release` is as `uname -r` prints it. Without `process_registry` there are no `process_*` and `python_*`.
+    Args:
+        report: What is rendered.
+        kernel_release: As `uname -r` prints it.
+        process_registry: The collector of `process_*` and `python_*`; without it there are none of these.
+        openmetrics: Which of the formats.
+        expired: Whether the facts of the report are too old: then there are only metrics about ephmon, with
+            `ephmon_poll_success` 0.
     """
     generate = _generate_openmetrics if openmetrics else prometheus_text.generate_latest
     process = () if process_registry is None else tuple(process_registry.collect())
-
-    def body(*, expired: bool) -> bytes:
-        source = MetricsInput(report, kernel_release, expired)
-        return generate(_Families((*_families(source), *process)))
-
-    return Exposition(full=body(expired=False), expired=body(expired=True))
+    return generate(_Families((*_families(MetricsInput(report, kernel_release, expired)), *process)))
 
 
 def _families(source: MetricsInput) -> Iterable[Family]:

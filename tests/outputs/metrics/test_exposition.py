@@ -7,7 +7,7 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from hypothesis import example, given
@@ -37,7 +37,7 @@ from ephmon.model.status import (
     RequestRefusal,
 )
 from ephmon.outputs.metrics.catalogue import METRICS
-from ephmon.outputs.metrics.exposition import Exposition, process_registry, render
+from ephmon.outputs.metrics.exposition import process_registry, render
 from ephmon.outputs.metrics.metric import DO_NOT_SUM
 from tests.builders import (
     make_alert,
@@ -143,6 +143,13 @@ RESTARTS = {"http": 1, "delivery": 0}
 INCIDENTS = IncidentStatus(written=2, failures={IncidentFailure.NO_SPACE: 1, IncidentFailure.READ_ONLY: 0})
 
 
+class Exposition(NamedTuple):
+    """The bodies of one report in one format."""
+
+    full: bytes
+    expired: bytes
+
+
 def exposed(
     report: Report,
     *,
@@ -150,11 +157,17 @@ def exposed(
     process: bool = False,
 ) -> Exposition:
     registry = process_registry() if process else None
-    return render(
-        report,
-        kernel_release="6.1.0-13-amd64",
-        process_registry=registry,
-        openmetrics=openmetrics,
+    return Exposition(
+        *(
+            render(
+                report,
+                kernel_release="6.1.0-13-amd64",
+                process_registry=registry,
+                openmetrics=openmetrics,
+                expired=expired,
+            )
+            for expired in (False, True)
+        )
     )
 
 
