@@ -64,10 +64,11 @@ HEALTH = Row(
         ),
         series(
             "Pools that exist",
-            "Pools by kind, and how many of them have no series of their own.",
+            "Pools by kind, how many of them have no series of their own, and the network namespaces that are read.",
             "none",
             Query("sum by (instance, kind) (ephmon_pools)", "{{instance}} {{kind}}"),
             Query("sum by (instance, kind) (ephmon_pools_unlisted)", "{{instance}} {{kind}} unlisted"),
+            Query(of_ephmon("ephmon_namespaces"), "{{instance}} namespaces {{state}}"),
             width=8,
         ),
         series(

@@ -144,13 +144,14 @@ def test_the_command_of_an_advice_leads_into_the_namespace() -> None:
 
 
 def test_a_namespace_that_is_gone_is_forgotten_and_not_kept_alive(own: Namespace, config: Path) -> None:
-    with started(own, config) as daemon:
-        daemon.wait_for(poll_success=1)
-        with Namespace() as other:
-            name = prepare(other, ports=100, held=100)
+    with ExitStack() as living:
+        # Made before the daemon starts, which then has seen nobody else with this inode.
+        name = prepare(living.enter_context(Namespace()), ports=100, held=100)
+        with started(own, config) as daemon:
             daemon.wait_for_line(f"in {name} is at 100.0%")
-        gone = eventually(daemon.metrics, lambda now: f'netns="{name}"' not in str(list(now)))
-        daemon.stop()
+            living.close()
+            gone = eventually(daemon.metrics, lambda now: f'netns="{name}"' not in str(list(now)))
+            daemon.stop()
 
     assert gone["ephmon_poll_success"] == 1
     assert any("EphmonPoolNearExhaustion is resolved" in line and f"netns={name} " in line for line in daemon.lines)
