@@ -122,7 +122,7 @@ class Daemon:
         self._service_manager = ServiceManager.from_environment(os.environ, os.getpid())
         self._checked_source_ports: PortRange | None = None
         self._handing_out_cpu_seconds = 0.0
-        """CPU time that it took to render, deliver and log the latest poll."""
+        """CPU time that it took to deliver, publish and log the latest poll."""
 
     def run(self) -> None:
         """Serve and poll until SIGTERM or SIGINT.
@@ -222,7 +222,7 @@ class Daemon:
     def _hand_out(self, previous: Report) -> None:
         """Deliver, publish and log the result of a poll; an error in one of these does not keep the others from it.
 
-        So an alert that has begun is logged and delivered even if the page cannot be rendered. The result stays, but
+        So an alert that has begun is logged and delivered even if the result cannot be published. The result stays, but
         the poll counts as failed.
         """
         self._state = replace(self._state, report=self._extras.deliver(self._state.report))
@@ -237,7 +237,7 @@ class Daemon:
                 is_failed = True
         self._state = replace(self._state, report=self._extras.keep_incident(self._state.report))
         if is_failed:
-            with suppress(Exception):  # if the error is in rendering, the page that is served expires
+            with suppress(Exception):  # if the error is in publishing, the page that is served expires
                 self._publish()
 
     def _log_defect(self, error: Exception, previous: Report) -> str:
@@ -320,7 +320,7 @@ class Daemon:
         self._extras.configure(config)
 
     def _republish(self) -> None:
-        """Publish what a reload changed; an error in rendering is counted by the next poll."""
+        """Publish what a reload changed; an error in publishing is counted by the next poll."""
         with suppress(Exception):
             self._publish()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ephmon.model.report import Report
 
 SLACK_SECONDS = 5.0
-"""Seconds that a tick may take beyond poll.deadline: the probe, owners, conclusions and rendering."""
+"""Seconds that a tick may take beyond poll.deadline: the probe, owners, conclusions and publishing."""
 LONGEST_SENTENCE = 300
 LONGEST_STATUS = 900
 """Characters, four bytes each at most: systemd drops a datagram of more than 4096 bytes (NOTIFY_BUFFER_MAX)."""

@@ -1,1 +1,1 @@
-"""The HTTP server: it sends what was rendered at the last poll, and limits what connections may cost."""
+"""The HTTP server: it sends what was published at the last poll, and limits what connections may cost."""

@@ -1,6 +1,6 @@
 """What the HTTP server replies: a request goes in, a reply comes out, without any I/O.
 
-No text of a client appears in a reply. A request can only choose one of a few bodies that are already rendered.
+No text of a client appears in a reply. A request can only choose one of a few bodies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The HTTP server: one thread that sends what was published at the last poll.
 
-The main thread hands over publications and heartbeats, and nothing else is shared. The server does not read the kernel
-and does not render. At each request it decides whether the data has expired and whether the main loop still wakes up,
-so that a daemon that hangs is not mistaken for a live one.
+The main thread hands over publications and heartbeats, and nothing else is shared. The server does not read the kernel.
+It renders a body of a publication when that is first asked for. At each request it decides whether the data has expired
+and whether the main loop still wakes up, so that a daemon that hangs is not mistaken for a live one.
 """
 
 from __future__ import annotations
