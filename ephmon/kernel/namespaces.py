@@ -75,16 +75,15 @@ class NamespaceIdentities:
 def read_mounts(folder: Path) -> dict[int, str]:
     """Return the names that `ip netns` gave, by the inode of the namespace; none where the folder cannot be read."""
     found = {}
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in islice(entries, MOST_ENTRIES):
-            with suppress(OSError):
-                found[entry.stat(follow_symlinks=False).st_ino] = entry.name
+    for entry in _entries(folder):
+        with suppress(OSError):
+            found[entry.stat(follow_symlinks=False).st_ino] = entry.name
     return found
 
 
 def read_pods(folder: Path) -> dict[str, Pod]:
     """Return the pods that have logs here, by their uid; none where the folder cannot be read."""
-    return {uid: pod for name in _names(folder) if (parsed := parse_pod(name)) for uid, pod in [parsed]}
+    return dict(filter(None, (parse_pod(entry.name) for entry in _entries(folder))))
 
 
 def parse_pod(name: str) -> tuple[str, Pod] | None:
@@ -93,7 +92,6 @@ def parse_pod(name: str) -> tuple[str, Pod] | None:
     return (parts[2], Pod(parts[0], parts[1])) if len(parts) == 3 and all(parts) else None
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with suppress(OSError), os.scandir(folder) as entries:
-        for entry in islice(entries, MOST_ENTRIES):
-            yield entry.name
+        yield from islice(entries, MOST_ENTRIES)

@@ -23,8 +23,10 @@ def advice_on(alert: Alert, report: Report) -> Advice | None:
     made the call that failed, the advice is about that proxy.
     """
     namespace = report.namespace(alert.key.netns)
-    advice = None if namespace is None else _advice_on(alert, report, namespace)
-    return None if namespace is None or advice is None else inside(advice, namespace)
+    if namespace is None:
+        return None
+    advice = _advice_on(alert, report, namespace)
+    return None if advice is None else inside(advice, namespace)
 
 
 def _advice_on(alert: Alert, report: Report, namespace: NamespaceReport) -> Advice | None:

@@ -153,7 +153,9 @@ def failures(report: Report) -> tuple[str, ...]:
 def exhaustion(report: Report) -> tuple[str, ...]:
     """Return a sentence for each namespace that may alert and in which no connect() gets a port, wherever to."""
     sentences = []
-    for namespace in filter(_may_alert, report.namespaces):
+    for namespace in report.namespaces:
+        if not namespace.may_alert:
+            continue
         usable, reserved = namespace.usable_ports, namespace.reserved_ports
         if not usable:
             sentences.append(f"No port{_of(namespace)} is usable: all {reserved} ports of the range are reserved.")
@@ -181,7 +183,7 @@ def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
     Of the namespaces beside our own, only those have a sentence in which blocked ports have reached a severity. The
     sentence of a range comes with that.
     """
-    severities = {one.netns: _severity(report, one) for one in report.namespaces if _may_alert(one)}
+    severities = {one.netns: _severity(report, one) for one in report.namespaces if one.may_alert}
     ranges = [
         (range_sentence(namespace), severities.get(namespace.netns))
         for namespace in report.namespaces
@@ -197,10 +199,6 @@ def facts(report: Report) -> tuple[tuple[str, Severity | None], ...]:
         backends = (f"{printable(protocol)} through {printable(name)}" for protocol, name in report.backends.items())
         ranges.append((f"Read at {utc_time(report.taken_at)}: {', '.join(backends) or 'no protocol'}.", None))
     return tuple(ranges)
-
-
-def _may_alert(namespace: NamespaceReport) -> bool:
-    return namespace.may_alert
 
 
 def _severity(report: Report, namespace: NamespaceReport) -> Severity | None:
